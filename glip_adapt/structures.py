@@ -1,0 +1,135 @@
+"""The frozen dataclasses that flow through the pipeline; everything else only passes them on.
+
+Nobody writes into a structure received: derive a new one with ``dataclasses.replace``.
+
+Box convention, one everywhere: ``boxes_xyxy`` are float32 pixel coordinates *inclusive* of both corners, as in the
+public GLIP code, so a COCO box ``(x, y, w, h)`` is ``(x, y, x + w - 1, y + h - 1)`` (``boxes.xywh_to_xyxy``).
+
+Shape letters: B batch, T tokens, K classes, N boxes, A anchors over all levels, L levels, C visual channels,
+D text channels, H W pixels, h w feature cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SizeHW = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """RGB pictures padded on the right and at the bottom to one size.
+
+    Attributes:
+        pixels: (B, 3, H, W) uint8, RGB, 0–255; H and W are multiples of 32; padding is zero.
+        sizes_hw: real (height, width) of each picture inside the padding, in pixels.
+    """
+
+    pixels: Tensor
+    sizes_hw: tuple[SizeHW, ...]
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        """Return the batch on ``device``."""
+        return ImageBatch(self.pixels.to(device), self.sizes_hw)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Feature maps of five strides, finest first.
+
+    Attributes:
+        levels: L tensors (B, C, h, w) float.
+        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+    """
+
+    levels: tuple[Tensor, ...]
+    sizes_hw: tuple[SizeHW, ...]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Encoded captions, one per picture or one for the whole batch (first dimension 1).
+
+    Attributes:
+        features: (B or 1, T, D) float, last hidden layer of the text encoder.
+        mask: (B or 1, T) bool, True where a real token is.
+        token_map: (B or 1, K, T) bool, True where token t belongs to the name of class k; an all-False row is a class
+            that the caption does not hold.
+    """
+
+    features: Tensor
+    mask: Tensor
+    token_map: Tensor
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the tower hands to the head: both modalities after deep fusion."""
+
+    pyramid: Pyramid
+    text: TextFeatures
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """Raw predictions over all anchors, levels concatenated finest first.
+
+    Attributes:
+        token_logits: (B, A, T) float, alignment of each anchor with each token.
+        box_deltas: (B, A, 4) float, box codec units (dx, dy, dw, dh).
+        centerness: (B, A) float, logits.
+        anchors_xyxy: (A, 4) float32, pixels of the padded picture.
+        level_shapes_hw: L pairs (h, w) with Σ h·w = A.
+        token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
+        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+    """
+
+    token_logits: Tensor
+    box_deltas: Tensor
+    centerness: Tensor
+    anchors_xyxy: Tensor
+    level_shapes_hw: tuple[SizeHW, ...]
+    token_mask: Tensor
+    token_map: Tensor
+    sizes_hw: tuple[SizeHW, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ground truth of one picture.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32 pixels.
+        labels: (N,) int64 in 0..K-1.
+    """
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Target:
+        """Return the target on ``device``."""
+        return Target(self.boxes_xyxy.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Final boxes of one picture, best first.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32 pixels.
+        scores: (N,) float32 in [0, 1].
+        labels: (N,) int64 in 0..K-1.
+    """
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
