@@ -50,14 +50,33 @@ class Pyramid:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Tokenised captions, one per picture or one for the whole batch (first dimension 1), trimmed to real tokens.
+
+    Attributes:
+        ids: (B or 1, T) int64, WordPiece ids with [CLS] first and [SEP] last.
+        mask: (B or 1, T) bool, True where a real token is.
+        token_map: (B or 1, K, T) bool, True where token t belongs to the name of class k; an all-False row is a class
+            that the caption does not hold.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    token_map: Tensor
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """Return the tokens on ``device``."""
+        return Tokens(self.ids.to(device), self.mask.to(device), self.token_map.to(device))
+
+
+@dataclass(frozen=True)
 class TextFeatures:
     """Encoded captions, one per picture or one for the whole batch (first dimension 1).
 
     Attributes:
         features: (B or 1, T, D) float, last hidden layer of the text encoder.
-        mask: (B or 1, T) bool, True where a real token is.
-        token_map: (B or 1, K, T) bool, True where token t belongs to the name of class k; an all-False row is a class
-            that the caption does not hold.
+        mask: (B or 1, T) bool, carried from ``Tokens``.
+        token_map: (B or 1, K, T) bool, carried from ``Tokens``.
     """
 
     features: Tensor

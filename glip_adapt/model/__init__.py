@@ -1,0 +1,1 @@
+"""The GLIP network: encoders, deep fusion, head, loss and decoding."""

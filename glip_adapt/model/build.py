@@ -1,0 +1,131 @@
+"""``GlipConfig`` and the released sizes: the only file with architecture numbers.
+
+Sizes are those of configs/pretrain/*.yaml in the public GLIP code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from glip_adapt.model.dyhead import DyHeadBlock
+from glip_adapt.model.fusion import FusionLayer, FusionTower, TextLayer, TowerBlock
+from glip_adapt.model.glip import Glip
+from glip_adapt.model.head import AlignmentHead
+from glip_adapt.model.image import FeaturePyramid, ImageEncoder, SwinBackbone, TimmBackbone
+from glip_adapt.model.text import TextEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinConfig:
+    """Swin Transformer backbone."""
+
+    width: int = 96
+    "channels of the first stage"
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    "blocks per stage"
+    heads: tuple[int, ...] = (3, 6, 12, 24)
+    "attention heads per stage"
+    window: int = 7
+    "side of an attention window, cells"
+    drop_path: float = 0.2
+    "stochastic depth of the last block while training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """BERT text encoder; its layer sizes are also those of the tower's text layers."""
+
+    vocabulary_size: int = 30_522
+    "WordPiece entries"
+    width: int = 768
+    "channels"
+    layers: int = 12
+    "encoder layers"
+    heads: int = 12
+    "attention heads"
+    hidden_width: int = 3072
+    "channels of the feed-forward layer"
+    dropout: float = 0.1
+    "in the tower's text layers while training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlipConfig:
+    """All sizes of one detector; the defaults are GLIP-T."""
+
+    backbone: SwinConfig | str = SwinConfig()
+    "Swin, or the name of a timm model with feature strides 8, 16, 32"
+    text: TextConfig = TextConfig()
+    "text encoder"
+    image_width: int = 256
+    "channels of the pyramid, the tower and the head"
+    blocks: int = 6
+    "tower blocks"
+    deep_fusion: bool = True
+    "cross attention and a text layer in every block; without, the head reads the text encoder's output"
+    joint_width: int = 2048
+    "channels of the cross attention"
+    joint_heads: int = 8
+    "heads of the cross attention"
+    fusion_dropout: float = 0.1
+    "of the cross attention while training"
+
+
+GLIP_T = GlipConfig()
+GLIP_T_A = replace(GLIP_T, deep_fusion=False)
+GLIP_L = GlipConfig(
+    backbone=SwinConfig(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), window=12, drop_path=0.4), blocks=8
+)
+GLIP_NANO = GlipConfig(
+    backbone="convnext_zepto_rms",
+    text=TextConfig(vocabulary_size=109, width=64, layers=2, heads=4, hidden_width=256, dropout=0.0),
+    image_width=64,
+    blocks=2,
+    joint_width=128,
+    joint_heads=4,
+    fusion_dropout=0.0,
+)
+
+
+def build_glip(config: GlipConfig) -> Glip:
+    """Return a detector with random weights, in eval mode."""
+    if isinstance(config.backbone, SwinConfig):
+        swin = config.backbone
+        backbone: SwinBackbone | TimmBackbone = SwinBackbone(
+            width=swin.width, depths=swin.depths, heads=swin.heads, window=swin.window, drop_path=swin.drop_path
+        )
+    else:
+        backbone = TimmBackbone(config.backbone)
+    text = config.text
+    glip = Glip(
+        image_encoder=ImageEncoder(backbone, FeaturePyramid(backbone.output_widths, config.image_width)),
+        text_encoder=TextEncoder(
+            vocabulary_size=text.vocabulary_size,
+            width=text.width,
+            layers=text.layers,
+            heads=text.heads,
+            hidden_width=text.hidden_width,
+        ),
+        tower=FusionTower([_build_block(config) for _ in range(config.blocks)]),
+        head=AlignmentHead(image_width=config.image_width, text_width=text.width),
+    )
+    return glip.eval()
+
+
+def _build_block(config: GlipConfig) -> TowerBlock:
+    dyhead = DyHeadBlock(config.image_width)
+    if not config.deep_fusion:
+        return TowerBlock(dyhead, None, None)
+    text = config.text
+    return TowerBlock(
+        dyhead,
+        FusionLayer(
+            image_width=config.image_width,
+            text_width=text.width,
+            joint_width=config.joint_width,
+            heads=config.joint_heads,
+            dropout=config.fusion_dropout,
+            initial_scale=1 / config.blocks,
+        ),
+        TextLayer(text.width, heads=text.heads, hidden_width=text.hidden_width, dropout=text.dropout),
+    )

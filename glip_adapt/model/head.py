@@ -1,0 +1,77 @@
+"""Token-alignment, box and centerness layers → ``HeadOutput``.
+
+GLIP, arXiv 2112.03857, section 3.1; behaviour follows ``VLDyHead`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py.
+
+Shape letters: B batch, A anchors over all levels, T tokens, C visual channels, D text channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glip_adapt.model.anchors import STRIDES, anchor_grid
+from glip_adapt.structures import Fused, HeadOutput
+
+LOGIT_LIMIT = 50_000.0
+PRIOR_PROBABILITY = 0.01  # of an anchor being positive, the usual start of focal-loss detectors
+
+
+class AlignmentHead(nn.Module):
+    """Scores each anchor against each token, and predicts its box and centerness."""
+
+    # What a linear probe trains: public mode ``linear_prob``. The per-level box scales are not among them.
+    prediction_layers = (
+        "box_deltas.weight",
+        "box_deltas.bias",
+        "centerness.weight",
+        "centerness.bias",
+        "text_projection.weight",
+        "text_projection.bias",
+        "log_scale",
+        "bias_lang",
+        "bias0",
+    )
+
+    def __init__(self, *, image_width: int, text_width: int) -> None:
+        super().__init__()
+        self.box_deltas = nn.Conv2d(image_width, 4, kernel_size=1)
+        self.centerness = nn.Conv2d(image_width, 1, kernel_size=1)
+        self.text_projection = nn.Linear(text_width, image_width)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias_lang = nn.Parameter(torch.zeros(text_width))
+        self.bias0 = nn.Parameter(torch.full((1,), -math.log(1 / PRIOR_PROBABILITY - 1)))
+        self.level_scales = nn.ParameterList(torch.ones(1) for _ in STRIDES)
+        for layer in (self.box_deltas, self.centerness):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, fused: Fused) -> HeadOutput:
+        """Return raw predictions over all anchors."""
+        levels, text = fused.pyramid.levels, fused.text
+        shapes_hw = tuple((level.shape[2], level.shape[3]) for level in levels)
+        deltas = [self.box_deltas(level) * scale for level, scale in zip(levels, self.level_scales, strict=True)]
+        return HeadOutput(
+            token_logits=self._align(_over_anchors(levels), text.features),
+            box_deltas=_over_anchors(deltas),
+            centerness=_over_anchors([self.centerness(level) for level in levels]).squeeze(-1),
+            anchors_xyxy=anchor_grid(shapes_hw, device=levels[0].device),
+            level_shapes_hw=shapes_hw,
+            token_mask=text.mask,
+            token_map=text.token_map,
+            sizes_hw=fused.pyramid.sizes_hw,
+        )
+
+    def _align(self, image: Tensor, text: Tensor) -> Tensor:
+        """Dot products of (B, A, C) positions with projected (B, T, D) tokens."""
+        text = F.normalize(text, dim=-1)
+        projected = self.text_projection(text / 2) / self.log_scale.exp()  # scaled here: T rows instead of A
+        bias = text @ self.bias_lang + self.bias0
+        return (image @ projected.transpose(-1, -2) + bias.unsqueeze(1)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def _over_anchors(levels: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # L × (B, C, h, w) → (B, A, C)

@@ -1,0 +1,225 @@
+"""Pictures → feature pyramid: pixel statistics, Swin or any timm backbone, FPN. The only home of timm.
+
+Swin (arXiv 2103.14030) as in maskrcnn_benchmark/modeling/backbone/swint.py of the public GLIP code, FPN as in
+maskrcnn_benchmark/modeling/backbone/fpn.py. timm's own Swin blocks shift before they pad, GLIP's pad before they
+shift, which differs wherever a side is not a multiple of the window; so the block is ours and its parts are timm's.
+
+Shape letters: B batch, C channels, H W pixels, h w feature cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from timm.models.swin_transformer import PatchMerging, WindowAttention, window_partition, window_reverse
+from torch import Tensor, nn
+
+from glip_adapt.structures import ImageBatch, Pyramid, SizeHW
+
+# Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
+PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
+PIXEL_STD_BGR = (57.375, 57.12, 58.395)
+
+
+class ImageEncoder(nn.Module):
+    """Backbone and FPN behind the pixel statistics.
+
+    Padding is zero *after* normalisation and is not masked anywhere later, as in the public code.
+    """
+
+    def __init__(self, backbone: nn.Module, fpn: FeaturePyramid) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fpn = fpn
+        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN_BGR).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD_BGR).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: ImageBatch) -> Tensor:
+        """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding."""
+        pixels = (images.pixels.flip(1).to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        for picture, (height, width) in zip(pixels, images.sizes_hw, strict=True):
+            picture[:, height:] = 0
+            picture[:, :, width:] = 0
+        return pixels
+
+    def forward(self, images: ImageBatch) -> Pyramid:
+        """Return five feature maps of strides 8 … 128."""
+        return Pyramid(self.fpn(self.backbone(self.normalise(images))), images.sizes_hw)
+
+
+class SwinBackbone(nn.Module):
+    """Swin Transformer for pictures of any size; returns the last three stages, each with its own LayerNorm."""
+
+    def __init__(
+        self, *, width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float = 0.0
+    ) -> None:
+        """Build the stages.
+
+        Args:
+            width: channels of the first stage, doubled by each following one.
+            depths: blocks per stage.
+            heads: attention heads per stage.
+            window: side of an attention window in cells.
+            drop_path: stochastic depth of the last block; grows linearly from zero.
+        """
+        super().__init__()
+        widths = [width * 2**i for i in range(len(depths))]
+        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        self.patch_embed = PatchEmbed(width)
+        self.stages = nn.ModuleList(
+            SwinStage(
+                width=widths[i],
+                input_width=widths[i - 1] if i else None,
+                heads=heads[i],
+                window=window,
+                drop_path=rates[i].tolist(),
+            )
+            for i in range(len(depths))
+        )
+        self.output_norms = nn.ModuleList(nn.LayerNorm(w) for w in widths[1:])
+        self.output_widths = tuple(widths[1:])
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""
+        x = self.stages[0](self.patch_embed(pixels))
+        outputs = []
+        for stage, norm in zip(list(self.stages)[1:], self.output_norms, strict=True):
+            x = stage(x)
+            outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())  # (B, h, w, C) → (B, C, h, w)
+        return tuple(outputs)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 4 × 4 pixels, linearly embedded and normalised."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=4, stride=4)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return (B, H/4, W/4, C)."""
+        return self.norm(self.proj(pixels).permute(0, 2, 3, 1))
+
+
+class SwinStage(nn.Module):
+    """Optional patch merging, then blocks that alternate between plain and shifted windows."""
+
+    def __init__(
+        self, *, width: int, input_width: int | None, heads: int, window: int, drop_path: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(input_width, width) if input_width else nn.Identity()
+        self.window = window
+        self.blocks = nn.ModuleList(
+            SwinBlock(width=width, heads=heads, window=window, shift=(i % 2) * (window // 2), drop_path=rate)
+            for i, rate in enumerate(drop_path)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, h, w, C) at the stage's resolution."""
+        x = self.downsample(x)
+        mask = shifted_window_mask(_padded_hw((x.shape[1], x.shape[2]), self.window), self.window).to(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP with residuals; the map is padded to whole windows *before* it is shifted."""
+
+    def __init__(self, *, width: int, heads: int, window: int, shift: int, drop_path: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, num_heads=heads, window_size=window)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4 * width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+        """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
+        x = x + self.drop_path(self._attend(self.norm1(x), shifted_mask))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+        batch, h, w, channels = x.shape
+        padded_h, padded_w = _padded_hw((h, w), self.window)
+        x = F.pad(x, (0, 0, 0, padded_w - w, 0, padded_h - h))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        windows = window_partition(x, (self.window, self.window)).flatten(1, 2)
+        windows = self.attn(windows, mask=shifted_mask if self.shift else None)
+        x = window_reverse(
+            windows.view(-1, self.window, self.window, channels), (self.window, self.window), padded_h, padded_w
+        )
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
+        return x[:, :h, :w]
+
+
+def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:
+    """Return (windows, cells, cells) additive scores: -100 between cells that were not neighbours before the shift."""
+    h, w = padded_hw
+    shift = window // 2
+
+    def region(length: int) -> Tensor:
+        position = torch.arange(length)
+        return (position >= length - window).long() + (position >= length - shift).long()
+
+    regions = 3 * region(h)[:, None] + region(w)[None, :]
+    cells = window_partition(regions[None, :, :, None], (window, window)).flatten(1)
+    return (cells[:, None] != cells[:, :, None]) * -100.0
+
+
+def _padded_hw(size_hw: SizeHW, window: int) -> SizeHW:
+    """The smallest whole number of windows that covers ``size_hw``."""
+    return -(-size_hw[0] // window) * window, -(-size_hw[1] // window) * window
+
+
+class TimmBackbone(nn.Module):
+    """Any timm backbone that yields feature maps of strides 8, 16 and 32."""
+
+    def __init__(self, name: str) -> None:
+        """Create ``name`` with random weights.
+
+        Raises:
+            ValueError: if the model has no feature maps of strides 8, 16 and 32.
+        """
+        super().__init__()
+        self.body = timm.create_model(name, pretrained=False, features_only=True)
+        strides = self.body.feature_info.reduction()
+        missing = sorted({8, 16, 32} - set(strides))
+        if missing:
+            raise ValueError(f"timm model {name!r} has feature strides {strides}, but 8, 16 and 32 are needed.")
+        self.indices = [strides.index(stride) for stride in (8, 16, 32)]
+        self.output_widths = tuple(self.body.feature_info.channels()[i] for i in self.indices)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""
+        maps = self.body(pixels)
+        return tuple(maps[i] for i in self.indices)
+
+
+class FeaturePyramid(nn.Module):
+    """FPN with nearest upsampling; two coarser levels are convolved from the coarsest output (P6) and relu(P6)."""
+
+    def __init__(self, input_widths: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(w, width, kernel_size=1) for w in input_widths)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in input_widths)
+        self.p6 = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return five maps (B, C, h, w) of strides 8 … 128 for three of strides 8, 16, 32."""
+        merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        for fine in range(len(merged) - 2, -1, -1):
+            merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], size=merged[fine].shape[-2:], mode="nearest")
+        levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
+        p6 = self.p6(levels[-1])
+        return (*levels, p6, self.p7(F.relu(p6)))

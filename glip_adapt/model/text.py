@@ -1,0 +1,158 @@
+"""Caption → tokens → text features. The only home of transformers.
+
+BERT (arXiv 1810.04805) as in maskrcnn_benchmark/modeling/language_backbone/bert_model.py; class → token map as in
+``create_positive_dict`` of maskrcnn_benchmark/engine/inference.py of the public GLIP code.
+
+Shape letters: B batch, T tokens, K classes, D text channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Encoding
+from tokenizers.implementations import BertWordPieceTokenizer
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from glip_adapt.captions import Caption, ClassPrompt, build_caption
+from glip_adapt.structures import TextFeatures, Tokens
+
+MAX_TOKENS = 256  # with [CLS] and [SEP]; 254 remain for the caption
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class CaptionTooLongError(ValueError):
+    """A caption has more tokens than the model reads."""
+
+
+class Tokenizer:
+    """Uncased WordPiece with the class → token map of GLIP."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        """Build from WordPiece entries in id order.
+
+        Raises:
+            ValueError: if one of the special tokens of BERT is missing.
+        """
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"A WordPiece vocabulary needs {', '.join(SPECIAL_TOKENS)}; {', '.join(missing)} missing among "
+                f"{len(vocabulary)} entries. Use the vocab.txt of bert-base-uncased."
+            )
+        self._tokenizer = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
+        self.size = len(vocabulary)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Return the tokenizer of a ``vocab.txt``: one entry per line, UTF-8.
+
+        Raises:
+            FileNotFoundError: if the file is missing.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No vocabulary at {path}. Name the vocab.txt of bert-base-uncased.")
+        return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+
+    def encode(self, caption: Caption) -> Tokens:
+        """Return the tokens of one caption, first dimension 1.
+
+        Raises:
+            CaptionTooLongError: if there are more than 256 tokens with [CLS] and [SEP].
+            ValueError: if a class name maps to no token.
+        """
+        encoding = self._tokenizer.encode(caption.text)
+        if len(encoding.ids) > MAX_TOKENS:
+            raise CaptionTooLongError(
+                f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; GLIP reads "
+                f"{MAX_TOKENS - 2}. Shorten the names or prompts, or split the classes over several runs."
+            )
+        token_map = torch.zeros(len(caption.names), len(encoding.ids), dtype=torch.bool)
+        for row, span, name in zip(token_map, caption.spans, caption.names, strict=True):
+            tokens = span_to_tokens(encoding, span)
+            if not tokens:
+                raise ValueError(
+                    f"Class name {name!r} maps to no token of the caption {caption.text!r}. "
+                    "Give it a name with letters or digits."
+                )
+            row[list(tokens)] = True
+        ids = torch.tensor([encoding.ids])
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), token_map[None])
+
+    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt]) -> list[Tokens]:
+        """Return the tokens of as few captions as hold all classes in order.
+
+        Each chunk's ``token_map`` has one row per class of the *chunk*; rows over all chunks are the classes.
+        """
+        try:
+            return [self.encode(build_caption(classes))]
+        except CaptionTooLongError:
+            if len(classes) == 1:
+                raise
+        chunks, start = [], 0
+        while start < len(classes):
+            chunk, end = None, start
+            while end < len(classes):
+                try:
+                    chunk, end = self.encode(build_caption(classes[start : end + 1])), end + 1
+                except CaptionTooLongError:
+                    if chunk is None:
+                        raise
+                    break
+            assert chunk is not None
+            chunks.append(chunk)
+            start = end
+        return chunks
+
+    def words(self, tokens: Tokens) -> list[str]:
+        """Return the WordPiece of each id of the first caption."""
+        return [self._tokenizer.id_to_token(i) for i in tokens.ids[0].tolist()]
+
+
+def span_to_tokens(encoding: Encoding, span: tuple[int, int]) -> range:
+    """Return the indices of the tokens that cover characters ``span`` (end exclusive); empty if there are none.
+
+    A character without a token (a space) is replaced by the next two to the right at the start of the span, and by
+    the next two to the left at its end.
+    """
+    start, end = span
+    first = _first_token(encoding, (start, start + 1, start + 2))
+    last = _first_token(encoding, (end - 1, end - 2, end - 3))
+    return range(0) if first is None or last is None else range(first, last + 1)
+
+
+def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
+    for character in characters:
+        token = encoding.char_to_token(character) if character >= 0 else None
+        if token is not None:
+            return token
+    return None
+
+
+class TextEncoder(nn.Module):
+    """BERT; the features are its last hidden layer."""
+
+    def __init__(
+        self, *, vocabulary_size: int, width: int, layers: int, heads: int, hidden_width: int, max_positions: int = 512
+    ) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=vocabulary_size,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=hidden_width,
+            max_position_embeddings=max_positions,
+        )
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, tokens: Tokens) -> TextFeatures:
+        """Return the features of each token, (B or 1, T, D)."""
+        # Without padding the mask says nothing, and leaving it out keeps attention on its fastest path.
+        mask = None if tokens.mask.all() else tokens.mask.long()
+        features = self.bert(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
+        return TextFeatures(features, tokens.mask, tokens.token_map)

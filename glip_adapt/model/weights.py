@@ -1,0 +1,387 @@
+"""Trunks by name: official checkpoint → our keys, from a file or the Hub, checked down to the last entry.
+
+Public files (Hub repository GLIPModel/GLIP) are pickles of a dict with a ``model`` entry whose names may start with
+``module.``; they are read with ``weights_only=True`` and nothing else. Our own files are safetensors with our names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glip_adapt.model.anchors import STRIDES
+from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
+from glip_adapt.model.glip import Glip
+from glip_adapt.model.text import Tokenizer
+
+HUB_REPOSITORY = "GLIPModel/GLIP"
+HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
+
+
+class CheckpointError(ValueError):
+    """A file does not hold the weights that were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkSpec:
+    """Facts of one released detector.
+
+    Attributes:
+        config: sizes.
+        public_file: file name in the Hub repository, or None where weights are random until trained.
+        data: pre-training data, as the public model zoo names it.
+        licence: of the weights.
+    """
+
+    config: GlipConfig
+    public_file: str | None
+    data: str
+    licence: str = "MIT"
+
+
+TRUNKS: dict[str, TrunkSpec] = {
+    "glip-nano": TrunkSpec(config=GLIP_NANO, public_file=None, data="none: random weights"),
+    "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365"),
+    "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365"),
+    "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG"),
+    "glip-t": TrunkSpec(
+        config=GLIP_T, public_file="glip_tiny_model_o365_goldg_cc_sbu.pth", data="O365, GoldG, CC3M, SBU"
+    ),
+    "glip-l": TrunkSpec(config=GLIP_L, public_file="glip_large_model.pth", data="FourODs, GoldG, CC3M+12M, SBU"),
+}
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A pretrained detector with what belongs to it.
+
+    Attributes:
+        name: one of ``TRUNKS``.
+        glip: the network, in eval mode.
+        tokenizer: of its text encoder.
+        checksum: SHA-256 over all weights, whatever file they came from.
+    """
+
+    name: str
+    glip: Glip
+    tokenizer: Tokenizer
+    checksum: str
+
+
+def trunk_spec(name: str) -> TrunkSpec:
+    """Return the facts of a trunk.
+
+    Raises:
+        KeyError: if the name is unknown; names the choices and the nearest.
+    """
+    if name not in TRUNKS:
+        nearest = difflib.get_close_matches(name, TRUNKS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise KeyError(f"Unknown trunk {name!r}; known: {', '.join(TRUNKS)}.{hint}")
+    return TRUNKS[name]
+
+
+def load_trunk(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Trunk:
+    """Return a trunk with its weights and tokenizer.
+
+    Args:
+        name: one of ``TRUNKS``.
+        checkpoint: public ``.pth`` or safetensors file; without it the public file is fetched from the Hub and kept
+            in its cache. A trunk without a public file gets random weights.
+        vocabulary: ``vocab.txt`` of bert-base-uncased; without it, fetched from the Hub.
+        device: where the network goes.
+        seed: of random weights; unused when there is a checkpoint.
+
+    Raises:
+        KeyError: if the name is unknown.
+        FileNotFoundError: if a file is missing and the Hub cannot be reached.
+        CheckpointError: if the file is not a checkpoint of this trunk.
+    """
+    spec = trunk_spec(name)
+    tokenizer = _load_tokenizer(spec, vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        glip = build_glip(spec.config)
+    if checkpoint is None and spec.public_file is not None:
+        checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
+    if checkpoint is not None:
+        glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
+    return Trunk(name, glip.to(device), tokenizer, weights_checksum(glip))
+
+
+def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
+    """Return the state dict of ``glip`` from a public or one of our own files.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is unreadable, holds more than tensors, or its entries are not those of ``glip``; one
+            error lists everything missing, unexpected or of the wrong shape.
+    """
+    spec = trunk_spec(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
+    stored = {key.removeprefix("module."): value for key, value in _read_tensors(path).items()}
+    expected = {key: tuple(value.shape) for key, value in glip.state_dict().items()}
+    if spec.public_file is not None and not stored.keys() & expected.keys():  # public names
+        table = public_names(spec.config)
+        to_ours = {public_name(ours, table): ours for ours in expected}
+        stored = {to_ours.get(key, key): value for key, value in stored.items() if not _is_ignored(key)}
+    problems = [
+        *(f"missing: {key} {shape}" for key, shape in expected.items() if key not in stored),
+        *(f"unexpected: {key} {tuple(value.shape)}" for key, value in stored.items() if key not in expected),
+        *(
+            f"wrong shape: {key} {tuple(stored[key].shape)}, expected {shape}"
+            for key, shape in expected.items()
+            if key in stored and tuple(stored[key].shape) != shape
+        ),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of {name}: {len(problems)} entries do not fit.\n  "
+            + "\n  ".join(problems[:20])
+            + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
+            + f"\n{_how_to_get(name)}"
+        )
+    return {key: stored[key].float() for key in expected}
+
+
+def convert(source: str | Path, target: str | Path, name: str) -> str:
+    """Write the checkpoint ``source`` of trunk ``name`` as safetensors with our names; return its checksum.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as ``read_checkpoint``.
+        ValueError: if ``target`` does not end in .safetensors.
+    """
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"The converted file should end in .safetensors, got {target.name}.")
+    glip = build_glip(trunk_spec(name).config)
+    glip.load_state_dict(read_checkpoint(Path(source), glip, name))
+    checksum = weights_checksum(glip)
+    save_tensors(glip.state_dict(), target, {"trunk": name, "checksum": checksum})
+    return checksum
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write safetensors under a temporary name beside ``path``, then rename: never a half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def weights_checksum(glip: Glip) -> str:
+    """Return the SHA-256 over names and float32 values of the state dict, in name order, as hex."""
+    digest = hashlib.sha256()
+    for key, value in sorted(glip.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def fetch(repository: str, filename: str, *, option: str) -> str:
+    """Return the local path of a Hub file, downloading it with progress into the Hub's cache if need be.
+
+    A fresh download is compared with the checksum that the Hub states; a damaged file is removed.
+
+    Args:
+        repository: Hub repository.
+        filename: file in it.
+        option: the command-line option that names a local file instead, for the error message.
+
+    Raises:
+        FileNotFoundError: if the file is neither cached nor reachable.
+        CheckpointError: if its SHA-256 differs from the Hub's.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    try:
+        return hf_hub_download(repository, filename, endpoint=endpoint, local_files_only=True)
+    except FileNotFoundError:
+        pass
+    url = hf_hub_url(repository, filename, endpoint=endpoint)
+    try:
+        stated = get_hf_file_metadata(url, endpoint=endpoint).etag
+        path = Path(hf_hub_download(repository, filename, endpoint=endpoint))
+    except Exception as error:  # the Hub client raises OS, HTTP and its own errors alike
+        raise FileNotFoundError(
+            f"{filename} is not in the cache and could not be fetched ({type(error).__name__}: {error}). "
+            f"On a machine with a network, fetch {url}, then name the file with {option}."
+        ) from error
+    if stated and len(stated) == 64:  # large files are stored under their SHA-256
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != stated:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise CheckpointError(f"{filename} arrived damaged: SHA-256 {found}, expected {stated}. Fetch it again.")
+    return str(path)
+
+
+def _load_tokenizer(spec: TrunkSpec, vocabulary: str | Path | None) -> Tokenizer:
+    if spec.public_file is None and vocabulary is None:
+        packaged = resources.files("glip_adapt") / "assets" / "glip-nano-vocab.txt"
+        tokenizer = Tokenizer(packaged.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    else:
+        tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
+    if tokenizer.size != spec.config.text.vocabulary_size:
+        raise ValueError(
+            f"The vocabulary has {tokenizer.size} entries, the text encoder {spec.config.text.vocabulary_size}. "
+            "Name the vocab.txt that the trunk was trained with."
+        )
+    return tokenizer
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} could not be read as a checkpoint of tensors only ({type(error).__name__}: {reason}). "
+            "It is damaged, or it holds other objects, which are never loaded."
+        ) from error
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
+        raise CheckpointError(f"{path} holds no dict of tensors under 'model', as public GLIP checkpoints do.")
+    return model
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch.save wrote its current format, which can be memory-mapped."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _how_to_get(name: str) -> str:
+    public_file = TRUNKS[name].public_file
+    if public_file is None:
+        return f"{name} needs no checkpoint."
+    return f"The public file of {name} is {public_file} in the Hub repository {HUB_REPOSITORY}."
+
+
+# Entries of public files that the network does not need, by exact name or by prefix.
+IGNORED_PREFIXES = (
+    "rpn.anchor_generator.cell_anchors.",  # derived from strides and sizes
+    "rpn.head.cls_logits.",  # unused with the token loss
+    "rpn.head.mlm_head.",  # masked-language head of pre-training
+    "rpn.resizer.",  # of the contrastive loss, unused
+    "language_backbone.body.model.pooler.",
+)
+IGNORED_NAMES = ("rpn.tunable_linear.weight", "language_backbone.body.model.embeddings.position_ids")
+IGNORED_LAST_PARTS = ("relative_position_index",)  # derived from the window size
+
+
+def _is_ignored(key: str) -> bool:
+    return (
+        key.startswith(IGNORED_PREFIXES)
+        or key in IGNORED_NAMES
+        or key.rpartition(".")[2] in IGNORED_LAST_PARTS
+    )
+
+
+# Our prefix → public prefix, for the modules that are named once.
+SINGLE_KEYS = {
+    "image_encoder.backbone.patch_embed": "backbone.body.patch_embed",
+    "image_encoder.fpn.p6": "backbone.fpn.top_blocks.p6",
+    "image_encoder.fpn.p7": "backbone.fpn.top_blocks.p7",
+    "text_encoder.bert": "language_backbone.body.model",
+    "head.box_deltas": "rpn.head.bbox_pred",
+    "head.centerness": "rpn.head.centerness",
+    "head.text_projection": "rpn.head.dot_product_projection_text",
+    "head.log_scale": "rpn.head.log_scale",
+    "head.bias_lang": "rpn.head.bias_lang",
+    "head.bias0": "rpn.head.bias0",
+}
+# Within one tower block; the public tower is one flat list of fusion, text and image layers.
+FUSION_KEYS = {
+    "fusion.scale_image": "b_attn.gamma_v",
+    "fusion.scale_text": "b_attn.gamma_l",
+    "fusion.norm_image": "b_attn.layer_norm_v",
+    "fusion.norm_text": "b_attn.layer_norm_l",
+    "fusion.attention.query_image": "b_attn.attn.v_proj",
+    "fusion.attention.key_text": "b_attn.attn.l_proj",
+    "fusion.attention.value_image": "b_attn.attn.values_v_proj",
+    "fusion.attention.value_text": "b_attn.attn.values_l_proj",
+    "fusion.attention.out_image": "b_attn.attn.out_v_proj",
+    "fusion.attention.out_text": "b_attn.attn.out_l_proj",
+}
+TEXT_LAYER_KEYS = {
+    "text_layer.query": "attention.self.query",
+    "text_layer.key": "attention.self.key",
+    "text_layer.value": "attention.self.value",
+    "text_layer.out": "attention.output.dense",
+    "text_layer.out_norm": "attention.output.LayerNorm",
+    "text_layer.hidden": "intermediate.dense",
+    "text_layer.hidden_out": "output.dense",
+    "text_layer.hidden_norm": "output.LayerNorm",
+}
+DYHEAD_KEYS = {
+    "dyhead.offset": "offset",
+    "dyhead.coarser.conv": "DyConv.0.conv",
+    "dyhead.coarser.norm": "DyConv.0.bn",
+    "dyhead.same.conv": "DyConv.1.conv",
+    "dyhead.same.norm": "DyConv.1.bn",
+    "dyhead.finer.conv": "DyConv.2.conv",
+    "dyhead.finer.norm": "DyConv.2.bn",
+    "dyhead.scale_attention": "AttnConv.1",
+    "dyhead.activation.squeeze": "relu.fc.0",
+    "dyhead.activation.excite": "relu.fc.2",
+}
+
+
+def public_names(config: GlipConfig) -> dict[str, str]:
+    """Return our module prefix → public module prefix for a detector with a Swin backbone."""
+    assert isinstance(config.backbone, SwinConfig)
+    table = dict(SINGLE_KEYS)
+    for i in range(len(config.backbone.depths)):
+        table[f"image_encoder.backbone.stages.{i}.blocks"] = f"backbone.body.layers.{i}.blocks"
+        # Ours merges patches at the start of a stage, the public code at the end of the one before.
+        table[f"image_encoder.backbone.stages.{i}.downsample"] = f"backbone.body.layers.{i - 1}.downsample"
+    for i in range(len(config.backbone.depths) - 1):
+        table[f"image_encoder.backbone.output_norms.{i}"] = f"backbone.body.norm{i + 1}"
+        table[f"image_encoder.fpn.lateral.{i}"] = f"backbone.fpn.fpn_inner{i + 2}"
+        table[f"image_encoder.fpn.output.{i}"] = f"backbone.fpn.fpn_layer{i + 2}"
+    layers = (FUSION_KEYS, TEXT_LAYER_KEYS, DYHEAD_KEYS) if config.deep_fusion else (DYHEAD_KEYS,)
+    for i in range(config.blocks):
+        for j, keys in enumerate(layers):
+            for ours, public in keys.items():
+                table[f"tower.blocks.{i}.{ours}"] = f"rpn.head.dyhead_tower.{i * len(layers) + j}.{public}"
+    for i in range(len(STRIDES)):
+        table[f"head.level_scales.{i}"] = f"rpn.head.scales.{i}.scale"
+    return table
+
+
+def public_name(key: str, table: Mapping[str, str]) -> str:
+    """Return the public name of one of our state dict keys: its longest known prefix is replaced."""
+    prefix, rest = key, ""
+    while prefix not in table:
+        prefix, dot, last = prefix.rpartition(".")
+        assert dot, f"{key} is not in the key table"
+        rest = f".{last}{rest}"
+    return table[prefix] + rest
