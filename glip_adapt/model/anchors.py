@@ -33,6 +33,11 @@ def anchor_grid(level_shapes_hw: Sequence[SizeHW], device: torch.device | str = 
     return torch.cat(levels)
 
 
+def level_shapes(padded_hw: SizeHW) -> tuple[SizeHW, ...]:
+    """Return (h, w) of each level for a picture padded to ``padded_hw``, multiples of 32."""
+    return tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
+
+
 def encode(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return (N, 4) deltas (dx, dy, dw, dh) that turn anchors (N, 4) into boxes (N, 4)."""
     box_centre, box_size = _centre_size(boxes_xyxy)

@@ -69,6 +69,8 @@ class GlipConfig:
     "heads of the cross attention"
     fusion_dropout: float = 0.1
     "of the cross attention while training"
+    drop_block: float = 0.3
+    "rate at which patches are cut out of the pyramid while training"
 
 
 GLIP_T = GlipConfig()
@@ -84,6 +86,7 @@ GLIP_NANO = GlipConfig(
     joint_width=128,
     joint_heads=4,
     fusion_dropout=0.0,
+    drop_block=0.0,
 )
 
 
@@ -98,7 +101,9 @@ def build_glip(config: GlipConfig) -> Glip:
         backbone = TimmBackbone(config.backbone)
     text = config.text
     glip = Glip(
-        image_encoder=ImageEncoder(backbone, FeaturePyramid(backbone.output_widths, config.image_width)),
+        image_encoder=ImageEncoder(
+            backbone, FeaturePyramid(backbone.output_widths, config.image_width, drop_block=config.drop_block)
+        ),
         text_encoder=TextEncoder(
             vocabulary_size=text.vocabulary_size,
             width=text.width,

@@ -52,6 +52,7 @@ class CrossAttention(nn.Module):
             image: (B, N, C).
             text: (B, T, D).
             text_mask: (B, T) bool, True where a real token is.
+
         """
         cheaper = "reassociated" if self.heads * text.shape[1] < self.query_image.out_features else "dense"
         order = cheaper if self.order == "auto" else self.order
@@ -180,9 +181,7 @@ class TowerBlock(nn.Module):
         self.text_layer = text_layer
         self.dyhead = dyhead
 
-    def forward(
-        self, levels: tuple[Tensor, ...], text: Tensor, text_mask: Tensor
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(self, levels: tuple[Tensor, ...], text: Tensor, text_mask: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return levels (B, C, h, w) and text (B, T, D) one block further."""
         if self.fusion is not None and self.text_layer is not None:
             image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)

@@ -65,6 +65,7 @@ class SwinBackbone(nn.Module):
             heads: attention heads per stage.
             window: side of an attention window in cells.
             drop_path: stochastic depth of the last block; grows linearly from zero.
+
         """
         super().__init__()
         widths = [width * 2**i for i in range(len(depths))]
@@ -147,7 +148,7 @@ class SwinBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
-        batch, h, w, channels = x.shape
+        _, h, w, channels = x.shape
         padded_h, padded_w = _padded_hw((h, w), self.window)
         x = F.pad(x, (0, 0, 0, padded_w - w, 0, padded_h - h))
         if self.shift:
@@ -177,7 +178,7 @@ def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:
 
 
 def _padded_hw(size_hw: SizeHW, window: int) -> SizeHW:
-    """The smallest whole number of windows that covers ``size_hw``."""
+    """Return the smallest whole number of windows that covers ``size_hw``."""
     return -(-size_hw[0] // window) * window, -(-size_hw[1] // window) * window
 
 
@@ -189,6 +190,7 @@ class TimmBackbone(nn.Module):
 
         Raises:
             ValueError: if the model has no feature maps of strides 8, 16 and 32.
+
         """
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, features_only=True)
@@ -206,20 +208,44 @@ class TimmBackbone(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """FPN with nearest upsampling; two coarser levels are convolved from the coarsest output (P6) and relu(P6)."""
+    """FPN with nearest upsampling; two coarser levels are convolved from the coarsest output (P6) and relu(P6).
 
-    def __init__(self, input_widths: Sequence[int], width: int) -> None:
+    While training, DropBlock cuts patches out of all merged maps but the coarsest, as in the public code.
+    """
+
+    def __init__(self, input_widths: Sequence[int], width: int, *, drop_block: float = 0.0) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(w, width, kernel_size=1) for w in input_widths)
         self.output = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in input_widths)
         self.p6 = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
         self.p7 = nn.Conv2d(width, width, kernel_size=3, stride=2, padding=1)
+        self.drop_block = DropBlock(drop_block)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return five maps (B, C, h, w) of strides 8 … 128 for three of strides 8, 16, 32."""
         merged = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         for fine in range(len(merged) - 2, -1, -1):
             merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], size=merged[fine].shape[-2:], mode="nearest")
-        levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
+        dropped = [*(self.drop_block(x) for x in merged[:-1]), merged[-1]]
+        levels = [output(x) for output, x in zip(self.output, dropped, strict=True)]
         p6 = self.p6(levels[-1])
         return (*levels, p6, self.p7(F.relu(p6)))
+
+
+class DropBlock(nn.Module):
+    """Zeroes 3 × 3 blocks while training and scales the rest up (arXiv 1810.12890).
+
+    The same blocks in all channels; rate and scale as in maskrcnn_benchmark/layers/dropblock.py.
+    """
+
+    def __init__(self, rate: float, size: int = 3) -> None:
+        super().__init__()
+        self.rate, self.size = rate, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, h, w)."""
+        if not self.training or self.rate == 0:
+            return x
+        centres = (torch.rand(x.shape[0], 1, *x.shape[2:], device=x.device) < self.rate / self.size**2).to(x.dtype)
+        kept = 1 - F.max_pool2d(centres, self.size, stride=1, padding=self.size // 2)
+        return x * kept * (kept.numel() / kept.sum())

@@ -9,6 +9,7 @@ Shape letters: B batch, A anchors over all levels, T tokens, K classes, N boxes,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from glip_adapt import boxes
 from glip_adapt.model import anchors as codec
-from glip_adapt.structures import HeadOutput, Target
+from glip_adapt.structures import HeadOutput, SizeHW, Target
 
 CANDIDATES_PER_LEVEL = 9
 MIN_INSIDE = 0.01  # pixels that an anchor centre lies inside its box
@@ -24,43 +25,89 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 BOX_LOSS_WEIGHT = 2.0
 
 
-def detection_loss(output: HeadOutput, targets: Sequence[Target]) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Assignment:
+    """Which anchors of one picture answer for which of its boxes.
+
+    Attributes:
+        matched: (A,) int64, index of the box, -1 where an anchor answers for none.
+        centerness: (P,) float32 in (0, 1], target of each positive anchor, in anchor order.
+
+    """
+
+    matched: Tensor
+    centerness: Tensor
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What the losses of a batch are divided by; known before any forward pass.
+
+    With it, the pictures of a batch may go through the network one by one and their losses add up to the batch's.
+
+    Attributes:
+        positives: anchors with a box, at least 1.
+        centerness: sum of their centerness targets, above 0.
+
+    """
+
+    positives: float
+    centerness: float
+
+    @classmethod
+    def of(cls, assignments: Sequence[Assignment]) -> LossScale:
+        """Return the scale of a batch of pictures."""
+        total = torch.stack([a.centerness.sum() for a in assignments]).sum().item()
+        return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
+
+
+def detection_loss(output: HeadOutput, targets: Sequence[Target], scale: LossScale | None = None) -> dict[str, Tensor]:
     """Return the scalar float32 losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
 
     Args:
         output: predictions for B pictures.
         targets: ground truth of the B pictures, on the device of ``output``.
+        scale: of the whole batch where ``output`` is a part of it; by default that of these B pictures.
 
     Raises:
         ValueError: if a label has no token in its caption, which would teach the model nothing.
-    """
-    matched = torch.stack([assign(output, target) for target in targets])  # (B, A), -1 where unmatched
-    positive = matched >= 0
-    count = positive.sum().clamp(min=1)
-    alignment = token_targets(output, targets, matched)
-    token = focal_loss(output.token_logits.float(), alignment, output.token_mask) / count
 
-    box, centerness = _localisation(output, targets, matched)
-    return {"token": token, "box": BOX_LOSS_WEIGHT * box, "centerness": centerness / count}
+    """
+    assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
+    scale = scale or LossScale.of(assignments)
+    matched = torch.stack([a.matched for a in assignments])  # (B, A)
+    alignment = token_targets(output, targets, matched)
+    token = focal_loss(output.token_logits.float(), alignment, output.token_mask)
+    box, centerness = _localisation(output, targets, assignments)
+    return {
+        "token": token / scale.positives,
+        "box": BOX_LOSS_WEIGHT * box / scale.centerness,
+        "centerness": centerness / scale.positives,
+    }
 
 
 @torch.no_grad()
-def assign(output: HeadOutput, target: Target) -> Tensor:
-    """Return (A,) int64: the index of the box that each anchor answers for, -1 where it answers for none.
+def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
+    """Return the ATSS assignment of one picture.
 
     Of the 9 anchors per level closest to a box, those stay whose IoU reaches mean + standard deviation of all
     candidates and whose centre lies in the box; an anchor wanted by several boxes goes to the one of highest IoU.
+
+    Args:
+        anchors_xyxy: (A, 4) pixels.
+        level_shapes_hw: (h, w) of each level, finest first.
+        target: N boxes.
+
     """
-    anchors = output.anchors_xyxy
-    matched = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
+    matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
     if len(target) == 0:
-        return matched
-    iou = boxes.pairwise_iou(anchors, target.boxes_xyxy)  # (A, N)
-    centres = codec.centres(anchors)
+        return Assignment(matched, anchors_xyxy.new_empty(0))
+    iou = boxes.pairwise_iou(anchors_xyxy, target.boxes_xyxy)  # (A, N)
+    centres = codec.centres(anchors_xyxy)
     # Written out rather than torch.cdist: many anchors are equally far, and ties break on the last bit.
     distance = (centres[:, None] - codec.centres(target.boxes_xyxy)[None]).pow(2).sum(-1).sqrt()
     candidates, start = [], 0
-    for h, w in output.level_shapes_hw:
+    for h, w in level_shapes_hw:
         nearest = distance[start : start + h * w].topk(min(CANDIDATES_PER_LEVEL, h * w), dim=0, largest=False).indices
         candidates.append(nearest + start)
         start += h * w
@@ -73,7 +120,9 @@ def assign(output: HeadOutput, target: Target) -> Tensor:
     good &= to_corners.amin(-1) > MIN_INSIDE
     wanted = torch.full_like(iou, -1).scatter(0, candidate, torch.where(good, candidate_iou, -1.0))
     best_iou, best_box = wanted.max(1)
-    return torch.where(best_iou >= 0, best_box, matched)
+    matched = torch.where(best_iou >= 0, best_box, matched)
+    positive = matched >= 0
+    return Assignment(matched, centerness_targets(anchors_xyxy[positive], target.boxes_xyxy[matched[positive]]))
 
 
 def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> Tensor:
@@ -103,17 +152,21 @@ def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor) -> Tensor:
     return (weight * (1 - agreement) ** FOCAL_GAMMA * cross_entropy * token_mask.unsqueeze(1)).sum()
 
 
-def _localisation(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> tuple[Tensor, Tensor]:
-    """Box loss weighted by centerness targets, and summed centerness loss, over the positive anchors."""
+def _localisation(
+    output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
+) -> tuple[Tensor, Tensor]:
+    """Box loss weighted by centerness targets, and centerness loss, both summed over the positive anchors."""
+    matched = torch.stack([a.matched for a in assignments])
     positive = matched >= 0
-    deltas, centerness = output.box_deltas[positive].float(), output.centerness[positive].float()
-    if not len(deltas):
-        return deltas.sum(), centerness.sum()  # zero, but part of the graph
     anchors = output.anchors_xyxy.expand(len(targets), -1, -1)[positive]
     truth = torch.cat([target.boxes_xyxy[m[m >= 0]] for target, m in zip(targets, matched, strict=True)])
-    goal = centerness_targets(anchors, truth)
-    box = (1 - boxes.generalized_iou(codec.decode(deltas, anchors), truth)) * goal
-    return box.sum() / goal.sum(), F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum")
+    goal = torch.cat([a.centerness for a in assignments])
+    decoded = codec.decode(output.box_deltas[positive].float(), anchors)
+    centerness = output.centerness[positive].float()
+    return (
+        ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),
+        F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum"),
+    )
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:

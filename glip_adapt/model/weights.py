@@ -6,7 +6,6 @@ Public files (Hub repository GLIPModel/GLIP) are pickles of a dict with a ``mode
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import pickle
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glip_adapt.config import describe_unknown
 from glip_adapt.model.anchors import STRIDES
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
 from glip_adapt.model.glip import Glip
@@ -44,6 +44,7 @@ class TrunkSpec:
         public_file: file name in the Hub repository, or None where weights are random until trained.
         data: pre-training data, as the public model zoo names it.
         licence: of the weights.
+
     """
 
     config: GlipConfig
@@ -70,9 +71,10 @@ class Trunk:
 
     Attributes:
         name: one of ``TRUNKS``.
-        glip: the network, in eval mode.
+        glip: the network, frozen and in eval mode; adapters work on copies that share its tensors.
         tokenizer: of its text encoder.
         checksum: SHA-256 over all weights, whatever file they came from.
+
     """
 
     name: str
@@ -85,12 +87,11 @@ def trunk_spec(name: str) -> TrunkSpec:
     """Return the facts of a trunk.
 
     Raises:
-        KeyError: if the name is unknown; names the choices and the nearest.
+        ValueError: if the name is unknown; names the choices and the nearest.
+
     """
     if name not in TRUNKS:
-        nearest = difflib.get_close_matches(name, TRUNKS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise KeyError(f"Unknown trunk {name!r}; known: {', '.join(TRUNKS)}.{hint}")
+        raise ValueError(f"Unknown trunk {describe_unknown(name, TRUNKS)}.")
     return TRUNKS[name]
 
 
@@ -113,9 +114,10 @@ def load_trunk(
         seed: of random weights; unused when there is a checkpoint.
 
     Raises:
-        KeyError: if the name is unknown.
+        ValueError: if the name is unknown.
         FileNotFoundError: if a file is missing and the Hub cannot be reached.
         CheckpointError: if the file is not a checkpoint of this trunk.
+
     """
     spec = trunk_spec(name)
     tokenizer = _load_tokenizer(spec, vocabulary)
@@ -126,7 +128,7 @@ def load_trunk(
         checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
     if checkpoint is not None:
         glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
-    return Trunk(name, glip.to(device), tokenizer, weights_checksum(glip))
+    return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
 
 
 def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
@@ -136,6 +138,7 @@ def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is unreadable, holds more than tensors, or its entries are not those of ``glip``; one
             error lists everything missing, unexpected or of the wrong shape.
+
     """
     spec = trunk_spec(name)
     if not path.is_file():
@@ -171,6 +174,7 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
     Raises:
         FileNotFoundError, CheckpointError: as ``read_checkpoint``.
         ValueError: if ``target`` does not end in .safetensors.
+
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -216,6 +220,7 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
     Raises:
         FileNotFoundError: if the file is neither cached nor reachable.
         CheckpointError: if its SHA-256 differs from the Hub's.
+
     """
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:
@@ -298,11 +303,7 @@ IGNORED_LAST_PARTS = ("relative_position_index",)  # derived from the window siz
 
 
 def _is_ignored(key: str) -> bool:
-    return (
-        key.startswith(IGNORED_PREFIXES)
-        or key in IGNORED_NAMES
-        or key.rpartition(".")[2] in IGNORED_LAST_PARTS
-    )
+    return key.startswith(IGNORED_PREFIXES) or key in IGNORED_NAMES or key.rpartition(".")[2] in IGNORED_LAST_PARTS
 
 
 # Our prefix → public prefix, for the modules that are named once.

@@ -1,0 +1,61 @@
+"""Adapt a frozen GLIP detector to a new task from 0, 1, 3, 5 or 10 examples per class.
+
+Public names load on first use, so that ``import glip_adapt`` and the command line start fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glip_adapt.adapters import attach, load_adapter
+    from glip_adapt.bench import run_benchmark
+    from glip_adapt.bench.report import write_report
+    from glip_adapt.captions import ClassPrompt
+    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.evaluate import evaluate
+    from glip_adapt.model.weights import load_trunk
+    from glip_adapt.predict import PredictConfig, predict
+    from glip_adapt.train import FitConfig, fit, published_recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ClassPrompt": "glip_adapt.captions",
+    "FitConfig": "glip_adapt.train",
+    "PredictConfig": "glip_adapt.predict",
+    "attach": "glip_adapt.adapters",
+    "evaluate": "glip_adapt.evaluate",
+    "fit": "glip_adapt.train",
+    "load_adapter": "glip_adapt.adapters",
+    "load_dataset": "glip_adapt.data.odinw",
+    "load_trunk": "glip_adapt.model.weights",
+    "predict": "glip_adapt.predict",
+    "published_recipe": "glip_adapt.train",
+    "run_benchmark": "glip_adapt.bench",
+    "write_report": "glip_adapt.bench.report",
+}
+
+__all__ = [
+    "ClassPrompt",
+    "FitConfig",
+    "PredictConfig",
+    "__version__",
+    "attach",
+    "evaluate",
+    "fit",
+    "load_adapter",
+    "load_dataset",
+    "load_trunk",
+    "predict",
+    "published_recipe",
+    "run_benchmark",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,70 @@
+"""The adaptation methods, side by side: name → adapter, whose fields are its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from glip_adapt import config
+from glip_adapt.adapters.base import AdaptedGlip, Adapter, read_description, restore
+from glip_adapt.adapters.full import Full, TextEncoderTuning
+from glip_adapt.adapters.linear_probe import LinearProbe
+from glip_adapt.adapters.prompt import Prompt
+from glip_adapt.adapters.zero_shot import ZeroShot
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.model.weights import Trunk
+
+ADAPTERS: dict[str, type[Any]] = {
+    "zero_shot": ZeroShot,
+    "prompt": Prompt,
+    "linear_probe": LinearProbe,
+    "full": Full,
+    "text_encoder": TextEncoderTuning,
+}
+
+
+def attach(
+    trunk: Trunk, method: str, *, classes: Sequence[str | ClassPrompt], settings: Mapping[str, Any] | None = None
+) -> AdaptedGlip:
+    """Return a model that adapts ``trunk`` by ``method``.
+
+    The trunk stays untouched, and until the model is trained its outputs are the trunk's, bit for bit.
+
+    Args:
+        trunk: from ``load_trunk``.
+        method: one of ``ADAPTERS``.
+        classes: what to detect, in label order; a name, or a prompt around a name.
+        settings: fields of the adapter that differ from its defaults.
+
+    Raises:
+        ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, or a tensor is missing.
+
+    """
+    return AdaptedGlip(trunk, build_adapter(method, settings or {}), classes)
+
+
+def load_adapter(
+    trunk: Trunk, folder: str | Path, *, classes: Sequence[str | ClassPrompt] | None = None
+) -> AdaptedGlip:
+    """Return the adapter saved in ``folder`` on its trunk.
+
+    Args:
+        trunk: the one that it was trained on.
+        folder: holds ``adapter.safetensors`` and ``adapter.json``.
+        classes: if given, must be those that it was trained for.
+
+    Raises:
+        FileNotFoundError: if there is no adapter in ``folder``.
+        AdapterMismatchError: if it belongs to another trunk, other weights or another class list; names both.
+
+    """
+    description = read_description(folder)
+    return restore(trunk, build_adapter(description["method"], description["config"]), folder, classes)
+
+
+def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:
+    """Return the adapter ``method`` with ``settings`` over its defaults."""
+    if method not in ADAPTERS:
+        raise ValueError(f"Unknown method {config.describe_unknown(method, ADAPTERS)}.")
+    return config.from_mapping(ADAPTERS[method], settings, f"settings of {method}")

@@ -1,0 +1,273 @@
+"""The adapter contract, and everything that follows from it: attach, freeze, count, save, load.
+
+An adapter is a frozen dataclass whose fields are its settings. It answers two questions: at which stage it enters the
+pipeline, and exactly which tensors it owns. The trunk is never touched: attaching makes a copy that shares every
+tensor but the owned ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.model.glip import Glip
+from glip_adapt.model.weights import Trunk, save_tensors
+from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+
+FORMAT_VERSION = 1
+
+
+class Stage(IntEnum):
+    """The first stage whose result depends on owned tensors; all before it is computed without gradients."""
+
+    ENCODE_IMAGE = 0
+    ENCODE_TEXT = 1
+    FUSE = 2
+    PREDICT = 3
+    NONE = 4
+
+
+class Adapter(Protocol):
+    """What a method must state."""
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+
+    def insert(self, glip: Glip, tokens: Tokens) -> None:
+        """Place new modules at the seams of ``glip``, if the method has any; they change nothing while fresh."""
+
+    def owned(self, glip: Glip) -> Sequence[str]:
+        """Return the full state dict names of the tensors that are trained and saved."""
+
+
+class AdapterMismatchError(ValueError):
+    """A saved adapter belongs to another trunk, caption or class list."""
+
+
+class AdaptedGlip:
+    """A trunk with one adapter, ready for one list of classes.
+
+    Attributes:
+        trunk: what it was made from, untouched.
+        glip: the network; frozen tensors are the trunk's own, owned ones are copies.
+        adapter: the method and its settings.
+        classes: what is detected, in label order.
+        captions: tokens of the caption; several where zero-shot classes do not fit into one.
+        owned: state dict names of the trained tensors.
+
+    """
+
+    def __init__(self, trunk: Trunk, adapter: Adapter, classes: Sequence[str | ClassPrompt]) -> None:
+        """Attach; see ``glip_adapt.attach``."""
+        self.trunk = trunk
+        self.adapter = adapter
+        self.classes = tuple(ClassPrompt(name=c) if isinstance(c, str) else c for c in classes)
+        self.captions = [tokens.to(self.device) for tokens in trunk.tokenizer.encode_in_chunks(self.classes)]
+        if len(self.captions) > 1 and adapter.stage is not Stage.NONE:
+            raise ValueError(
+                f"{len(self.classes)} classes need {len(self.captions)} captions, and {adapter.name} trains on one. "
+                "Use fewer or shorter class names, or zero_shot."
+            )
+        self.glip, self.owned = _attach(trunk.glip, adapter, self.captions[0])
+        self._texts: list[TextFeatures] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.trunk.glip.head.bias0.device
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in label order."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers the adapter owns."""
+        return sum(tensor.numel() for tensor in self.owned_tensors().values())
+
+    def owned_tensors(self) -> dict[str, Tensor]:
+        """Return the owned tensors by their state dict names; they are the live ones, not copies."""
+        state = self.glip.state_dict(keep_vars=True)
+        return {name: state[name] for name in self.owned}
+
+    def load_owned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into the owned tensors.
+
+        Raises:
+            AdapterMismatchError: if names or shapes differ from the owned set.
+
+        """
+        mine = self.owned_tensors()
+        if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in tensors.items()}:
+            raise AdapterMismatchError(
+                f"The adapter owns {len(mine)} tensors {_shapes(mine)}, but {len(tensors)} came: {_shapes(tensors)}."
+            )
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+    def train(self, training: bool = True) -> None:
+        """Set train mode where everything below a module is owned; frozen parts stay in eval mode."""
+        owned = {id(tensor) for tensor in self.owned_tensors().values()}
+        _set_mode(self.glip, owned if training else set())
+
+    def frozen_prefix(self, images: ImageBatch) -> ImageBatch | Pyramid | Fused | HeadOutput:
+        """Return the result of all stages that no owned tensor influences; constant, so it may be kept and reused."""
+        if self.adapter.stage is Stage.ENCODE_IMAGE:
+            return images
+        with torch.no_grad():
+            pyramid = self.glip.encode_image(images)
+            if self.adapter.stage < Stage.PREDICT:
+                return pyramid
+            fused = self.glip.fuse(pyramid, self.texts()[0])
+            return fused if self.adapter.stage < Stage.NONE else self.glip.predict(fused)
+
+    def finish(self, prefix: ImageBatch | Pyramid | Fused | HeadOutput) -> HeadOutput:
+        """Return the predictions that follow from a frozen prefix."""
+        state: Any = prefix
+        if isinstance(state, ImageBatch):
+            state = self.glip.encode_image(state)
+        if isinstance(state, Pyramid):
+            state = self.glip.fuse(state, self.texts()[0])
+        return self.glip.predict(state) if isinstance(state, Fused) else state
+
+    def outputs(self, images: ImageBatch) -> list[HeadOutput]:
+        """Return raw predictions, one per caption; the pictures are encoded once."""
+        pyramid = self.glip.encode_image(images)
+        return [self.glip.predict(self.glip.fuse(pyramid, text)) for text in self.texts()]
+
+    def texts(self) -> list[TextFeatures]:
+        """Return the text features of each caption; computed once where no owned tensor influences them."""
+        if self.adapter.stage <= Stage.ENCODE_TEXT:
+            return [self.glip.encode_text(tokens) for tokens in self.captions]
+        if self._texts is None:
+            with torch.no_grad():
+                self._texts = [self.glip.encode_text(tokens) for tokens in self.captions]
+        return self._texts
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``."""
+        folder = Path(folder)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "method": self.adapter.name,
+            "config": dataclasses.asdict(self.adapter),  # type: ignore[call-overload]
+            "trunk": {"name": self.trunk.name, "checksum": self.trunk.checksum},
+            "classes": [dataclasses.asdict(prompt) for prompt in self.classes],
+            "trained_parameters": self.trained_parameters,
+        }
+        save_tensors(self.owned_tensors(), folder / "adapter.safetensors", {"method": self.adapter.name})
+        temporary = folder / f".adapter.json-{os.getpid()}"
+        temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "adapter.json")
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return the content of ``adapter.json``.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapter.
+        AdapterMismatchError: if the file is not one that this version reads.
+
+    """
+    path = Path(folder) / "adapter.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing. Save one with model.save(folder).")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        version = description["format_version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise AdapterMismatchError(
+            f"{path} is not an adapter description ({type(error).__name__}: {error})."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise AdapterMismatchError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}.")
+    return description
+
+
+def restore(
+    trunk: Trunk, adapter: Adapter, folder: str | Path, classes: Sequence[str | ClassPrompt] | None = None
+) -> AdaptedGlip:
+    """Return ``adapter`` with the tensors saved in ``folder``, after checking that it belongs to this trunk.
+
+    Raises:
+        AdapterMismatchError: if it was trained on another trunk, other weights or another class list.
+
+    """
+    description = read_description(folder)
+    saved_trunk = description["trunk"]
+    if (saved_trunk["name"], saved_trunk["checksum"]) != (trunk.name, trunk.checksum):
+        raise AdapterMismatchError(
+            f"The adapter in {folder} was trained on {saved_trunk['name']} with weights "
+            f"{saved_trunk['checksum'][:12]}…, but this trunk is {trunk.name} with weights {trunk.checksum[:12]}…. "
+            "Load the trunk that it was trained on."
+        )
+    saved_classes = [ClassPrompt(**prompt) for prompt in description["classes"]]
+    model = AdaptedGlip(trunk, adapter, saved_classes if classes is None else classes)
+    if list(model.classes) != saved_classes:
+        raise AdapterMismatchError(
+            f"The adapter in {folder} was trained for the classes {_wording(saved_classes)}, but "
+            f"{_wording(model.classes)} was asked for. Use the classes, order and prompts that it was trained with."
+        )
+    path = Path(folder) / "adapter.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing.")
+    model.load_owned(load_file(path))
+    return model
+
+
+def _attach(trunk_glip: Glip, adapter: Adapter, tokens: Tokens) -> tuple[Glip, tuple[str, ...]]:
+    """Copy the network, sharing what stays frozen; verify the owned set before anything is made trainable."""
+    shared = {id(tensor): tensor for tensor in (*trunk_glip.parameters(), *trunk_glip.buffers())}
+    glip = copy.deepcopy(trunk_glip, dict(shared))
+    adapter.insert(glip, tokens)
+    state = glip.state_dict(keep_vars=True)
+    owned = tuple(adapter.owned(glip))
+    missing = [name for name in owned if name not in state]
+    if missing:
+        raise ValueError(
+            f"{adapter.name} asks for {len(missing)} tensors that {type(glip).__name__} does not have: "
+            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
+        )
+    for name in owned:
+        if id(state[name]) in shared:
+            _replace(glip, name, copy.deepcopy(state[name]))
+    for parameter in (glip.get_parameter(name) for name in owned if isinstance(state[name], nn.Parameter)):
+        parameter.requires_grad_(True)
+    return glip, owned
+
+
+def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, tensor)
+
+
+def _set_mode(module: nn.Module, owned: set[int]) -> None:
+    tensors = list(module.parameters())
+    if tensors and all(id(tensor) in owned for tensor in tensors):
+        module.train()
+        return
+    module.training = False
+    for child in module.children():
+        _set_mode(child, owned)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    first = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+    return f"({first}{', …' if len(tensors) > 3 else ''})"
+
+
+def _wording(prompts: Sequence[ClassPrompt]) -> str:
+    return repr([f"{p.prefix}{p.name}{p.suffix}" for p in prompts])

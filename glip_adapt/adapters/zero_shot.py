@@ -1,0 +1,25 @@
+"""The baseline: nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from glip_adapt.adapters.base import Stage
+from glip_adapt.model.glip import Glip
+from glip_adapt.structures import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Owns nothing: the trunk as it is."""
+
+    name: ClassVar[str] = "zero_shot"
+    stage: ClassVar[Stage] = Stage.NONE
+
+    def insert(self, glip: Glip, tokens: Tokens) -> None:
+        """Nothing to insert."""
+
+    def owned(self, glip: Glip) -> tuple[str, ...]:
+        """Nothing."""
+        return ()

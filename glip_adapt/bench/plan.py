@@ -1,0 +1,231 @@
+"""BenchPlan: trunks × datasets × methods × shots × seeds → RunKeys, and the settings of each run.
+
+The defaults are the full protocol of GLIP, arXiv 2112.03857, sections 5.2 and E.3: the 13 ODinW sets, 0, 1, 3, 5, 10
+shots and all data, three seeds. Which methods, trunks and suites exist is handed in as data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from glip_adapt.config import describe_unknown, from_mapping, read_toml, to_mapping
+
+Shots = int | Literal["all"]
+
+ZERO_SHOT = "zero_shot"
+
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|--|^[.\s]|[.\s]$|^$')
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What one run is: the five coordinates of a plan.
+
+    Attributes:
+        trunk: name of the frozen model.
+        dataset: the dataset entry as the plan gives it, a known name or a path.
+        method: name of the adapter.
+        shots: boxes wanted per class in training, or ``"all"`` pictures.
+        seed: draw of the few-shot subset, and seed of the training.
+
+    """
+
+    trunk: str
+    dataset: str
+    method: str
+    shots: Shots
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.shots != "all" and self.shots < 0:
+            raise ValueError(f"shots: {self.shots} is negative; expected 0, a positive number or 'all'.")
+        if self.seed < 0:
+            raise ValueError(f"seeds: {self.seed} is negative; expected 0 or a positive number.")
+        for part, value in (("trunk", self.trunk), ("dataset", self.dataset_name), ("method", self.method)):
+            if match := _UNSAFE.search(value):
+                raise ValueError(
+                    f"The {part} {value!r} cannot name a run: {match.group() or 'an empty name'!r} is not safe in a "
+                    "folder name there. Rename it, or reach it through a link with a plain name."
+                )
+
+    @property
+    def dataset_name(self) -> str:
+        """The dataset entry without the folders above it."""
+        return PurePath(self.dataset).name
+
+    @property
+    def name(self) -> str:
+        """The folder name of the run: ``<trunk>--<dataset>--<method>--<shots>--<seed>``."""
+        return f"{self.trunk}--{self.dataset_name}--{self.method}--{self.shots}--{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig:
+    """The choices that papers leave unclear, stored in every record."""
+
+    test_split: Literal["test", "val"] = "test"
+    """Split scored once, after fitting."""
+
+    prompts: Literal["names", "official"] = "names"
+    """Wording of the caption: bare class names, or the official prefix and suffix of a class where one exists."""
+
+    few_shot_source: Literal["official", "sampled"] = "official"
+    """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
+
+    selection: Literal["best_on_val"] = "best_on_val"
+    """Which state of a fit is scored: the one with the highest validation AP."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """What to run. Relative paths are relative to the folder from which the benchmark is started."""
+
+    trunks: tuple[str, ...] = ("glip-t",)
+    """Names of frozen models."""
+
+    datasets: tuple[str, ...] = ("odinw13",)
+    """Known names, suites or paths; in a checked plan suites are spelled out."""
+
+    methods: tuple[str, ...] = (ZERO_SHOT, "prompt", "linear_probe", "full")
+    """Names of adapters."""
+
+    shots: tuple[Shots, ...] = (0, 1, 3, 5, 10, "all")
+    """Boxes per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
+
+    seeds: tuple[int, ...] = (3, 30, 300)
+    """0 or more; 3, 30 and 300 have official few-shot files."""
+
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Trunk name → file with its weights; a trunk without an entry is found by its name."""
+
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """Training settings that differ from the defaults; a table named by a method holds for that method only."""
+
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    """The choices that papers leave unclear."""
+
+    def __post_init__(self) -> None:
+        for name in ("trunks", "datasets", "methods", "shots", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: the list is empty; give at least one entry or leave the key out.")
+        for name in ("trunks", "methods", "shots", "seeds"):
+            _check_distinct(name, getattr(self, name))
+        _check_distinct("datasets", [PurePath(entry).name for entry in self.datasets])
+        self.keys()  # every key checks its own parts
+
+    def keys(self) -> tuple[RunKey, ...]:
+        """Return the runs of the plan, trunk by trunk and dataset by dataset, so that caches are reused.
+
+        Zero-shot does not depend on method, shots or seed. It is one run per trunk and dataset, under the first seed,
+        planned when the shots hold 0 or the methods hold ``zero_shot``.
+        """
+        keys = []
+        zero_shot = 0 in self.shots or ZERO_SHOT in self.methods
+        methods = [method for method in self.methods if method != ZERO_SHOT]
+        for trunk in self.trunks:
+            for dataset in self.datasets:
+                if zero_shot:
+                    keys.append(RunKey(trunk, dataset, ZERO_SHOT, 0, self.seeds[0]))
+                keys += [
+                    RunKey(trunk, dataset, method, shots, seed)
+                    for seed in self.seeds
+                    for shots in self.shots
+                    if shots != 0
+                    for method in methods
+                ]
+        return tuple(keys)
+
+    def config_of(self, key: RunKey) -> dict[str, Any]:
+        """Return the settings of one run as the plan gives them, JSON-ready.
+
+        Returns:
+            ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top) and ``protocol``.
+
+        """
+        shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
+        return {
+            "checkpoint": self.checkpoints.get(key.trunk),
+            "fit": {**shared, **self.fit.get(key.method, {})},
+            "protocol": to_mapping(self.protocol),
+        }
+
+
+def load_plan(
+    path: Path | str,
+    *,
+    methods: Collection[str],
+    trunks: Collection[str],
+    suites: Mapping[str, Sequence[str]] | None = None,
+) -> BenchPlan:
+    """Return the plan of a TOML file, checked and with suites spelled out.
+
+    Args:
+        path: the file.
+        methods: the methods that exist.
+        trunks: the trunks that exist.
+        suites: suite name → its dataset names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the plan asks for something that does not exist or makes no sense; names file, key and entry.
+
+    """
+    plan = from_mapping(BenchPlan, read_toml(path), str(path))
+    return check_plan(plan, str(path), methods=methods, trunks=trunks, suites=suites)
+
+
+def check_plan(
+    plan: BenchPlan,
+    where: str,
+    *,
+    methods: Collection[str],
+    trunks: Collection[str],
+    suites: Mapping[str, Sequence[str]] | None = None,
+) -> BenchPlan:
+    """Return ``plan`` with suites spelled out, after checking it against what exists.
+
+    Args:
+        plan: the plan.
+        where: what the error names, for example the file.
+        methods: the methods that exist.
+        trunks: the trunks that exist.
+        suites: suite name → its dataset names.
+
+    Raises:
+        ValueError: as for ``load_plan``.
+
+    """
+    suites = suites or {}
+    tables = [name for name, value in plan.fit.items() if isinstance(value, Mapping)]
+    for place, entries, choices in (
+        ("trunks", plan.trunks, trunks),
+        ("methods", plan.methods, methods),
+        ("fit", tables, methods),
+        ("checkpoints", plan.checkpoints, plan.trunks),
+    ):
+        for entry in entries:
+            if entry not in choices:
+                raise ValueError(f"{where}, {place}: unknown {describe_unknown(entry, choices)}.")
+    for name, value in plan.fit.items():
+        if name in methods and not isinstance(value, Mapping):
+            raise ValueError(f"{where}, fit: '{name}' is a method; write its settings as a table [fit.{name}].")
+    for trunk, file in plan.checkpoints.items():
+        if not Path(file).is_file():
+            raise ValueError(f"{where}, checkpoints, {trunk}: there is no file {file!r}.")
+    datasets = tuple(name for entry in plan.datasets for name in suites.get(entry, (entry,)))
+    try:
+        return dataclasses.replace(plan, datasets=datasets)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_distinct(name: str, entries: Sequence[Hashable]) -> None:
+    """Raise if an entry is listed twice."""
+    for position, entry in enumerate(entries):
+        if entry in entries[:position]:
+            raise ValueError(f"{name}: {entry!r} is listed twice; each run has one folder, so keep one of them.")

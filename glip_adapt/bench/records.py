@@ -1,0 +1,270 @@
+"""RunRecord: what one run was and gave; its file on disk, and the environment it ran in.
+
+One run is one folder ``OUT/<key.name>/`` with ``record.json`` and whatever files the run wrote beside it. A folder
+appears under its name only when complete: it is filled as ``OUT/.partial-<key.name>/`` and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.config import from_mapping, to_mapping
+
+if sys.platform != "win32":
+    import fcntl
+
+SCHEMA_VERSION = 1
+RECORD_FILE = "record.json"
+VERSIONED_PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft")
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """COCO metrics of the scored split, fractions in [0, 1]; None where undefined (no box of that size or class)."""
+
+    ap: float | None
+    """AP over IoU 0.50:0.95."""
+
+    ap50: float | None
+    """AP at IoU 0.50."""
+
+    ap75: float | None
+    """AP at IoU 0.75."""
+
+    ap_small: float | None
+    """AP of boxes below 32² pixels."""
+
+    ap_medium: float | None
+    """AP of boxes from 32² to 96² pixels."""
+
+    ap_large: float | None
+    """AP of boxes above 96² pixels."""
+
+    per_class: Mapping[str, float | None]
+    """Class name → AP over IoU 0.50:0.95."""
+
+    val_ap: float | None = None
+    """Best AP on the validation split, which selected the scored state; None if nothing was selected."""
+
+    def __post_init__(self) -> None:
+        named = {name: value for name, value in vars(self).items() if name != "per_class"}
+        for name, value in {**named, **self.per_class}.items():
+            if value is not None and not 0 <= value <= 1:  # NaN and the -1 of pycocotools fail here as well
+                raise ValueError(f"metrics: '{name}' is {value}; expected a fraction in [0, 1], or None if undefined.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """What a run needed."""
+
+    trained_parameters: int
+    """Numbers that were trained."""
+
+    adapter_bytes: int
+    """Size of the saved adapter."""
+
+    peak_bytes: int | None
+    """Highest memory in use: of the device if it has its own, else of the process; None if unknown."""
+
+    seconds: float
+    """Wall time of fitting and scoring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run: its key, resolved settings, outcome and environment."""
+
+    schema: int = SCHEMA_VERSION
+    """Version of this layout."""
+
+    key: RunKey
+    """Which run."""
+
+    config: Mapping[str, Any]
+    """Resolved settings, JSON-ready."""
+
+    status: Literal["done", "failed"]
+    """Whether the run has metrics or an error."""
+
+    metrics: RunMetrics | None = None
+    """Present if done."""
+
+    cost: RunCost | None = None
+    """Present if done."""
+
+    error: str | None = None
+    """Present if failed: one line that says what went wrong, then the traceback."""
+
+    environment: Mapping[str, Any]
+    """As ``capture_environment`` returns it."""
+
+    created: str
+    """ISO 8601 time of completion, UTC."""
+
+    def __post_init__(self) -> None:
+        done = self.metrics is not None and self.cost is not None and self.error is None
+        failed = self.metrics is None and self.cost is None and self.error is not None
+        if not (done if self.status == "done" else failed):
+            raise ValueError("a record that is done holds metrics and cost, a failed one holds only an error.")
+
+
+def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
+    """Complete ``directory`` with ``record`` and give it its final name, in one step that cannot be half done.
+
+    A failed record of the same key is replaced; a finished one never is.
+
+    Args:
+        out: the results folder.
+        record: the record.
+        directory: the folder from ``partial_run``, holding the other files of the run.
+
+    Returns:
+        The final folder.
+
+    Raises:
+        FileExistsError: if the key has a finished record.
+        ValueError: if the record holds NaN or infinity.
+
+    """
+    text = json.dumps(to_mapping(record), indent=2, allow_nan=False, ensure_ascii=False)
+    with (directory / RECORD_FILE).open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    final, replaced = out / record.key.name, out / f"{_PARTIAL}replaced-{record.key.name}"
+    if final.exists():
+        if read_record(final).status == "done":
+            raise FileExistsError(f"{final}: holds a finished run. Remove it by hand to run it again.")
+        os.replace(final, replaced)
+    os.replace(directory, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return final
+
+
+def read_record(directory: Path) -> RunRecord:
+    """Return the record of one run folder.
+
+    Raises:
+        ValueError: if the file is absent, broken, of another schema, or belongs to another key; names the file.
+
+    """
+    path = directory / RECORD_FILE
+    advice = "Remove the folder to run it again."
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a readable record: {error}. {advice}") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise ValueError(f"{path}: the record has schema {schema!r}, this version reads {SCHEMA_VERSION}. {advice}")
+    try:
+        record = from_mapping(RunRecord, content, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} {advice}") from error
+    if record.key.name != directory.name:
+        raise ValueError(f"{path}: holds the record of {record.key.name}, not of its folder. {advice}")
+    return record
+
+
+def read_records(out: Path) -> list[RunRecord]:
+    """Return the records of all complete runs in a results folder, by name; empty if there is none.
+
+    Raises:
+        ValueError: if a record is broken; names the file.
+
+    """
+    files = sorted(out.glob(f"*/{RECORD_FILE}"))
+    return [read_record(file.parent) for file in files if not file.parent.name.startswith(".")]
+
+
+@contextlib.contextmanager
+def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
+    """Yield an empty folder to fill; on leaving it is removed unless ``write_record`` gave it its final name."""
+    directory = out / f"{_PARTIAL}{key.name}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claim_folder(out: Path) -> Iterator[None]:
+    """Hold a results folder for one runner at a time, and clear what a killed runner left half-written.
+
+    The claim is a file lock, which the system drops with its process however that ends (not on Windows: no claim).
+
+    Raises:
+        RuntimeError: if another runner holds the folder.
+
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a") as lock:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RuntimeError(
+                    f"{out}: another benchmark writes here. Wait for it, or use another --out."
+                ) from error
+        for leftover in out.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover)
+        yield
+
+
+def capture_environment(device: str, threads: int) -> dict[str, Any]:
+    """Return where a run takes place, JSON-ready.
+
+    Args:
+        device: the device in words, for example ``"cpu"``.
+        threads: CPU threads in use.
+
+    Returns:
+        ``commit`` and ``dirty`` of the checkout that holds this package (None without one), ``python``, ``versions``
+        (package → version or None), ``platform``, ``device``, ``threads``.
+
+    """
+    package = Path(__file__).resolve().parent.parent
+    tracked = _git(package, "ls-files", "--error-unmatch", __file__)  # not merely inside someone else's checkout
+    commit = _git(package, "rev-parse", "HEAD") if tracked else None
+    changes = _git(package, "status", "--porcelain", "--", str(package)) if commit else None
+    return {
+        "commit": commit,
+        "dirty": None if changes is None else bool(changes),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in VERSIONED_PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where there is no git or no repository."""
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

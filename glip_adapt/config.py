@@ -1,0 +1,212 @@
+"""TOML or JSON mappings ↔ frozen dataclasses, with errors that name the place and the nearest valid key.
+
+Knows no concrete config: a config is any dataclass whose fields are numbers, strings, booleans, ``None``, literals,
+tuples, string-keyed mappings, unions of these, or other such dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+T = TypeVar("T")
+
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "nothing"}
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Return the content of a TOML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not UTF-8 or not TOML; the message holds line and column.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file. Give the path of a TOML file.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Return an instance of the dataclass ``cls`` filled from ``mapping``; absent keys keep their defaults.
+
+    Whole numbers are accepted for floats and lists become tuples; nothing else is converted.
+
+    Args:
+        cls: a dataclass.
+        mapping: field name → value, nested mappings for nested dataclasses.
+        where: what the error names, for example the file and the table.
+
+    Raises:
+        ValueError: if a key is unknown or missing, a value has the wrong type, or ``cls`` itself refuses the values.
+
+    """
+    values = _convert_fields(cls, mapping, where)
+    required = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{where}: missing {_quote(missing)}.")
+    return _build(lambda: cls(**values), where)
+
+
+def override(instance: T, mapping: Mapping[str, Any], where: str) -> T:
+    """Return a copy of ``instance`` with the fields in ``mapping`` replaced; nested mappings replace nested fields.
+
+    Args:
+        instance: a dataclass instance; left as it is.
+        mapping: field name → new value.
+        where: what the error names.
+
+    Raises:
+        ValueError: as for ``from_mapping``.
+
+    """
+    values = _convert_fields(type(instance), mapping, where, current=instance)
+    return _build(lambda: dataclasses.replace(instance, **values), where)  # type: ignore[type-var]
+
+
+def to_mapping(instance: Any) -> dict[str, Any]:
+    """Return a dataclass instance as a dict that JSON and TOML can hold: tuples are lists, nested dataclasses dicts.
+
+    Raises:
+        TypeError: if a value is of a type that a config does not hold.
+
+    """
+    return {field.name: _plain(getattr(instance, field.name), field.name) for field in dataclasses.fields(instance)}
+
+
+def describe_unknown(name: str, choices: Collection[str]) -> str:
+    """Return ``name`` with the nearest of ``choices``, if one is near, and all of them, for an error message."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"'{name}'{hint}; valid are {_quote(sorted(choices))}"
+
+
+def _convert_fields(cls: type, mapping: Any, where: str, current: Any = None) -> dict[str, Any]:
+    """Check the keys and values of ``mapping`` against the fields of ``cls``."""
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{where}: expected a table of settings, got {_show(mapping)}.")
+    kinds = _field_types(cls)
+    values = {}
+    for key, value in mapping.items():
+        if key not in kinds:
+            raise ValueError(f"{where}: unknown key {describe_unknown(str(key), kinds)}.")
+        place, old = f"{where}, {key}", getattr(current, key, None)
+        if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
+            values[key] = override(old, value, place)
+        else:
+            values[key] = _convert(value, kinds[key], place)
+    return values
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Return ``value`` as ``kind``, or raise an error that names ``where``."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(typing.cast(type, kind), value, where)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, where, kind)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return _convert_tuple(value, arguments, where)
+    if origin in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _convert(item, arguments[1], f"{where}, {key}") for key, item in value.items()}
+    if origin is Literal and any(type(value) is type(choice) and value == choice for choice in arguments):
+        return value
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (bool, int, str, type(None)) and type(value) is kind:
+        return value
+    raise ValueError(f"{where}: expected {_describe(kind)}, got {_show(value)}.")
+
+
+def _convert_union(value: Any, options: tuple[Any, ...], where: str, kind: Any) -> Any:
+    """Return ``value`` as the first of ``options`` that takes it."""
+    if value is not None and type(None) in options and len(options) == 2:  # X | None: X's own error says more
+        return _convert(value, next(option for option in options if option is not type(None)), where)
+    for option in options:
+        try:
+            return _convert(value, option, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where}: expected {_describe(kind)}, got {_show(value)}.")
+
+
+def _convert_tuple(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    """Return the entries of a list as a tuple of any length (``...``) or of exactly the given kinds."""
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise ValueError(f"{where}: expected {len(kinds)} entries, got {len(value)}: {_show(value)}.")
+    return tuple(
+        _convert(item, kind, f"{where}, entry {position}")
+        for position, (item, kind) in enumerate(zip(value, kinds, strict=True), start=1)
+    )
+
+
+def _build(make: typing.Callable[[], T], where: str) -> T:
+    """Return what ``make`` builds; a relation between fields that it refuses is an error that names ``where``."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+@functools.cache
+def _field_types(cls: type) -> dict[str, Any]:
+    """Return field name → resolved type of the fields that the constructor takes."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return ``value`` in the types of JSON."""
+    if dataclasses.is_dataclass(value):
+        return to_mapping(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"Field '{name}' holds a {type(value).__name__}, which JSON cannot hold: {value!r}.")
+
+
+def _describe(kind: Any) -> str:
+    """Return a type in the words of a person who writes TOML."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in arguments)
+    if origin is Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if origin is tuple:
+        return "a list"
+    return _NAMES.get(kind, "a table")
+
+
+def _show(value: Any) -> str:
+    """Return a value and its type, short enough for one line."""
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _quote(names: Collection[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,303 @@
+"""Datasets by name or folder: the 13 sets of ODinW-13, whose facts are in odinw13.toml, and any COCO-format folder.
+
+ODinW: GLIP, arXiv 2112.03857, section E.1, and configs/odinw_13 of the public code. Folder layouts that are understood
+without further word: the official ODinW one; ``train``, ``valid`` or ``val``, ``test`` folders with one COCO file each;
+``annotations/train.json`` or ``annotations/instances_train2017.json`` and so on beside the picture folders.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.config import from_mapping, read_toml
+from glip_adapt.data.coco import Split, load_split
+
+_SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
+_ANNOTATION_FILES = ("annotations_without_background.json", "_annotations.coco.json", "annotations.json")
+_MAX_DEPTH = 3  # folders between a dataset folder and its split folders, the latter included
+_LAYOUT_HINT = (
+    "Expected folders train, valid (or val) and test with one COCO JSON file each, at most three levels down, "
+    "or annotations/train.json (val, test) beside the picture folders"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """Where one split lies in the official layout, and how large it is.
+
+    Attributes:
+        ann_file: COCO file, relative to the folder that holds ``odinw``.
+        img_dir: picture folder, relative to the same.
+        images: pictures according to the paper, those without boxes included; None where it does not say.
+
+    """
+
+    ann_file: str
+    img_dir: str
+    images: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Facts of one ODinW-13 dataset.
+
+    Attributes:
+        official_name: name of its public config.
+        short_name: name in the paper's tables.
+        classes: names of category id 1, 2, 3 …
+        splits: by name: train, val, test, and minival where the public configs have one.
+        licence: of the pictures, as its card states it.
+        provider: who published the pictures.
+        archive: name of the official zip file, see ``archive_url``.
+        early_stopping: the split that public training watches.
+        prompts: the paper's manual wording, one per class; None where it uses the plain names.
+        note: something to know before reading numbers.
+
+    """
+
+    official_name: str
+    short_name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, SplitSpec]
+    licence: str
+    provider: str
+    archive: str
+    early_stopping: str
+    prompts: tuple[ClassPrompt, ...] | None = None
+    note: str = ""
+
+    @property
+    def archive_url(self) -> str:
+        """Where the official zip file lies."""
+        return f"https://huggingface.co/GLIPModel/GLIP/resolve/main/odinw_35/{self.archive}"
+
+    @property
+    def categories(self) -> dict[int, str]:
+        """COCO category id → name."""
+        return dict(enumerate(self.classes, start=1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Splits that share their classes.
+
+    Attributes:
+        name: official name, or that of the folder.
+        classes: name of label 0..K-1.
+        splits: those that exist, by name; ``train``, ``val`` and ``test`` are reached as attributes.
+        prompts: manual wording of the classes, in label order, or None.
+
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    prompts: tuple[ClassPrompt, ...] | None = None
+
+    @property
+    def train(self) -> Split:
+        """The split to learn from; FileNotFoundError where the folder has none."""
+        return self._split("train")
+
+    @property
+    def val(self) -> Split:
+        """The split to select on; FileNotFoundError where the folder has none."""
+        return self._split("val")
+
+    @property
+    def test(self) -> Split:
+        """The split to report on; FileNotFoundError where the folder has none."""
+        return self._split("test")
+
+    def _split(self, name: str) -> Split:
+        if name not in self.splits:
+            have = ", ".join(self.splits)
+            raise FileNotFoundError(f"Dataset {self.name!r} has no {name} split, only {have}. {_LAYOUT_HINT}.")
+        return self.splits[name]
+
+
+@cache
+def known_datasets() -> tuple[DatasetSpec, ...]:
+    """Return the facts of the 13 datasets, in the order of the paper's tables."""
+    file = Path(__file__).with_name("odinw13.toml")
+    return tuple(from_mapping(DatasetSpec, entry, file.name) for entry in read_toml(file)["dataset"])
+
+
+def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
+    """Return the dataset in a folder, or a known one by its official or short name.
+
+    Args:
+        name_or_path: an existing folder, or a name such as ``"Raccoon"``.
+        root: the folder that holds the known datasets; without it, ``$GLIP_ADAPT_DATA``, then ``./odinw``.
+
+    Raises:
+        FileNotFoundError: if a known dataset is not under ``root``, or a path does not exist.
+        ValueError: if the name is unknown, the folder has no recognisable layout or more than one dataset, its splits
+            differ in their classes, or a file has a defect (see ``coco.load_split``).
+
+    """
+    folder = Path(os.path.abspath(name_or_path))
+    if folder.is_dir():
+        return _load_folder(folder)
+    spec = _find_spec(str(name_or_path))
+    roots = _roots(root)
+    for base in roots:
+        for depth in (1, 0):  # the folder called odinw, or the one that holds it
+            if _holds(base, spec, depth):
+                return _load_known(base, spec, depth)
+    raise FileNotFoundError(
+        f"Dataset {spec.official_name!r} is known but not on this machine; looked in {' and '.join(map(str, roots))}. "
+        f"`glip-adapt data fetch {spec.official_name}` gets it, or unpack {spec.archive_url} into {roots[0]}, "
+        f"or set GLIP_ADAPT_DATA to the folder that holds it."
+    )
+
+
+def _find_spec(name: str) -> DatasetSpec:
+    """Return the known dataset called ``name``, whatever the case."""
+    by_name = {key.casefold(): spec for spec in known_datasets() for key in (spec.official_name, spec.short_name)}
+    if name.casefold() in by_name:
+        return by_name[name.casefold()]
+    if len(Path(name).parts) > 1:
+        raise FileNotFoundError(f"No folder {name}. Give an existing dataset folder or a known name.")
+    near = difflib.get_close_matches(name.casefold(), by_name, n=1)
+    nearest = f" Did you mean {by_name[near[0]].official_name!r}?" if near else ""
+    choices = ", ".join(spec.official_name for spec in known_datasets())
+    raise ValueError(f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}.")
+
+
+def _roots(root: Path | None) -> list[Path]:
+    if root is not None:
+        return [Path(root)]
+    named = os.environ.get("GLIP_ADAPT_DATA")
+    return ([Path(named)] if named else []) + [Path("odinw")]
+
+
+def _below(folder: Path, official_path: str, depth: int) -> Path:
+    """Return ``official_path`` as seen from a folder that already is ``depth`` parts into it."""
+    return folder.joinpath(*PurePosixPath(official_path).parts[depth:])
+
+
+def _holds(folder: Path, spec: DatasetSpec, depth: int) -> bool:
+    return any(_below(folder, split.ann_file, depth).is_file() for split in spec.splits.values())
+
+
+def _recognise(folder: Path) -> list[tuple[DatasetSpec, int]]:
+    """Return the known datasets that ``folder`` holds or is, each with how far into the official paths it lies."""
+    found = []
+    for spec in known_datasets():
+        # The part that all splits share: "odinw", the dataset's folder, and below it perhaps a version.
+        shared = PurePosixPath(os.path.commonpath([split.img_dir for split in spec.splits.values()])).parts
+        for depth in range(len(shared) + 1):
+            inside = shared[1:depth]
+            if folder.parts[len(folder.parts) - len(inside) :] == inside and _holds(folder, spec, depth):
+                found.append((spec, depth))
+    return found
+
+
+def _load_folder(folder: Path) -> Dataset:
+    """Return the one dataset in an existing folder: a known one if the layout says so, else whatever COCO files say."""
+    known = _recognise(folder)
+    if len(known) == 1:
+        return _load_known(folder, *known[0])
+    if known:
+        names = ", ".join(spec.official_name for spec, _ in known)
+        raise ValueError(f"{folder} holds several datasets: {names}. Name one, or give its own folder.")
+    files = dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder))
+    if not files:
+        raise ValueError(f"Found no COCO annotation file in {folder}. {_LAYOUT_HINT}.")
+    splits = {name: load_split(*files[name], f"{folder.name}/{name}") for name in _SPLIT_NAMES if name in files}
+    return _build_dataset(folder.name, splits)
+
+
+def _load_known(folder: Path, spec: DatasetSpec, depth: int) -> Dataset:
+    """Return the splits of ``spec`` that exist, under its own class names, as the public configs override them."""
+    splits = {}
+    for name, facts in spec.splits.items():
+        ann_file, img_dir = (_below(folder, path, depth) for path in (facts.ann_file, facts.img_dir))
+        if ann_file.is_file():
+            splits[name] = load_split(ann_file, img_dir, f"{spec.official_name}/{name}", categories=spec.categories)
+    return _build_dataset(spec.official_name, splits, spec.prompts)
+
+
+def _build_dataset(name: str, splits: dict[str, Split], prompts: tuple[ClassPrompt, ...] | None = None) -> Dataset:
+    """Return the dataset, once its splits are known to agree on the classes."""
+    first = next(iter(splits.values()))
+    for split in splits.values():
+        if (split.category_ids, split.classes) != (first.category_ids, first.classes):
+            raise ValueError(
+                f"The splits of {name!r} differ in their categories: {first.annotation_file} has "
+                f"{dict(zip(first.category_ids, first.classes, strict=True))}, {split.annotation_file} has "
+                f"{dict(zip(split.category_ids, split.classes, strict=True))}. Give both the same list."
+            )
+    return Dataset(name=name, classes=first.classes, splits=splits, prompts=prompts)
+
+
+def _annotation_layout(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """Yield split → (annotation file, picture folder) for COCO's own layout."""
+    for name, aliases in _SPLIT_NAMES.items():
+        patterns = [pattern for alias in aliases for pattern in (f"{alias}.json", f"instances_{alias}*.json")]
+        bases = (folder / "annotations", folder)
+        found = {path for base in bases for pattern in patterns for path in base.glob(pattern)}
+        if len(found) > 1:
+            raise ValueError(f"Several {name} files in {folder}: {', '.join(sorted(map(str, found)))}. Keep one.")
+        for path in found:
+            stems = (path.stem.removeprefix("instances_"), *aliases)
+            folders = [parent / stem for parent in (folder, folder / "images") for stem in stems]
+            yield name, (path, _image_dir(path, [*folders, folder / "images", folder]))
+
+
+def _split_folder_layout(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
+    """Yield split → (annotation file, picture folder) for one folder per split; the shallowest such set counts."""
+    level = [folder]
+    for _ in range(_MAX_DEPTH):
+        parents = []
+        for parent in level:
+            found = [
+                (name, path, annotation_file)
+                for name, aliases in _SPLIT_NAMES.items()
+                for path in (parent / alias for alias in aliases)
+                if path.is_dir() and (annotation_file := _annotation_file(path)) is not None
+            ]
+            if len({name for name, *_ in found}) < len(found):
+                raise ValueError(f"{parent} has both a valid and a val folder with boxes. Remove one.")
+            if found:
+                parents.append(found)
+        if len(parents) > 1:
+            where = ", ".join(str(found[0][1].parent) for found in parents)
+            raise ValueError(f"{folder} holds several datasets, in {where}. Give the folder of one.")
+        if parents:
+            for name, path, annotation_file in parents[0]:
+                yield name, (annotation_file, _image_dir(annotation_file, [path, path / "images"]))
+            return
+        level = sorted(path for parent in level for path in parent.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _annotation_file(folder: Path) -> Path | None:
+    """Return the COCO file of a split folder; few-shot subsets do not count."""
+    for name in _ANNOTATION_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith((".", "fewshot_"))]
+    if len(others) > 1:
+        names = ", ".join(path.name for path in others)
+        raise ValueError(f"Several COCO files in {folder}: {names}. Name the right one {_ANNOTATION_FILES[1]}.")
+    return others[0] if others else None
+
+
+def _image_dir(annotation_file: Path, candidates: list[Path]) -> Path:
+    """Return the first folder that holds the first picture; if none does, the first that exists."""
+    existing = [path for path in candidates if path.is_dir()]
+    if len(existing) > 1:
+        try:
+            first = json.loads(annotation_file.read_bytes())["images"][0]["file_name"]
+            return next(path for path in existing if (path / first).is_file())
+        except (ValueError, LookupError, TypeError, StopIteration):
+            pass  # load_split says what is wrong
+    return existing[0]

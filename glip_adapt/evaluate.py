@@ -1,0 +1,139 @@
+"""Model or predict function + split → COCO metrics, through pycocotools. Knows nothing of the network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from glip_adapt import boxes
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.data.coco import Split, coco_ground_truth, load_rgb
+from glip_adapt.predict import PredictConfig, predict
+from glip_adapt.structures import Detections
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """COCO metrics of one split, as fractions in [0, 1]; None where no box of that kind exists."""
+
+    ap: float | None
+    "mean over IoU 0.50:0.95, the primary metric"
+    ap50: float | None
+    "at IoU 0.50"
+    ap75: float | None
+    "at IoU 0.75"
+    ap_small: float | None
+    "boxes below 32² pixels"
+    ap_medium: float | None
+    "boxes of 32² to 96² pixels"
+    ap_large: float | None
+    "boxes above 96² pixels"
+    per_class: Mapping[str, float | None]
+    "class name → AP over IoU 0.50:0.95"
+    predictions: tuple[dict[str, Any], ...]
+    "what was scored, in COCO result form"
+
+
+def evaluate(
+    model: AdaptedGlip,
+    split: Split,
+    config: PredictConfig | None = None,
+    *,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Return the COCO metrics of ``model`` on a split.
+
+    Args:
+        model: from ``attach`` or ``load_adapter``, for as many classes as the split has.
+        split: what to score on.
+        config: resizing; the public test setting by default.
+        on_image: called after each picture with its position from 1 and the number of pictures.
+
+    Raises:
+        ValueError: if the split is empty, or has another number of classes than the model.
+    """
+    if len(model.classes) != len(split.classes):
+        raise ValueError(
+            f"The model detects {len(model.classes)} classes {model.class_names}, {split.name} has "
+            f"{len(split.classes)}: {split.classes}. Attach with the classes of the dataset."
+        )
+    return evaluate_split(partial(predict, model, config=config), split, on_image=on_image)
+
+
+def evaluate_split(
+    detect: Callable[[Image.Image], Detections], split: Split, *, on_image: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Return the COCO metrics of ``detect`` on a split.
+
+    Args:
+        detect: RGB picture → detections in its own pixels, labels in the order of ``split.classes``.
+        split: what to score on.
+        on_image: called after each picture with its position from 1 and the number of pictures.
+
+    Raises:
+        ValueError: if the split is empty.
+    """
+    if not len(split):
+        raise ValueError(f"{split.name} has no pictures to evaluate on. Name a split that has some.")
+    predictions: list[dict[str, Any]] = []
+    for position, record in enumerate(split.records, start=1):
+        predictions += to_coco_results(detect(load_rgb(record.path)), record.image_id, split.category_ids)
+        if on_image:
+            on_image(position, len(split))
+    return score(predictions, split)
+
+
+def to_coco_results(detections: Detections, image_id: int | str, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Return detections in COCO result form; boxes are (x, y, width, height) in pixels."""
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(
+            boxes.xyxy_to_xywh(detections.boxes_xyxy).tolist(),
+            detections.scores.tolist(),
+            detections.labels.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def score(predictions: list[dict[str, Any]], split: Split) -> Evaluation:
+    """Return the COCO metrics of predictions in COCO result form."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
+        truth = COCO()
+        truth.dataset = coco_ground_truth(split)
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(p) for p in predictions]) if predictions else COCO(), "bbox")
+        evaluation.params.imgIds = [record.image_id for record in split.records]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
+    per_class = {
+        name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), 0, -1])
+        for name, category_id in zip(split.classes, split.category_ids, strict=True)
+    }
+    return Evaluation(
+        **{name: _defined(value) for name, value in zip(names, evaluation.stats, strict=False)},
+        per_class=per_class,
+        predictions=tuple(predictions),
+    )
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    return _defined(float(precision[precision > -1].mean())) if (precision > -1).any() else None
+
+
+def _defined(value: float) -> float | None:
+    """Turn pycocotools' -1 into None."""
+    return None if value < 0 or math.isnan(value) else float(value)

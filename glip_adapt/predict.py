@@ -1,0 +1,62 @@
+"""RGB picture → ``Detections`` in its own pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from glip_adapt import boxes
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.model.decode import decode, merge
+from glip_adapt.structures import Detections, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How a picture is shown to the network (configs/pretrain/*.yaml of the public code)."""
+
+    short_side: int = 800
+    "pixels"
+    max_long_side: int = 1333
+    "pixels"
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.short_side <= self.max_long_side:
+            raise ValueError(
+                f"A picture is resized to short_side ≥ 32 and at most max_long_side; got {self.short_side} and "
+                f"{self.max_long_side}."
+            )
+
+
+@torch.no_grad()
+def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None = None) -> Detections:
+    """Return what ``model`` finds in a picture, best first.
+
+    Args:
+        model: from ``attach`` or ``load_adapter``.
+        image: RGB picture of any size.
+        config: resizing; the public test setting by default.
+
+    Returns:
+        At most 100 boxes (more only where scores tie) in inclusive pixels of ``image``, labels in the order of
+        ``model.classes``.
+    """
+    config = config or PredictConfig()
+    nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+    pixels, _ = apply_view(image, nothing, View(config.short_side, flip=False), config.max_long_side)
+    model.train(False)
+    parts, first_label = [], 0
+    for output in model.outputs(collate([pixels]).to(model.device)):
+        (part,) = decode(output)
+        parts.append(replace(part, labels=part.labels + first_label))
+        first_label += output.token_map.shape[1]
+    found = merge(parts)
+    seen_hw = (pixels.shape[1], pixels.shape[2])
+    return Detections(
+        boxes.scale(found.boxes_xyxy, seen_hw, (image.height, image.width)).cpu(),
+        found.scores.cpu(),
+        found.labels.cpu(),
+    )

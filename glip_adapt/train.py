@@ -1,0 +1,338 @@
+"""One training loop for every method: ``fit`` returns a history and prints nothing.
+
+The recipe is the few-shot protocol of GLIP (arXiv 2112.03857, section E.3; README.md, tools/finetune.py and
+maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code). Pictures of a batch go through the network one by
+one, as they do there on four GPUs, and their losses share the batch's normalisation.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from glip_adapt.adapters.base import AdaptedGlip, Stage
+from glip_adapt.data.coco import ImageRecord, Split, load_rgb
+from glip_adapt.data.transforms import View, apply_view, collate, training_views
+from glip_adapt.evaluate import evaluate
+from glip_adapt.model.anchors import anchor_grid, level_shapes
+from glip_adapt.model.loss import LossScale, assign, detection_loss
+from glip_adapt.predict import PredictConfig
+from glip_adapt.structures import ImageBatch, Target
+
+logger = logging.getLogger(__name__)
+
+# Parameters that count as biases: the public code takes every name that holds "bias" (solver/build.py).
+BIAS_NAMES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The recipe; defaults are those of full fine-tuning from 10 shots."""
+
+    batch_size: int = 4
+    "pictures per step (README.md: 4 GPUs, 4 pictures in total)"
+    learning_rate: float = 1e-4
+    "AdamW (configs/pretrain/*.yaml); 0.05 for prompt (README.md)"
+    text_learning_rate: float = 1e-5
+    "of the text encoder (configs/pretrain/*.yaml)"
+    weight_decay: float = 0.05
+    "README.md; 0.25 for prompt"
+    bias_rate_factor: float = 2.0
+    "learning rate of biases over the others'; they have no weight decay (config/defaults.py, solver/build.py)"
+    clip_norm: float = 1.0
+    "limit of the L2 norm of all gradients together (configs/pretrain/*.yaml)"
+    epochs: int = 200
+    "ceiling; early stopping usually ends training before (README.md: custom_shot_and_epoch_and_general_copy)"
+    copies: int = 1
+    "how often an epoch repeats the pictures: 8, 4, 2, 1 for 1, 3, 5, 10 shots (the same option)"
+    plateau_patience: int = 3
+    "evaluations without a new best before rates fall by plateau_factor; 2 for all data (README.md: STEP_PATIENCE)"
+    plateau_factor: float = 0.1
+    "solver/lr_scheduler.py"
+    min_learning_rate: float = 1e-6
+    "floor of the plateau rule (solver/lr_scheduler.py)"
+    stop_patience: int = 8
+    "evaluations below the best before training ends; 4 for all data (README.md: AUTO_TERMINATE_PATIENCE)"
+    short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
+    "drawn from while training, pixels (configs/pretrain/*.yaml)"
+    max_long_side: int = 1333
+    "pixels, in training and testing"
+    flip: bool = True
+    "whether half of the training views are mirrored (configs/odinw_13/*.yaml)"
+    test_short_side: int = 800
+    "pixels (configs/odinw_13/*.yaml)"
+    seed: int = 10
+    "of picture order, views and dropout (README.md: SOLVER.SEED)"
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "learning_rate", "clip_norm", "epochs", "copies", "stop_patience", "test_short_side")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+
+    @property
+    def predict_config(self) -> PredictConfig:
+        """How pictures are shown while testing."""
+        return PredictConfig(short_side=self.test_short_side, max_long_side=self.max_long_side)
+
+
+# What the published recipe changes per method and per number of shots.
+METHOD_RECIPES: dict[str, dict[str, Any]] = {"prompt": {"learning_rate": 0.05, "weight_decay": 0.25}}
+SHOT_RECIPES: dict[int | Literal["all"], dict[str, Any]] = {
+    1: {"copies": 8},
+    3: {"copies": 4},
+    5: {"copies": 2},
+    "all": {"plateau_patience": 2, "stop_patience": 4},
+}
+
+
+def published_recipe(method: str, shots: int | Literal["all"]) -> FitConfig:
+    """Return the recipe of the paper for a method and a number of shots per class."""
+    return replace(FitConfig(), **METHOD_RECIPES.get(method, {}), **SHOT_RECIPES.get(shots, {}))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: losses as they went into it, learning rate of the first group, gradient norm, seconds."""
+
+    step: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The sum that was minimised."""
+        return sum(self.losses.values())
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One evaluation on the validation split, after ``step`` steps."""
+
+    step: int
+    ap: float
+    is_best: bool
+
+
+@dataclass
+class History:
+    """What happened during one fit."""
+
+    total_steps: int
+    "ceiling that the recipe allows"
+    steps: list[Step] = field(default_factory=list)
+    validations: list[Validation] = field(default_factory=list)
+    stopped_by: Literal["ceiling", "patience", "interrupt"] = "ceiling"
+
+    @property
+    def best_ap(self) -> float | None:
+        """Validation AP of the state that was kept, as a fraction; None without a validation split."""
+        best = [v.ap for v in self.validations if v.is_best]
+        return best[-1] if best else None
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss is NaN or infinite."""
+
+
+def fit(
+    model: AdaptedGlip,
+    train: Split,
+    val: Split | None = None,
+    config: FitConfig | None = None,
+    *,
+    on_step: Callable[[Step, int], None] | None = None,
+    on_validation: Callable[[Validation], None] | None = None,
+) -> History:
+    """Train the tensors that ``model`` owns; afterwards it holds the state that was best on ``val``.
+
+    Deterministic for a given seed, device and number of threads. Ctrl-C ends training and keeps the best state so far.
+
+    Args:
+        model: from ``attach``.
+        train: pictures to learn from, all of them with boxes.
+        val: what selects the best state and drives the plateau rule; without it the last state is kept and training
+            runs to its ceiling.
+        config: the recipe; by default the published one of the method for as many shots as fit ``train.source``.
+        on_step: called after each step with it and the total number of steps.
+        on_validation: called after each evaluation.
+
+    Raises:
+        ValueError: if the method owns nothing, or the split is empty or has other classes.
+        NonFiniteLossError: if a loss is NaN or infinite; names the step and the pictures. The best state is kept.
+    """
+    config = config or published_recipe(model.adapter.name, 10)
+    _check_trainable(model, train)
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        return _Fit(model, train, val, config, on_step, on_validation).run()
+
+
+def _check_trainable(model: AdaptedGlip, train: Split) -> None:
+    if model.adapter.stage is Stage.NONE:
+        raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
+    if not len(train):
+        raise ValueError(f"{train.name} has no pictures to learn from.")
+    if len(train.classes) != len(model.classes):
+        raise ValueError(
+            f"The model detects {len(model.classes)} classes, {train.name} has {len(train.classes)}. "
+            "Attach with the classes of the dataset."
+        )
+
+
+class _Fit:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        model: AdaptedGlip,
+        train: Split,
+        val: Split | None,
+        config: FitConfig,
+        on_step: Callable[[Step, int], None] | None,
+        on_validation: Callable[[Validation], None] | None,
+    ) -> None:
+        self.model, self.train, self.val, self.config = model, train, val, config
+        self.on_step, self.on_validation = on_step, on_validation
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, config))
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self.optimiser,
+            mode="max",
+            factor=config.plateau_factor,
+            patience=config.plateau_patience,
+            min_lr=config.min_learning_rate,
+        )
+        pictures = config.copies * len(train)
+        self.steps_per_epoch = max(1, pictures // config.batch_size)
+        self.history = History(max(1, config.epochs * pictures // config.batch_size))
+        self.best: dict[str, Tensor] | None = None
+        self.bad_validations = 0
+
+    def run(self) -> History:
+        batches = _batches(self.train, self.config)
+        try:
+            for step in range(1, self.history.total_steps + 1):
+                self._step(step, next(batches))
+                if self.val is not None and (step % self.steps_per_epoch == 0 or step == self.history.total_steps):
+                    self._validate(step)
+                    if self.bad_validations >= self.config.stop_patience:
+                        self.history.stopped_by = "patience"
+                        break
+        except KeyboardInterrupt:
+            logger.warning("Interrupted after %d steps; the best state so far is kept.", len(self.history.steps))
+            self.history.stopped_by = "interrupt"
+        finally:
+            if self.best is not None:
+                self.model.load_owned(self.best)
+            self.model.train(False)
+        return self.history
+
+    def _step(self, step: int, batch: Sequence[_Sample]) -> None:
+        started = time.perf_counter()
+        self.model.train()
+        scale = LossScale.of([self._assign(sample) for sample in batch])
+        losses = dict.fromkeys(("token", "box", "centerness"), 0.0)
+        self.optimiser.zero_grad()
+        for sample in batch:
+            output = self.model.finish(self.model.frozen_prefix(sample.images.to(self.model.device)))
+            parts = detection_loss(output, [sample.target.to(self.model.device)], scale)
+            loss = torch.stack(list(parts.values())).sum()
+            if not torch.isfinite(loss):
+                self._raise_non_finite(step, batch, sample, parts)
+            loss.backward()
+            for name, part in parts.items():
+                losses[name] += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.clip_norm)
+        rate = self.optimiser.param_groups[0]["lr"]
+        self.optimiser.step()
+        done = Step(step, losses, rate, norm.item(), time.perf_counter() - started)
+        self.history.steps.append(done)
+        if self.on_step:
+            self.on_step(done, self.history.total_steps)
+
+    def _assign(self, sample: _Sample) -> Any:
+        height, width = sample.images.pixels.shape[-2:]
+        shapes_hw = level_shapes((height, width))
+        return assign(anchor_grid(shapes_hw), shapes_hw, sample.target)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (p for group in self.optimiser.param_groups for p in group["params"])
+
+    def _validate(self, step: int) -> None:
+        """Score, keep the state if it is at least as good as the best, and lower the rates on a plateau.
+
+        As in the public trainer, a tie counts as best, and an AP of exactly 0 never advances the plateau rule.
+        """
+        assert self.val is not None
+        ap = evaluate(self.model, self.val, self.config.predict_config).ap or 0.0
+        is_best = self.history.best_ap is None or ap >= self.history.best_ap
+        self.bad_validations = 0 if is_best else self.bad_validations + 1
+        if is_best:
+            self.best = {name: tensor.detach().clone() for name, tensor in self.model.owned_tensors().items()}
+        if ap > 0:
+            self.plateau.step(ap)
+        done = Validation(step, ap, is_best)
+        self.history.validations.append(done)
+        if self.on_validation:
+            self.on_validation(done)
+
+    def _raise_non_finite(
+        self, step: int, batch: Sequence[_Sample], sample: _Sample, parts: Mapping[str, Tensor]
+    ) -> None:
+        values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
+        raise NonFiniteLossError(
+            f"The loss of picture {sample.record.image_id} ({sample.record.path.name}) is not finite in step {step}: "
+            f"{values}. The batch holds pictures {[s.record.image_id for s in batch]}. "
+            "Lower the learning rate, or look at the boxes of these pictures."
+        )
+
+
+def parameter_groups(model: AdaptedGlip, config: FitConfig) -> list[dict[str, Any]]:
+    """Return AdamW groups of the owned parameters: the text encoder has its own rate, biases theirs and no decay."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, tensor in model.owned_tensors().items():
+        if not tensor.requires_grad:  # running statistics are saved, not trained
+            continue
+        rate = config.text_learning_rate if name.startswith("text_encoder.") else config.learning_rate
+        is_bias = name.rpartition(".")[2] in BIAS_NAMES
+        key = (rate * config.bias_rate_factor, 0.0) if is_bias else (rate, config.weight_decay)
+        groups.setdefault(key, []).append(tensor)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One picture as one view shows it."""
+
+    record: ImageRecord
+    images: ImageBatch
+    target: Target
+
+
+def _batches(train: Split, config: FitConfig) -> Iterator[list[_Sample]]:
+    """Yield batches for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each."""
+    generator = torch.Generator().manual_seed(config.seed)
+    views = training_views(config.short_sides, config.flip)
+    batch: list[_Sample] = []
+    while True:
+        for position in torch.randperm(config.copies * len(train), generator=generator).tolist():
+            record = train.records[position % len(train)]
+            view = views[int(torch.randint(len(views), (1,), generator=generator))]
+            batch.append(_load(record, view, config.max_long_side))
+            if len(batch) == config.batch_size:
+                yield batch
+                batch = []
+
+
+def _load(record: ImageRecord, view: View, max_long_side: int) -> _Sample:
+    pixels, target = apply_view(load_rgb(record.path), record.target, view, max_long_side)
+    return _Sample(record, collate([pixels]), target)

@@ -1,0 +1,189 @@
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from glip_adapt.bench import records
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.records import (
+    RunCost,
+    RunMetrics,
+    RunRecord,
+    capture_environment,
+    claim_folder,
+    partial_run,
+    read_record,
+    read_records,
+    write_record,
+)
+
+METRICS = RunMetrics(
+    ap=0.25, ap50=0.5, ap75=0.2, ap_small=None, ap_medium=0.1, ap_large=0.3, per_class={"cat": 0.25, "dog": None}
+)
+COST = RunCost(trained_parameters=768, adapter_bytes=3072, peak_bytes=None, seconds=1.5)
+DONE = RunRecord(
+    key=RunKey("glip-t", "odinw/Raccoon", "prompt", "all", 3),
+    config={"fit": {"rate": 0.05}},
+    status="done",
+    metrics=METRICS,
+    cost=COST,
+    environment={"device": "cpu"},
+    created="2025-01-01T00:00:00+00:00",
+)
+FAILED = dataclasses.replace(DONE, status="failed", metrics=None, cost=None, error="ValueError: no")
+
+
+def store(out, record, text="x"):
+    with partial_run(out, record.key) as directory:
+        (directory / "history.json").write_text(text)
+        return write_record(out, record, directory)
+
+
+@pytest.mark.parametrize("record", [DONE, FAILED])
+def test_record_reads_back_as_written_beside_its_files(tmp_path, record):
+    final = store(tmp_path, record)
+    assert final == tmp_path / "glip-t--Raccoon--prompt--all--3"
+    assert read_record(final) == record
+    assert read_records(tmp_path) == [record]
+    assert (final / "history.json").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == [final.name]
+
+
+def test_undefined_ap_is_null_and_ap_a_fraction(tmp_path):
+    content = json.loads((store(tmp_path, DONE) / "record.json").read_text())
+    assert content["metrics"]["ap_small"] is None
+    assert content["metrics"]["ap"] == 0.25
+    assert content["schema"] == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, -1.0, 25.0])
+def test_metrics_outside_0_to_1_are_refused(value):
+    with pytest.raises(ValueError, match="'ap50' is"):
+        dataclasses.replace(METRICS, ap50=value)
+    with pytest.raises(ValueError, match="'cat' is"):
+        dataclasses.replace(METRICS, per_class={"cat": value})
+
+
+def test_nan_elsewhere_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store(tmp_path, dataclasses.replace(DONE, config={"rate": math.nan}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record_must_hold_what_its_status_says():
+    with pytest.raises(ValueError, match="done holds metrics"):
+        dataclasses.replace(DONE, cost=None)
+    with pytest.raises(ValueError, match="failed one holds only"):
+        dataclasses.replace(DONE, status="failed")
+
+
+def test_failed_record_is_replaced_and_finished_one_is_not(tmp_path):
+    store(tmp_path, FAILED, "old")
+    final = store(tmp_path, DONE, "new")
+    assert read_record(final) == DONE
+    assert (final / "history.json").read_text() == "new"
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        store(tmp_path, FAILED)
+    assert read_record(final) == DONE
+    assert [path.name for path in tmp_path.iterdir()] == [final.name]
+
+
+def test_folders_without_a_record_and_hidden_ones_are_not_read(tmp_path):
+    store(tmp_path, DONE)
+    (tmp_path / "report").mkdir()
+    (tmp_path / ".partial-x").mkdir()
+    (tmp_path / ".partial-x" / "record.json").write_text("half")
+    assert read_records(tmp_path) == [DONE]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:100], "not a readable record"),
+        (lambda text: "[]", "schema None"),
+        (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2, this version reads 1"),
+        (lambda text: text.replace('"ap50"', '"ap_50"'), "metrics: unknown key 'ap_50' (did you mean 'ap50'?)"),
+        (lambda text: text.replace('"seed": 3', '"seed": 4'), "record of glip-t--Raccoon--prompt--all--4, not of"),
+    ],
+)
+def test_broken_record_is_one_error_naming_the_file(tmp_path, damage, message):
+    path = store(tmp_path, DONE) / "record.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError) as caught:
+        read_records(tmp_path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+    assert "Remove the folder" in str(caught.value)
+
+
+def test_leaving_a_partial_run_without_a_record_removes_it(tmp_path):
+    with partial_run(tmp_path, DONE.key) as directory:
+        (directory / "history.json").touch()
+        assert directory.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_claiming_a_folder_makes_it_and_clears_leftovers(tmp_path):
+    out = tmp_path / "new" / "results"
+    (out / ".partial-old").mkdir(parents=True)
+    (out / ".partial-old" / "x").touch()
+    with claim_folder(out):
+        assert not (out / ".partial-old").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
+def test_second_runner_on_a_folder_is_refused_until_the_first_ends(tmp_path):
+    with claim_folder(tmp_path):
+        (tmp_path / ".partial-live").mkdir()
+        with pytest.raises(RuntimeError, match="another benchmark writes here"), claim_folder(tmp_path):
+            pass
+        assert (tmp_path / ".partial-live").exists()
+    with claim_folder(tmp_path):
+        pass
+
+
+def git(folder, *arguments):
+    author = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    run = subprocess.run(["git", *author, *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository that holds a stand-in for records.py at the real place."""
+    file = tmp_path / "glip_adapt" / "bench" / "records.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    git(tmp_path, "init", "-q")
+    monkeypatch.setattr(records, "__file__", str(file))
+    return tmp_path
+
+
+def test_environment_tells_commit_and_whether_the_package_is_changed(checkout):
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    (checkout / "results.csv").touch()
+    clean = capture_environment("cpu", 2)
+    assert (clean["commit"], clean["dirty"]) == (git(checkout, "rev-parse", "HEAD"), False)
+    assert (clean["device"], clean["threads"]) == ("cpu", 2)
+    (checkout / "glip_adapt" / "new.py").touch()
+    assert capture_environment("cpu", 2)["dirty"] is True
+
+
+def test_package_installed_inside_a_foreign_checkout_has_no_commit(checkout):
+    (checkout / "other").touch()
+    git(checkout, "add", "other")
+    git(checkout, "commit", "-qm", "not ours")
+    assert capture_environment("cpu", 1)["commit"] is None
+
+
+def test_environment_without_git_and_without_a_package(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(records, "VERSIONED_PACKAGES", ("pytest", "no-such-package"))
+    environment = capture_environment("cpu", 1)
+    assert environment["commit"] is environment["dirty"] is None
+    assert environment["versions"] == {"pytest": pytest.__version__, "no-such-package": None}
+    json.dumps(environment, allow_nan=False)

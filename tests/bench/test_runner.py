@@ -1,0 +1,250 @@
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from glip_adapt.bench.plan import BenchPlan
+from glip_adapt.bench.records import RunCost, RunMetrics, read_record, read_records
+from glip_adapt.bench.runner import RunOutcome, RunSummary, list_runs, run_plan
+
+PLAN = BenchPlan(datasets=("x/a", "b"), methods=("prompt",), shots=(0, 1), seeds=(3,), fit={"rate": 0.1})
+NAMES = [
+    "glip-t--a--zero_shot--0--3",
+    "glip-t--a--prompt--1--3",
+    "glip-t--b--zero_shot--0--3",
+    "glip-t--b--prompt--1--3",
+]
+ENVIRONMENT = {"device": "cpu"}
+
+
+class FakeExecute:
+    """Writes a file and gives a fixed outcome; ``trouble`` maps a run's name to what it raises."""
+
+    def __init__(self, trouble=None):
+        self.trouble = trouble or {}
+        self.calls = []
+
+    def __call__(self, key, config, directory):
+        self.calls.append(key.name)
+        assert list(directory.iterdir()) == []
+        (directory / "predictions.json").write_text("[]")
+        (directory / "adapter").mkdir()
+        if key.name in self.trouble:
+            raise self.trouble[key.name]
+        return outcome()
+
+
+def outcome(ap=0.5):
+    metrics = RunMetrics(ap=ap, ap50=ap, ap75=ap, ap_small=None, ap_medium=ap, ap_large=ap, per_class={"cat": ap})
+    return RunOutcome(metrics=metrics, cost=RunCost(trained_parameters=1, adapter_bytes=2, peak_bytes=3, seconds=0.1))
+
+
+def visible(out):
+    return sorted(path.name for path in out.iterdir() if path.name != ".lock")
+
+
+def test_plan_runs_in_order_and_stores_records_beside_their_files(tmp_path):
+    execute, started, finished = FakeExecute(), [], []
+    summary = run_plan(
+        PLAN, tmp_path / "out", execute, ENVIRONMENT,
+        on_start=lambda *event: started.append(event), on_finish=finished.append,
+    )  # fmt: skip
+    assert summary == RunSummary(done=4, skipped=0, failed=0)
+    assert execute.calls == NAMES
+    assert started == [(key, position, 4) for position, key in enumerate(PLAN.keys(), start=1)]
+    assert sorted(finished, key=lambda record: record.key.name) == read_records(tmp_path / "out")
+    record = read_record(tmp_path / "out" / NAMES[1])
+    assert record.key.dataset == "x/a"
+    assert record.config == PLAN.config_of(record.key)
+    assert record.environment == ENVIRONMENT
+    assert (tmp_path / "out" / NAMES[1] / "predictions.json").exists()
+    assert (tmp_path / "out" / NAMES[1] / "adapter").is_dir()
+
+
+def test_finished_runs_are_skipped(tmp_path):
+    run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT)
+    again = FakeExecute()
+    assert run_plan(PLAN, tmp_path, again, ENVIRONMENT) == RunSummary(done=0, skipped=4, failed=0)
+    assert again.calls == []
+
+
+def test_larger_plan_does_only_the_new_runs(tmp_path):
+    run_plan(dataclasses.replace(PLAN, datasets=("x/a",)), tmp_path, FakeExecute(), ENVIRONMENT)
+    positions, execute = [], FakeExecute()
+    summary = run_plan(PLAN, tmp_path, execute, ENVIRONMENT, on_start=lambda _key, *place: positions.append(place))
+    assert summary == RunSummary(done=2, skipped=2, failed=0)
+    assert execute.calls == NAMES[2:]
+    assert positions == [(3, 4), (4, 4)]
+
+
+def test_failure_is_a_record_with_its_traceback_and_the_rest_go_on(tmp_path):
+    execute = FakeExecute({NAMES[1]: FloatingPointError("loss is nan in batch 7\nmore")})
+    assert run_plan(PLAN, tmp_path, execute, ENVIRONMENT) == RunSummary(done=3, skipped=0, failed=1)
+    assert execute.calls == NAMES
+    record = read_record(tmp_path / NAMES[1])
+    assert record.status == "failed"
+    assert record.error.splitlines()[0] == "FloatingPointError: loss is nan in batch 7"
+    assert "in __call__" in record.error
+    assert visible(tmp_path / NAMES[1]) == ["record.json"]
+
+
+def test_failed_run_is_tried_again_also_with_other_settings(tmp_path):
+    run_plan(PLAN, tmp_path, FakeExecute({name: ValueError("no") for name in NAMES}), ENVIRONMENT)
+    assert [run.state for run in list_runs(PLAN, tmp_path)] == ["failed"] * 4
+    changed = dataclasses.replace(PLAN, fit={"rate": 0.2})
+    assert run_plan(changed, tmp_path, FakeExecute(), ENVIRONMENT) == RunSummary(done=4, skipped=0, failed=0)
+    assert {record.status for record in read_records(tmp_path)} == {"done"}
+    assert visible(tmp_path) == sorted(NAMES)
+
+
+def test_metrics_out_of_range_are_a_failed_run(tmp_path):
+    summary = run_plan(PLAN, tmp_path, lambda *_: outcome(ap=-1.0), ENVIRONMENT)
+    assert summary.failed == 4
+    assert "'ap' is -1.0" in read_record(tmp_path / NAMES[0]).error
+
+
+def test_other_settings_for_a_finished_run_name_the_fields_and_run_nothing(tmp_path):
+    run_plan(PLAN, tmp_path, FakeExecute({NAMES[0]: ValueError("no")}), ENVIRONMENT)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*.json")}
+    changed = dataclasses.replace(PLAN, fit={"rate": 0.1, "prompt": {"rate": 0.2, "new": 1}})
+    execute = FakeExecute()
+    with pytest.raises(ValueError) as caught:
+        run_plan(changed, tmp_path, execute, ENVIRONMENT)
+    assert "glip-t--a--prompt--1--3: this run is finished with other settings" in str(caught.value)
+    assert "fit.new ('absent' recorded, 1 planned); fit.rate (0.1 recorded, 0.2 planned)" in str(caught.value)
+    assert execute.calls == []
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/*.json")} == before
+
+
+def test_dataset_of_the_same_name_elsewhere_is_another_run(tmp_path):
+    run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT)
+    moved = dataclasses.replace(PLAN, datasets=("y/a", "b"))
+    with pytest.raises(ValueError, match=r"dataset \('x/a' recorded, 'y/a' planned\)"):
+        run_plan(moved, tmp_path, FakeExecute(), ENVIRONMENT)
+
+
+def test_resolved_settings_are_what_runs_is_stored_and_is_compared(tmp_path):
+    def resolve(key, config):
+        return {**config, "sides": (480, default), "shots_seen": key.shots}
+
+    default, seen = 800, []
+
+    def execute(key, config, directory):
+        seen.append(config["sides"])
+        return outcome()
+
+    run_plan(PLAN, tmp_path, execute, ENVIRONMENT, resolve=resolve)
+    assert seen == [[480, 800]] * 4
+    assert read_record(tmp_path / NAMES[1]).config["shots_seen"] == 1
+    assert run_plan(PLAN, tmp_path, execute, ENVIRONMENT, resolve=resolve).skipped == 4
+    default = 640
+    with pytest.raises(ValueError, match=r"sides \(\[480, 800\] recorded, \[480, 640\] planned\)"):
+        run_plan(PLAN, tmp_path, execute, ENVIRONMENT, resolve=resolve)
+
+
+def test_settings_that_do_not_resolve_stop_before_the_first_run(tmp_path):
+    def resolve(key, config):
+        if key.dataset == "b":
+            raise ValueError("there is no dataset 'b'")
+        return config
+
+    execute = FakeExecute()
+    with pytest.raises(ValueError, match="no dataset 'b'"):
+        run_plan(PLAN, tmp_path, execute, ENVIRONMENT, resolve=resolve)
+    assert execute.calls == []
+
+
+def test_interrupt_passes_through_and_the_next_start_does_the_rest(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(PLAN, tmp_path, FakeExecute({NAMES[2]: KeyboardInterrupt()}), ENVIRONMENT)
+    assert visible(tmp_path) == sorted(NAMES[:2])
+    execute = FakeExecute()
+    assert run_plan(PLAN, tmp_path, execute, ENVIRONMENT) == RunSummary(done=2, skipped=2, failed=0)
+    assert execute.calls == NAMES[2:]
+
+
+KILLED = f"""
+import os, pathlib, sys
+from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
+from glip_adapt.bench.records import RunCost, RunMetrics
+from glip_adapt.bench.runner import RunOutcome, run_plan
+
+def execute(key, config, directory):
+    (directory / "predictions.json").write_text("[")
+    if key.name == {NAMES[1]!r}:
+        os._exit(9)  # as kill -9: nothing is cleaned up
+    return {outcome()!r}
+
+run_plan({PLAN!r}, pathlib.Path(sys.argv[1]), execute, {{"device": "cpu"}})
+"""
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, check=False)
+    assert child.returncode == 9
+    assert visible(tmp_path) == [f".partial-{NAMES[1]}", NAMES[0]]
+    assert [record.key.name for record in read_records(tmp_path)] == [NAMES[0]]
+    assert run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT) == RunSummary(done=3, skipped=1, failed=0)
+    assert visible(tmp_path) == sorted(NAMES)
+
+
+def chained():
+    try:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    except OSError as error:
+        wrapped = RuntimeError("could not save the adapter")
+        wrapped.__cause__ = error
+        return wrapped
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        chained(),
+    ],
+)
+def test_full_disk_stops_the_plan_with_one_error_and_leaves_nothing(tmp_path, trouble):
+    execute = FakeExecute({NAMES[1]: trouble})
+    with pytest.raises(OSError, match="is full; run glip-t--a--prompt--1--3 was not stored") as caught:
+        run_plan(PLAN, tmp_path, execute, ENVIRONMENT)
+    assert caught.value.errno == errno.ENOSPC
+    assert execute.calls == NAMES[:2]
+    assert visible(tmp_path) == [NAMES[0]]
+
+
+def test_disk_full_while_writing_the_record_leaves_nothing(tmp_path, monkeypatch):
+    def no_space(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="was not stored"):
+        run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT)
+    assert visible(tmp_path) == []
+
+
+def test_other_os_errors_are_failed_runs(tmp_path):
+    execute = FakeExecute({NAMES[1]: FileNotFoundError(errno.ENOENT, "picture is gone")})
+    assert run_plan(PLAN, tmp_path, execute, ENVIRONMENT).failed == 1
+
+
+def test_broken_record_stops_before_the_first_run(tmp_path):
+    run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT)
+    (tmp_path / NAMES[3] / "record.json").write_text(json.dumps({"schema": 1}))
+    with pytest.raises(ValueError, match=rf"{NAMES[3]}/record\.json: missing"):
+        run_plan(PLAN, tmp_path, FakeExecute(), ENVIRONMENT)
+
+
+def test_listing_a_plan_says_what_exists_and_writes_nothing(tmp_path):
+    out = tmp_path / "absent"
+    assert [run.state for run in list_runs(PLAN, out)] == ["missing"] * 4
+    assert not out.exists()
+    run_plan(PLAN, tmp_path, FakeExecute({NAMES[1]: ValueError("no")}), ENVIRONMENT)
+    assert [run.state for run in list_runs(PLAN, tmp_path)] == ["done", "failed", "done", "done"]
