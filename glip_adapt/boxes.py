@@ -85,7 +85,6 @@ def class_aware_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_thre
         scores: (N,) in [0, 1].
         labels: (N,) int64 class of each box; boxes of different classes never suppress each other.
         iou_threshold: a box is dropped when its IoU with a better box of its class exceeds this.
-
     """
     # One more pixel to the right and below turns inclusive boxes into the half-open ones that torchvision measures;
     # class by class, since shifting classes apart by a large offset would cost float32 precision.

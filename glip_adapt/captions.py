@@ -30,7 +30,6 @@ class Caption:
         text: the string given to the tokenizer.
         spans: (start, end) per class, end exclusive, in the order of the classes.
         names: the cleaned name of each class.
-
     """
 
     text: str
@@ -52,7 +51,6 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
 
     Raises:
         ValueError: if there is no class, or a name is empty once cleaned.
-
     """
     if not classes:
         raise ValueError("A caption needs at least one class name; got none. Name what should be detected.")

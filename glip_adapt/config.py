@@ -28,7 +28,6 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not UTF-8 or not TOML; the message holds line and column.
-
     """
     path = Path(path)
     if not path.is_file():
@@ -53,7 +52,6 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
     Raises:
         ValueError: if a key is unknown or missing, a value has the wrong type, or ``cls`` itself refuses the values.
-
     """
     values = _convert_fields(cls, mapping, where)
     required = [
@@ -76,7 +74,6 @@ def override(instance: T, mapping: Mapping[str, Any], where: str) -> T:
 
     Raises:
         ValueError: as for ``from_mapping``.
-
     """
     values = _convert_fields(type(instance), mapping, where, current=instance)
     return _build(lambda: dataclasses.replace(instance, **values), where)  # type: ignore[type-var]
@@ -87,7 +84,6 @@ def to_mapping(instance: Any) -> dict[str, Any]:
 
     Raises:
         TypeError: if a value is of a type that a config does not hold.
-
     """
     return {field.name: _plain(getattr(instance, field.name), field.name) for field in dataclasses.fields(instance)}
 

@@ -26,7 +26,6 @@ class ImageBatch:
     Attributes:
         pixels: (B, 3, H, W) uint8, RGB, 0–255; H and W are multiples of 32; padding is zero.
         sizes_hw: real (height, width) of each picture inside the padding, in pixels.
-
     """
 
     pixels: Tensor
@@ -44,7 +43,6 @@ class Pyramid:
     Attributes:
         levels: L tensors (B, C, h, w) float.
         sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
-
     """
 
     levels: tuple[Tensor, ...]
@@ -60,7 +58,6 @@ class Tokens:
         mask: (B or 1, T) bool, True where a real token is.
         token_map: (B or 1, K, T) bool, True where token t belongs to the name of class k; an all-False row is a class
             that the caption does not hold.
-
     """
 
     ids: Tensor
@@ -80,7 +77,6 @@ class TextFeatures:
         features: (B or 1, T, D) float, last hidden layer of the text encoder.
         mask: (B or 1, T) bool, carried from ``Tokens``.
         token_map: (B or 1, K, T) bool, carried from ``Tokens``.
-
     """
 
     features: Tensor
@@ -108,7 +104,6 @@ class HeadOutput:
         level_shapes_hw: L pairs (h, w) with Σ h·w = A.
         token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
         sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
-
     """
 
     token_logits: Tensor
@@ -128,7 +123,6 @@ class Target:
     Attributes:
         boxes_xyxy: (N, 4) float32 pixels.
         labels: (N,) int64 in 0..K-1.
-
     """
 
     boxes_xyxy: Tensor
@@ -150,7 +144,6 @@ class Detections:
         boxes_xyxy: (N, 4) float32 pixels.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 in 0..K-1.
-
     """
 
     boxes_xyxy: Tensor

@@ -8,7 +8,6 @@ one, as they do there on four GPUs, and their losses share the batch's normalisa
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

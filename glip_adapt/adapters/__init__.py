@@ -39,7 +39,6 @@ def attach(
 
     Raises:
         ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, or a tensor is missing.
-
     """
     return AdaptedGlip(trunk, build_adapter(method, settings or {}), classes)
 
@@ -57,7 +56,6 @@ def load_adapter(
     Raises:
         FileNotFoundError: if there is no adapter in ``folder``.
         AdapterMismatchError: if it belongs to another trunk, other weights or another class list; names both.
-
     """
     description = read_description(folder)
     return restore(trunk, build_adapter(description["method"], description["config"]), folder, classes)

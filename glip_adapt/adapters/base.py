@@ -65,7 +65,6 @@ class AdaptedGlip:
         classes: what is detected, in label order.
         captions: tokens of the caption; several where zero-shot classes do not fit into one.
         owned: state dict names of the trained tensors.
-
     """
 
     def __init__(self, trunk: Trunk, adapter: Adapter, classes: Sequence[str | ClassPrompt]) -> None:
@@ -107,7 +106,6 @@ class AdaptedGlip:
 
         Raises:
             AdapterMismatchError: if names or shapes differ from the owned set.
-
         """
         mine = self.owned_tensors()
         if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in tensors.items()}:
@@ -180,7 +178,6 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if the folder holds no adapter.
         AdapterMismatchError: if the file is not one that this version reads.
-
     """
     path = Path(folder) / "adapter.json"
     if not path.is_file():
@@ -204,7 +201,6 @@ def restore(
 
     Raises:
         AdapterMismatchError: if it was trained on another trunk, other weights or another class list.
-
     """
     description = read_description(folder)
     saved_trunk = description["trunk"]

@@ -25,14 +25,13 @@ class Full:
     ("image_encoder.backbone.patch_embed", "image_encoder.backbone.stages.0")"""
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Nothing to insert."""
+        """Insert nothing."""
 
     def owned(self, glip: Glip) -> tuple[str, ...]:
-        """All tensors but the frozen ones.
+        """Return all tensors but the frozen ones.
 
         Raises:
             ValueError: if a module listed as frozen does not exist.
-
         """
         modules = {name for name, _ in glip.named_modules()}
         unknown = [name for name in self.frozen if name not in modules]
@@ -50,10 +49,10 @@ class TextEncoderTuning:
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Nothing to insert."""
+        """Insert nothing."""
 
     def owned(self, glip: Glip) -> tuple[str, ...]:
-        """All tensors of the text encoder."""
+        """Return all tensors of the text encoder."""
         return tuple(f"text_encoder.{name}" for name in glip.text_encoder.state_dict())
 
 

@@ -22,8 +22,8 @@ class LinearProbe:
     stage: ClassVar[Stage] = Stage.PREDICT
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Nothing to insert."""
+        """Insert nothing."""
 
     def owned(self, glip: Glip) -> tuple[str, ...]:
-        """The prediction layers."""
+        """Return the prediction layers."""
         return tuple(f"head.{name}" for name in glip.head.prediction_layers)

@@ -30,7 +30,7 @@ class Prompt:
         glip.text_prompt = TextOffset(tokens.ids.shape[1], len(bias_lang)).to(bias_lang.device)
 
     def owned(self, glip: Glip) -> tuple[str, ...]:
-        """The offset."""
+        """Return the offset."""
         return ("text_prompt.offset",)
 
 

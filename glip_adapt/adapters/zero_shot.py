@@ -18,8 +18,8 @@ class ZeroShot:
     stage: ClassVar[Stage] = Stage.NONE
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Nothing to insert."""
+        """Insert nothing."""
 
     def owned(self, glip: Glip) -> tuple[str, ...]:
-        """Nothing."""
+        """Return no name."""
         return ()

@@ -32,7 +32,6 @@ class RunKey:
         method: name of the adapter.
         shots: boxes wanted per class in training, or ``"all"`` pictures.
         seed: draw of the few-shot subset, and seed of the training.
-
     """
 
     trunk: str
@@ -145,7 +144,6 @@ class BenchPlan:
 
         Returns:
             ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top) and ``protocol``.
-
         """
         shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
         return {
@@ -173,7 +171,6 @@ def load_plan(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the plan asks for something that does not exist or makes no sense; names file, key and entry.
-
     """
     plan = from_mapping(BenchPlan, read_toml(path), str(path))
     return check_plan(plan, str(path), methods=methods, trunks=trunks, suites=suites)
@@ -198,7 +195,6 @@ def check_plan(
 
     Raises:
         ValueError: as for ``load_plan``.
-
     """
     suites = suites or {}
     tables = [name for name, value in plan.fit.items() if isinstance(value, Mapping)]

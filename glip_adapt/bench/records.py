@@ -138,7 +138,6 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     Raises:
         FileExistsError: if the key has a finished record.
         ValueError: if the record holds NaN or infinity.
-
     """
     text = json.dumps(to_mapping(record), indent=2, allow_nan=False, ensure_ascii=False)
     with (directory / RECORD_FILE).open("w", encoding="utf-8") as file:
@@ -160,7 +159,6 @@ def read_record(directory: Path) -> RunRecord:
 
     Raises:
         ValueError: if the file is absent, broken, of another schema, or belongs to another key; names the file.
-
     """
     path = directory / RECORD_FILE
     advice = "Remove the folder to run it again."
@@ -185,7 +183,6 @@ def read_records(out: Path) -> list[RunRecord]:
 
     Raises:
         ValueError: if a record is broken; names the file.
-
     """
     files = sorted(out.glob(f"*/{RECORD_FILE}"))
     return [read_record(file.parent) for file in files if not file.parent.name.startswith(".")]
@@ -210,7 +207,6 @@ def claim_folder(out: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: if another runner holds the folder.
-
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("a") as lock:
@@ -236,7 +232,6 @@ def capture_environment(device: str, threads: int) -> dict[str, Any]:
     Returns:
         ``commit`` and ``dirty`` of the checkout that holds this package (None without one), ``python``, ``versions``
         (package → version or None), ``platform``, ``device``, ``threads``.
-
     """
     package = Path(__file__).resolve().parent.parent
     tracked = _git(package, "ls-files", "--error-unmatch", __file__)  # not merely inside someone else's checkout

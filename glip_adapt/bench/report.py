@@ -57,7 +57,6 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
     Raises:
         FileNotFoundError: if ``out`` holds no record.
         ValueError: if a record is broken; names the file.
-
     """
     records = read_records(out)
     if not records:
@@ -113,7 +112,6 @@ def summarize_datasets(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns ``mean`` and ``std`` over the finished seeds (sample standard deviation, divided by n − 1; NaN for one
         seed), ``finished`` and ``expected`` (numbers of seeds).
-
     """
     cells = _expected_runs(table).groupby(_GRID[:-1], sort=False)["ap"]
     return pd.DataFrame(cells.agg(mean="mean", std="std", finished="count", expected="size"))
@@ -130,7 +128,6 @@ def summarize_mean(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Columns ``mean`` and ``std`` (sample standard deviation over seeds, divided by n − 1; NaN for one seed), both
         NaN as soon as one run is missing; ``finished`` and ``expected`` (numbers of runs, dataset × seed).
-
     """
     runs = _expected_runs(table)
     group = ["trunk", "method", "shots"]
@@ -185,7 +182,6 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
         table: as ``load_table`` returns it.
         trunk: which trunk.
         note: a sentence for the foot of the figure.
-
     """
     table = table[table["trunk"] == trunk]
     datasets = _select(summarize_datasets(table), trunk)

@@ -44,7 +44,6 @@ class PlannedRun:
         key: which run.
         config: its resolved settings, JSON-ready.
         state: ``done``, ``failed`` (will be tried again) or ``missing``.
-
     """
 
     key: RunKey
@@ -92,7 +91,6 @@ def run_plan(
         ValueError: before the first run, if a finished run has other settings than the plan, or a record is broken.
         RuntimeError: if another runner works on ``out``.
         OSError: if the disk is full; finished runs are kept and the one under way leaves nothing.
-
     """
     counts = {"done": 0, "failed": 0}
     with claim_folder(out):
@@ -120,7 +118,6 @@ def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tup
 
     Raises:
         ValueError: if a finished run has other settings, naming each, or a record is broken.
-
     """
     runs, keys = [], plan.keys()
     for key in keys:

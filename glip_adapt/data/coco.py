@@ -56,7 +56,6 @@ class Annotation:
         bbox_xywh: left, top, width, height in pixels.
         area: pixels, of the segmentation where the file has one.
         iscrowd: whether scoring ignores what falls into this region.
-
     """
 
     category_id: int
@@ -75,7 +74,6 @@ class ImageRecord:
         size_hw: declared (height, width) in pixels.
         target: what training aims at.
         annotations: what scoring compares with; empty where no file states more than ``target`` does.
-
     """
 
     image_id: int | str
@@ -97,7 +95,6 @@ class Split:
         annotation_file: the COCO file that the boxes come from.
         source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
         image_dir: folder that file names in ``annotation_file`` are relative to.
-
     """
 
     name: str
@@ -141,7 +138,6 @@ class Defect:
         kind: what is wrong, in words.
         count: how often.
         examples: the first five places.
-
     """
 
     kind: str
@@ -155,7 +151,6 @@ def load_rgb(path: Path) -> Image.Image:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if Pillow cannot decode it.
-
     """
     try:
         with Image.open(path) as image:
@@ -187,7 +182,6 @@ def load_split(
         FileNotFoundError: if the annotation file or a picture is missing.
         ValueError: at the first other defect that ``check_split`` would list, except duplicate file names, duplicate
             annotation ids and boxes outside the picture, which leave the meaning of the split clear.
-
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     document, findings = _read_document(annotation_file)

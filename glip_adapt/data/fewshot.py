@@ -34,7 +34,6 @@ def few_shot_split(split: Split, shots: int, seed: int) -> Split:
 
     Raises:
         ValueError: if ``shots`` is below 1, or no picture has a box.
-
     """
     _check_shots(shots)
     official = _official_file(split, shots, seed)
@@ -55,7 +54,6 @@ def sample_few_shot(split: Split, shots: int, seed: int) -> Split:
 
     Raises:
         ValueError: if ``shots`` is below 1, or no picture has a box.
-
     """
     _check_shots(shots)
     records = sorted(split.with_boxes().records, key=lambda record: record.image_id)

@@ -36,7 +36,6 @@ class SplitSpec:
         ann_file: COCO file, relative to the folder that holds ``odinw``.
         img_dir: picture folder, relative to the same.
         images: pictures according to the paper, those without boxes included; None where it does not say.
-
     """
 
     ann_file: str
@@ -59,7 +58,6 @@ class DatasetSpec:
         early_stopping: the split that public training watches.
         prompts: the paper's manual wording, one per class; None where it uses the plain names.
         note: something to know before reading numbers.
-
     """
 
     official_name: str
@@ -93,7 +91,6 @@ class Dataset:
         classes: name of label 0..K-1.
         splits: those that exist, by name; ``train``, ``val`` and ``test`` are reached as attributes.
         prompts: manual wording of the classes, in label order, or None.
-
     """
 
     name: str
@@ -141,7 +138,6 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
         FileNotFoundError: if a known dataset is not under ``root``, or a path does not exist.
         ValueError: if the name is unknown, the folder has no recognisable layout or more than one dataset, its splits
             differ in their classes, or a file has a defect (see ``coco.load_split``).
-
     """
     folder = Path(os.path.abspath(name_or_path))
     if folder.is_dir():

@@ -29,7 +29,6 @@ class View:
     Attributes:
         short_side: length of the shorter side after resizing, in pixels, before the limit on the longer one.
         flip: whether the picture is mirrored left to right.
-
     """
 
     short_side: int
@@ -49,7 +48,6 @@ def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
 
     Raises:
         ValueError: if there is no length, or one is below 1.
-
     """
     if not short_sides:
         raise ValueError("Training needs at least one short side; got none. The public recipe has 480 560 640 720 800.")
@@ -83,7 +81,6 @@ def apply_view(image: Image.Image, target: Target, view: View, max_long_side: in
 
     Raises:
         ValueError: if the picture is not RGB.
-
     """
     if image.mode != "RGB":
         raise ValueError(f"Expected an RGB picture, got mode {image.mode!r}. Open it with data.coco.load_rgb.")
@@ -107,7 +104,6 @@ def collate(images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
 
     Raises:
         ValueError: if there is no picture, or one is not (3, h, w) uint8.
-
     """
     if not images:
         raise ValueError("A batch needs at least one picture; got none.")

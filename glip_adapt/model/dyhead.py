@@ -68,7 +68,6 @@ class DeformableConvNorm(nn.Module):
             x: (B, C, H, W).
             offset: (B, 18, h', w') pixels, (dy, dx) per tap, predicted at a level that may be larger than the output.
             mask: (B, 9, h', w') in [0, 1].
-
         """
         size_hw = tuple(-(-side // self.stride) for side in x.shape[-2:])
         offset, mask = flat_prefix(offset, size_hw), flat_prefix(mask, size_hw)
@@ -102,7 +101,6 @@ def deformable_conv(
 
     Returns:
         (B, C', h, w) with h = ceil(H / stride), w = ceil(W / stride).
-
     """
     if x.device.type == "cpu":
         return _sampled_deformable_conv(x, offset, mask, weight, bias, stride=stride)

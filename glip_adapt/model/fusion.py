@@ -52,7 +52,6 @@ class CrossAttention(nn.Module):
             image: (B, N, C).
             text: (B, T, D).
             text_mask: (B, T) bool, True where a real token is.
-
         """
         cheaper = "reassociated" if self.heads * text.shape[1] < self.query_image.out_features else "dense"
         order = cheaper if self.order == "auto" else self.order

@@ -65,7 +65,6 @@ class SwinBackbone(nn.Module):
             heads: attention heads per stage.
             window: side of an attention window in cells.
             drop_path: stochastic depth of the last block; grows linearly from zero.
-
         """
         super().__init__()
         widths = [width * 2**i for i in range(len(depths))]
@@ -190,7 +189,6 @@ class TimmBackbone(nn.Module):
 
         Raises:
             ValueError: if the model has no feature maps of strides 8, 16 and 32.
-
         """
         super().__init__()
         self.body = timm.create_model(name, pretrained=False, features_only=True)

@@ -32,7 +32,6 @@ class Assignment:
     Attributes:
         matched: (A,) int64, index of the box, -1 where an anchor answers for none.
         centerness: (P,) float32 in (0, 1], target of each positive anchor, in anchor order.
-
     """
 
     matched: Tensor
@@ -48,7 +47,6 @@ class LossScale:
     Attributes:
         positives: anchors with a box, at least 1.
         centerness: sum of their centerness targets, above 0.
-
     """
 
     positives: float
@@ -71,7 +69,6 @@ def detection_loss(output: HeadOutput, targets: Sequence[Target], scale: LossSca
 
     Raises:
         ValueError: if a label has no token in its caption, which would teach the model nothing.
-
     """
     assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
@@ -97,7 +94,6 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
         anchors_xyxy: (A, 4) pixels.
         level_shapes_hw: (h, w) of each level, finest first.
         target: N boxes.
-
     """
     matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
     if len(target) == 0:

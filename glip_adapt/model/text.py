@@ -36,7 +36,6 @@ class Tokenizer:
 
         Raises:
             ValueError: if one of the special tokens of BERT is missing.
-
         """
         missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
         if missing:
@@ -53,7 +52,6 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if the file is missing.
-
         """
         path = Path(path)
         if not path.is_file():
@@ -66,7 +64,6 @@ class Tokenizer:
         Raises:
             CaptionTooLongError: if there are more than 256 tokens with [CLS] and [SEP].
             ValueError: if a class name maps to no token.
-
         """
         encoding = self._tokenizer.encode(caption.text)
         if len(encoding.ids) > MAX_TOKENS:

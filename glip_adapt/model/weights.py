@@ -44,7 +44,6 @@ class TrunkSpec:
         public_file: file name in the Hub repository, or None where weights are random until trained.
         data: pre-training data, as the public model zoo names it.
         licence: of the weights.
-
     """
 
     config: GlipConfig
@@ -74,7 +73,6 @@ class Trunk:
         glip: the network, frozen and in eval mode; adapters work on copies that share its tensors.
         tokenizer: of its text encoder.
         checksum: SHA-256 over all weights, whatever file they came from.
-
     """
 
     name: str
@@ -88,7 +86,6 @@ def trunk_spec(name: str) -> TrunkSpec:
 
     Raises:
         ValueError: if the name is unknown; names the choices and the nearest.
-
     """
     if name not in TRUNKS:
         raise ValueError(f"Unknown trunk {describe_unknown(name, TRUNKS)}.")
@@ -117,7 +114,6 @@ def load_trunk(
         ValueError: if the name is unknown.
         FileNotFoundError: if a file is missing and the Hub cannot be reached.
         CheckpointError: if the file is not a checkpoint of this trunk.
-
     """
     spec = trunk_spec(name)
     tokenizer = _load_tokenizer(spec, vocabulary)
@@ -138,7 +134,6 @@ def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         CheckpointError: if it is unreadable, holds more than tensors, or its entries are not those of ``glip``; one
             error lists everything missing, unexpected or of the wrong shape.
-
     """
     spec = trunk_spec(name)
     if not path.is_file():
@@ -174,7 +169,6 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
     Raises:
         FileNotFoundError, CheckpointError: as ``read_checkpoint``.
         ValueError: if ``target`` does not end in .safetensors.
-
     """
     target = Path(target)
     if target.suffix != ".safetensors":
@@ -220,7 +214,6 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
     Raises:
         FileNotFoundError: if the file is neither cached nor reachable.
         CheckpointError: if its SHA-256 differs from the Hub's.
-
     """
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     try:

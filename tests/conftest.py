@@ -1,0 +1,73 @@
+"""A tiny random Glip and a generated COCO folder: all that the default tests need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_adapt.model.build import GLIP_NANO, TextConfig, build_glip
+from glip_adapt.model.weights import Trunk, load_trunk, weights_checksum
+
+TINY = replace(
+    GLIP_NANO,
+    backbone="test_convnext",
+    text=TextConfig(vocabulary_size=109, width=32, layers=1, heads=2, hidden_width=64, dropout=0.1),
+    image_width=32,
+    joint_width=64,
+    joint_heads=2,
+    fusion_dropout=0.1,
+)
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_trunk() -> Trunk:
+    """A deep-fusion trunk of random weights with the tokenizer of glip-nano; shared, so never train it."""
+    torch.manual_seed(0)
+    glip = build_glip(TINY).requires_grad_(False)
+    with torch.no_grad():  # random heads score everything near the prior; spread them so that decoding has work
+        glip.head.bias0.fill_(0.0)
+    return Trunk("glip-nano", glip, load_trunk("glip-nano").tokenizer, weights_checksum(glip))
+
+
+@pytest.fixture
+def coco_folder(tmp_path: Path) -> Path:
+    """A dataset of two classes, red and blue rectangles, with category ids 0 and 7: train 6, valid 3, test 3 pictures."""
+    root = tmp_path / "shapes"
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 6), ("valid", 3), ("test", 3)):
+        write_split(root / split, count, generator)
+    return root
+
+
+def write_split(folder: Path, count: int, generator: np.random.Generator) -> None:
+    """Write ``count`` pictures of 64 × 80 pixels with one rectangle of each class, and their annotations."""
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for i in range(count):
+        canvas = np.full((64, 80, 3), 200, dtype=np.uint8)
+        for category_id, colour in ((0, (220, 30, 30)), (7, (30, 30, 220))):
+            w, h = generator.integers(14, 28, size=2).tolist()
+            x, y = int(generator.integers(0, 80 - w)), int(generator.integers(0, 64 - h))
+            canvas[y : y + h, x : x + w] = colour
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": i + 1, "category_id": category_id, "bbox": [x, y, w, h],
+                 "area": w * h, "iscrowd": 0}
+            )  # fmt: skip
+        name = f"{i}.png"
+        Image.fromarray(canvas).save(folder / name)
+        images.append({"id": i + 1, "file_name": name, "width": 80, "height": 64})
+    categories = [{"id": 7, "name": "blue box"}, {"id": 0, "name": "red box"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations_without_background.json").write_text(json.dumps(document))
