@@ -2,8 +2,8 @@
 
     python benchmarks/parity.py --fixtures tests/parity
 
-Every ``eval_*.npz`` and ``train_*.npz`` of the folder is reproduced with stand-in weights that go through a public-style
-checkpoint file, as a user's would. One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at 1e-3; boxes
+Every ``eval_*.npz`` and ``train_*.npz`` of the folder is reproduced with stand-in weights that go through a
+public-style checkpoint file, as a user's would. One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at 1e-3; boxes
 at 0.1 pixels, labels equal. Exit code 1 if any line fails. tests/parity/README.md describes the files.
 """
 
@@ -237,7 +237,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def relative(ours: Any, golden: Any) -> float:
-    """‖a − b‖ / ‖b‖ in float64."""
+    """Return ‖a − b‖ / ‖b‖ in float64."""
     a = ours.detach().double() if isinstance(ours, Tensor) else torch.as_tensor(ours).double()
     b = torch.as_tensor(np.asarray(golden)).double()
     return ((a - b).norm() / b.norm()).item()

@@ -55,7 +55,9 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
     if not classes:
         raise ValueError("A caption needs at least one class name; got none. Name what should be detected.")
     prompts = [ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes]
-    text, spans, names = "", [], []
+    text = ""
+    spans: list[tuple[int, int]] = []
+    names: list[str] = []
     for prompt in prompts:
         name = clean_name(prompt.name)
         if not name.strip():

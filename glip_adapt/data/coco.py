@@ -1,4 +1,4 @@
-"""COCO files → ``Split``: contiguous labels start here, and category ids end here; ``check_split`` finds what is wrong.
+"""COCO files → ``Split``: contiguous labels start here, and category ids end here.
 
 Behaviour of the public code that is kept (maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py): pictures in
 the order of their ids; crowd boxes are no targets; target boxes are clipped to the picture, and those left without
@@ -9,42 +9,16 @@ the file states. EXIF rotation is ignored, as boxes are drawn on the stored pixe
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from glip_adapt import boxes
+from glip_adapt.data.check import declared_size, load_document, load_rgb
 from glip_adapt.structures import SizeHW, Target
-
-_Finding = tuple[str, str]  # kind of defect, one example of it
-
-# What loading needs, by the defect that breaks it.
-_EXPECTED = {
-    "missing annotation file": "a COCO JSON file (`glip-adapt data fetch NAME` downloads a known dataset)",
-    "malformed JSON": "a JSON object with the lists images, annotations and categories",
-    "malformed entry": "images with id and file_name, annotations with image_id, category_id and bbox [x, y, width, "
-    "height], categories with id and name",
-    "empty split": "at least one picture and one category",
-    "missing image file": "every file_name to exist below the image folder",
-    "duplicate image id": "each image id once",
-    "duplicate category id": "each category id once",
-    "unknown image id": "annotations of listed images only",
-    "unknown category": "annotations of listed categories only",
-    "NaN or infinite box": "finite box coordinates",
-    "zero or negative box size": "boxes with positive width and height",
-}
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-_OUTSIDE_TOLERANCE = 0.01  # pixels; conversions between formats overshoot by rounding
 
 
 @dataclass(frozen=True)
@@ -110,7 +84,8 @@ class Split:
 
     def few_shot(self, shots: int, seed: int) -> Split:
         """Return the ``shots``-shot subset for ``seed``; see ``fewshot.few_shot_split``."""
-        from glip_adapt.data.fewshot import few_shot_split  # that file needs Split
+        # Not at the top: that file reads official subsets through load_split, so it imports this one.
+        from glip_adapt.data.fewshot import few_shot_split
 
         return few_shot_split(self, shots, seed)
 
@@ -128,37 +103,6 @@ class Split:
             Annotation(self.category_ids[label], (x, y, w, h), w * h, False)
             for label, (x, y, w, h) in zip(record.target.labels.tolist(), boxes_xywh, strict=True)
         )
-
-
-@dataclass(frozen=True)
-class Defect:
-    """One kind of thing that is wrong with a split.
-
-    Attributes:
-        kind: what is wrong, in words.
-        count: how often.
-        examples: the first five places.
-    """
-
-    kind: str
-    count: int
-    examples: tuple[str, ...]
-
-
-def load_rgb(path: Path) -> Image.Image:
-    """Return the picture at ``path`` as RGB, pixels as stored (no EXIF rotation).
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if Pillow cannot decode it.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"No picture at {path}. `glip-adapt data check` lists every missing one.") from None
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} is not a picture that Pillow can decode ({error}). Replace or remove it.") from error
 
 
 def load_split(
@@ -184,13 +128,7 @@ def load_split(
             annotation ids and boxes outside the picture, which leave the meaning of the split clear.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
-    document, findings = _read_document(annotation_file)
-    if categories is not None and document is not None:
-        document = {**document, "categories": [{"id": key, "name": value} for key, value in categories.items()]}
-    for kind, example in chain(findings, _scan(document, image_dir if require_images else None)):
-        if kind in _EXPECTED:
-            raise _defect_error(annotation_file, kind, example)
-    assert document is not None  # else there was a finding
+    document = load_document(annotation_file, image_dir if require_images else None, categories)
     named = sorted((entry["id"], entry["name"]) for entry in document["categories"])
     label_of = {category_id: label for label, (category_id, _) in enumerate(named)}
     annotations: dict[int | str, list[Annotation]] = {entry["id"]: [] for entry in document["images"]}
@@ -199,7 +137,7 @@ def load_split(
     records = []
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
         stated, path = tuple(annotations[entry["id"]]), image_dir / entry["file_name"]
-        size_hw = _declared_size(entry) or _stored_size(path)
+        size_hw = declared_size(entry) or _stored_size(path)
         records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
     classes = tuple(category_name for _, category_name in named)
     return Split(name, tuple(records), classes, tuple(label_of), annotation_file, image_dir=image_dir)
@@ -231,194 +169,6 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
             )
     categories = [{"id": key, "name": name} for key, name in zip(split.category_ids, split.classes, strict=True)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def check_split(annotation_file: Path, image_dir: Path) -> list[Defect]:
-    """Return every defect of a COCO file and its pictures, by kind; an empty list means that all is well.
-
-    Every picture is decoded, which takes a while on a large split. Bad content never raises.
-    """
-    document, findings = _read_document(Path(annotation_file))
-    found: dict[str, list[str]] = {}
-    for kind, example in chain(findings, _scan(document, Path(image_dir)), _scan_pictures(document, Path(image_dir))):
-        found.setdefault(kind, []).append(example)
-    return [Defect(kind, len(examples), tuple(examples[:5])) for kind, examples in found.items()]
-
-
-def _defect_error(annotation_file: Path, kind: str, example: str) -> FileNotFoundError | ValueError:
-    error = FileNotFoundError if kind in ("missing annotation file", "missing image file") else ValueError
-    return error(
-        f"{annotation_file}: {kind}: {example}. Expected {_EXPECTED[kind]}. "
-        f"Run `glip-adapt data check {shlex.quote(str(annotation_file))}` to list every defect."
-    )
-
-
-def _read_document(annotation_file: Path) -> tuple[dict[str, Any] | None, list[_Finding]]:
-    """Return the parsed file, or None and what is wrong with it."""
-    if not annotation_file.exists():
-        return None, [("missing annotation file", f"no file at {annotation_file}")]
-    try:
-        document = json.loads(annotation_file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        return None, [("malformed JSON", f"cannot be read ({error})")]
-    if not isinstance(document, dict):
-        return None, [("malformed JSON", f"holds a {type(document).__name__} instead of an object")]
-    return document, []
-
-
-def _scan(document: dict[str, Any] | None, image_dir: Path | None) -> Iterator[_Finding]:
-    """Yield what the document alone shows to be wrong, and missing pictures unless ``image_dir`` is None."""
-    if document is None:
-        return
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document.get(key), list):
-            came = f"is a {type(document[key]).__name__}" if key in document else "is missing"
-            yield "malformed JSON", f"the list {key!r} {came}"
-        elif not document[key] and key != "annotations":
-            yield "empty split", f"no {key}"
-    categories: set[int] = set()
-    sizes: dict[int | str, SizeHW | None] = {}
-    yield from _scan_categories(_entries(document, "categories"), categories)
-    yield from _scan_images(_entries(document, "images"), image_dir, sizes)
-    yield from _scan_annotations(_entries(document, "annotations"), categories, sizes)
-
-
-def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
-    """Yield what is wrong with the categories, and collect their ids in ``known``."""
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_id(entry.get("id"), int) or not _is_text(entry.get("name")):
-            yield "malformed entry", f"categories[{index}] is {_short(entry)}"
-        elif entry["id"] in known:
-            yield "duplicate category id", f"{entry['id']} ({entry['name']!r})"
-        else:
-            known.add(entry["id"])
-
-
-def _scan_images(
-    entries: list[Any], image_dir: Path | None, sizes: dict[int | str, SizeHW | None]
-) -> Iterator[_Finding]:
-    """Yield what is wrong with the image list, and collect the declared sizes by id."""
-    names: set[str] = set()
-    for index, entry in enumerate(entries):
-        if not _is_image(entry):
-            yield "malformed entry", f"images[{index}] is {_short(entry)}"
-            continue
-        image_id, name, size_hw = entry["id"], entry["file_name"], _declared_size(entry)
-        if image_id in sizes:
-            yield "duplicate image id", f"{image_id} ({name})"
-        if name in names:
-            yield "duplicate file name", name
-        if image_dir is not None and not os.path.isfile(image_dir / name):  # Path.is_file raises on overlong names
-            yield "missing image file", str(image_dir / name)
-        if image_dir is None and size_hw is None:
-            yield "malformed entry", f"images[{index}] has no width and height, and no picture to read them from"
-        names.add(name)
-        sizes[image_id] = size_hw
-    if len({isinstance(image_id, str) for image_id in sizes}) > 1:
-        yield "malformed entry", "image ids mix numbers and text"
-
-
-def _scan_annotations(
-    entries: list[Any], categories: set[int], sizes: dict[int | str, SizeHW | None]
-) -> Iterator[_Finding]:
-    """Yield what is wrong with the boxes."""
-    seen: set[int | str] = set()
-    for index, entry in enumerate(entries):
-        if not _is_annotation(entry):
-            yield "malformed entry", f"annotations[{index}] is {_short(entry)}"
-            continue
-        annotation_id, bbox = entry.get("id"), entry["bbox"]
-        what = f"annotation {index if annotation_id is None else annotation_id}"
-        if annotation_id in seen:
-            yield "duplicate annotation id", f"{annotation_id} (annotations[{index}])"
-        if annotation_id is not None:
-            seen.add(annotation_id)
-        if entry["image_id"] not in sizes:
-            yield "unknown image id", f"{what} names image {entry['image_id']}"
-        if entry["category_id"] not in categories:
-            yield "unknown category", f"{what} names category {entry['category_id']}"
-        if not all(abs(value) <= _FLOAT32_MAX for value in bbox):
-            yield "NaN or infinite box", f"{what} has bbox {bbox}"
-        elif min(bbox[2:]) <= 0:
-            yield "zero or negative box size", f"{what} has bbox {bbox}"
-        elif _is_outside(bbox, sizes.get(entry["image_id"])):
-            yield "box outside the picture", f"{what} has bbox {bbox} in image {entry['image_id']}"
-
-
-def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
-    """Yield what is wrong with the pictures that exist, by decoding each."""
-    for entry in _entries(document or {}, "images"):
-        if not _is_image(entry) or not os.path.isfile(image_dir / entry["file_name"]):
-            continue
-        try:
-            size_hw = load_rgb(image_dir / entry["file_name"]).size[::-1]
-        except ValueError as error:
-            yield "unreadable image", str(error)
-            continue
-        declared = _declared_size(entry)
-        if declared not in (None, size_hw):
-            yield (
-                "declared size differs from real size",
-                f"{entry['file_name']}: declared (height, width) {declared}, stored {size_hw}",
-            )
-
-
-def _entries(document: dict[str, Any], key: str) -> list[Any]:
-    entries = document.get(key)
-    return entries if isinstance(entries, list) else []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_id(value: Any, *types: type) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_image(entry: Any) -> bool:
-    """Tell whether an image entry has an id, a file name, and a size that is either absent or sound."""
-    if not isinstance(entry, dict) or not _is_id(entry.get("id"), int, str) or not _is_text(entry.get("file_name")):
-        return False
-    sides: list[Any] = [entry.get("height"), entry.get("width")]
-    return sides == [None, None] or all(_is_number(side) and 1 <= side < 1e9 and side % 1 == 0 for side in sides)
-
-
-def _is_annotation(entry: Any) -> bool:
-    """Tell whether an annotation entry has every part in the right type; the values are judged elsewhere."""
-    if not isinstance(entry, dict) or not _is_id(entry.get("image_id"), int, str):
-        return False
-    bbox, area = entry.get("bbox"), entry.get("area")
-    return (
-        _is_id(entry.get("category_id"), int)
-        and (entry.get("id") is None or _is_id(entry["id"], int, str))
-        and isinstance(bbox, list)
-        and len(bbox) == 4
-        and all(map(_is_number, bbox))
-        and (area is None or (_is_number(area) and 0 <= area <= _FLOAT32_MAX))
-        and entry.get("iscrowd") in (None, 0, 1)
-    )
-
-
-def _is_outside(bbox: list[float], size_hw: SizeHW | None) -> bool:
-    if size_hw is None:
-        return False
-    x, y, w, h = bbox
-    over = max(-x, -y, x + w - size_hw[1], y + h - size_hw[0])
-    return over > _OUTSIDE_TOLERANCE
-
-
-def _short(entry: Any) -> str:
-    text = repr(entry)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _declared_size(entry: dict[str, Any]) -> SizeHW | None:
-    return None if entry.get("height") is None else (int(entry["height"]), int(entry["width"]))
 
 
 def _stored_size(path: Path) -> SizeHW:

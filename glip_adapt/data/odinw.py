@@ -197,28 +197,56 @@ def _recognise(folder: Path) -> list[tuple[DatasetSpec, int]]:
     return found
 
 
-def _load_folder(folder: Path) -> Dataset:
-    """Return the one dataset in an existing folder: a known one if the layout says so, else whatever COCO files say."""
-    known = _recognise(folder)
-    if len(known) == 1:
-        return _load_known(folder, *known[0])
-    if known:
-        names = ", ".join(spec.official_name for spec, _ in known)
-        raise ValueError(f"{folder} holds several datasets: {names}. Name one, or give its own folder.")
+def find_splits(folder: Path | str) -> dict[str, tuple[Path, Path]]:
+    """Return split → (annotation file, picture folder) for the one dataset in ``folder``, without reading the files.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it has no recognisable layout or more than one dataset.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. Give the folder of one dataset.")
+    if (known := _only_known(folder)) is not None:
+        return _known_files(folder, *known)
     files = dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder))
     if not files:
         raise ValueError(f"Found no COCO annotation file in {folder}. {_LAYOUT_HINT}.")
-    splits = {name: load_split(*files[name], f"{folder.name}/{name}") for name in _SPLIT_NAMES if name in files}
+    return {name: files[name] for name in _SPLIT_NAMES if name in files}
+
+
+def _load_folder(folder: Path) -> Dataset:
+    """Return the one dataset in an existing folder: a known one if the layout says so, else whatever COCO files say."""
+    if (known := _only_known(folder)) is not None:
+        return _load_known(folder, *known)
+    splits = {name: load_split(*files, f"{folder.name}/{name}") for name, files in find_splits(folder).items()}
     return _build_dataset(folder.name, splits)
+
+
+def _only_known(folder: Path) -> tuple[DatasetSpec, int] | None:
+    """Return the known dataset that ``folder`` is, if it is one."""
+    known = _recognise(folder)
+    if len(known) > 1:
+        names = ", ".join(spec.official_name for spec, _ in known)
+        raise ValueError(f"{folder} holds several datasets: {names}. Name one, or give its own folder.")
+    return known[0] if known else None
+
+
+def _known_files(folder: Path, spec: DatasetSpec, depth: int) -> dict[str, tuple[Path, Path]]:
+    """Return split → (annotation file, picture folder) of the splits that exist."""
+    files = {
+        name: (_below(folder, facts.ann_file, depth), _below(folder, facts.img_dir, depth))
+        for name, facts in spec.splits.items()
+    }
+    return {name: pair for name, pair in files.items() if pair[0].is_file()}
 
 
 def _load_known(folder: Path, spec: DatasetSpec, depth: int) -> Dataset:
     """Return the splits of ``spec`` that exist, under its own class names, as the public configs override them."""
-    splits = {}
-    for name, facts in spec.splits.items():
-        ann_file, img_dir = (_below(folder, path, depth) for path in (facts.ann_file, facts.img_dir))
-        if ann_file.is_file():
-            splits[name] = load_split(ann_file, img_dir, f"{spec.official_name}/{name}", categories=spec.categories)
+    splits = {
+        name: load_split(*pair, f"{spec.official_name}/{name}", categories=spec.categories)
+        for name, pair in _known_files(folder, spec, depth).items()
+    }
     return _build_dataset(spec.official_name, splits, spec.prompts)
 
 

@@ -37,9 +37,8 @@ class CrossAttention(nn.Module):
         self.value_text = nn.Linear(text_width, joint_width)
         self.out_image = nn.Linear(joint_width, image_width)
         self.out_text = nn.Linear(joint_width, text_width)
-        for projection in self.children():
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+        for name, parameter in self.named_parameters():
+            (nn.init.zeros_ if name.endswith(".bias") else nn.init.xavier_uniform_)(parameter)
 
     def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each modality learns from the other: (B, N, C) and (B, T, D).

@@ -47,7 +47,7 @@ class AlignmentHead(nn.Module):
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in STRIDES)
         for layer in (self.box_deltas, self.centerness):
             nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+            nn.init.constant_(layer.get_parameter("bias"), 0)
 
     def forward(self, fused: Fused) -> HeadOutput:
         """Return raw predictions over all anchors."""

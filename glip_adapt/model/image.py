@@ -10,6 +10,7 @@ Shape letters: B batch, C channels, H W pixels, h w feature cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -30,6 +31,9 @@ class ImageEncoder(nn.Module):
 
     Padding is zero *after* normalisation and is not masked anywhere later, as in the public code.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, backbone: nn.Module, fpn: FeaturePyramid) -> None:
         super().__init__()
@@ -191,7 +195,7 @@ class TimmBackbone(nn.Module):
             ValueError: if the model has no feature maps of strides 8, 16 and 32.
         """
         super().__init__()
-        self.body = timm.create_model(name, pretrained=False, features_only=True)
+        self.body: Any = timm.create_model(name, pretrained=False, features_only=True)
         strides = self.body.feature_info.reduction()
         missing = sorted({8, 16, 32} - set(strides))
         if missing:

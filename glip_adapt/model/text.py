@@ -110,7 +110,7 @@ class Tokenizer:
 
     def words(self, tokens: Tokens) -> list[str]:
         """Return the WordPiece of each id of the first caption."""
-        return [self._tokenizer.id_to_token(i) for i in tokens.ids[0].tolist()]
+        return [self._tokenizer.id_to_token(i) or "[UNK]" for i in tokens.ids[0].tolist()]
 
 
 def span_to_tokens(encoding: Encoding, span: tuple[int, int]) -> range:

@@ -116,7 +116,7 @@ def load_trunk(
         CheckpointError: if the file is not a checkpoint of this trunk.
     """
     spec = trunk_spec(name)
-    tokenizer = _load_tokenizer(spec, vocabulary)
+    tokenizer = load_tokenizer(name, vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         glip = build_glip(spec.config)
@@ -125,6 +125,27 @@ def load_trunk(
     if checkpoint is not None:
         glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
     return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
+
+
+def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer:
+    """Return the tokenizer of a trunk: from a file, from the package (glip-nano), or from the Hub.
+
+    Raises:
+        FileNotFoundError: if the file is missing, or the Hub cannot be reached.
+        ValueError: if the vocabulary has another size than the text encoder.
+    """
+    spec = trunk_spec(name)
+    if spec.public_file is None and vocabulary is None:
+        packaged = resources.files("glip_adapt") / "assets" / "glip-nano-vocab.txt"
+        tokenizer = Tokenizer(packaged.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+    else:
+        tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
+    if tokenizer.size != spec.config.text.vocabulary_size:
+        raise ValueError(
+            f"The vocabulary has {tokenizer.size} entries, the text encoder {spec.config.text.vocabulary_size}. "
+            "Name the vocab.txt that the trunk was trained with."
+        )
+    return tokenizer
 
 
 def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
@@ -237,20 +258,6 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
             path.unlink(missing_ok=True)
             raise CheckpointError(f"{filename} arrived damaged: SHA-256 {found}, expected {stated}. Fetch it again.")
     return str(path)
-
-
-def _load_tokenizer(spec: TrunkSpec, vocabulary: str | Path | None) -> Tokenizer:
-    if spec.public_file is None and vocabulary is None:
-        packaged = resources.files("glip_adapt") / "assets" / "glip-nano-vocab.txt"
-        tokenizer = Tokenizer(packaged.read_text(encoding="utf-8").rstrip("\n").split("\n"))
-    else:
-        tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
-    if tokenizer.size != spec.config.text.vocabulary_size:
-        raise ValueError(
-            f"The vocabulary has {tokenizer.size} entries, the text encoder {spec.config.text.vocabulary_size}. "
-            "Name the vocab.txt that the trunk was trained with."
-        )
-    return tokenizer
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,549 @@
+"""The command line: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+import glip_adapt
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Check datasets and draw few-shot subsets.")
+app.add_typer(data_app, name="data")
+
+console = Console()
+stderr = Console(stderr=True)  # progress and errors; standard output holds results only
+
+TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
+Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
+ShortSide = Annotated[int, typer.Option(help="Length of the shorter side as the network sees it, pixels.")]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and exit code 1, wrong usage is 2."""
+    try:
+        app()
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+        stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        stderr.print("Interrupted; what was finished is kept.")
+        sys.exit(130)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the dataset and the results.")] = Path("runs/quickstart"),
+) -> None:
+    """Compare four methods on a small rendered dataset, with no download: about two minutes on two cores.
+
+    Example: glip-adapt quickstart
+    """
+    from glip_adapt.bench.plan import BenchPlan
+    from glip_adapt.data.shapes import write_shapes
+
+    out.mkdir(parents=True, exist_ok=True)
+    plan = BenchPlan(
+        trunks=("glip-nano",),
+        datasets=(str(write_shapes(out / "shapes")),),
+        methods=("prompt", "linear_probe", "full"),
+        shots=(0, 1, 5),
+        seeds=(3,),
+        fit={
+            **{"short_sides": [128], "test_short_side": 128, "max_long_side": 320},
+            **{"epochs": 30, "learning_rate": 2e-3, "text_learning_rate": 2e-3, "weight_decay": 0.0},
+        },
+    )
+    note = (
+        "The dataset is synthetic and the trunk glip-nano is untrained: this shows that the pipeline works, "
+        "not what GLIP can do."
+    )
+    failed = _run_plan(plan, out / "results", "cpu", None)
+    _print_report(out / "results", note)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command("ls")
+def list_names(
+    what: Annotated[Literal["trunks", "datasets", "methods"], typer.Argument()] = "trunks", as_json: AsJson = False
+) -> None:
+    """List what exists.
+
+    Example: glip-adapt ls methods
+    """
+    rows = {"trunks": _trunk_rows, "datasets": _dataset_rows, "methods": _method_rows}[what]()
+    _print_rows(what, rows, as_json)
+
+
+@data_app.command("check")
+def check_data(
+    path: Annotated[Path, typer.Argument(help="Dataset folder, or one COCO JSON file.")],
+    images: Annotated[Path | None, typer.Option(help="Picture folder of a single file; default: beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every defect of a COCO dataset, with counts and examples; exit code 1 if there is one.
+
+    Example: glip-adapt data check odinw/Raccoon
+    """
+    from glip_adapt.data.check import check_split
+    from glip_adapt.data.odinw import find_splits
+
+    files = {path.stem: (path, images or path.parent)} if path.is_file() else find_splits(path)
+    defects = {name: check_split(*pair) for name, pair in files.items()}
+    rows = [
+        {"split": name, "defect": d.kind, "count": d.count, "examples": ", ".join(d.examples)}
+        for name, found in defects.items()
+        for d in found
+    ]
+    if rows or as_json:
+        _print_rows("defects", rows, as_json)
+    else:
+        console.print(f"No defects in {', '.join(files)}.")
+    raise typer.Exit(1 if rows else 0)
+
+
+@data_app.command("sample")
+def sample_data(
+    path: Annotated[str, typer.Argument(help="Dataset name or folder, or one COCO JSON file.")],
+    shots: Annotated[int, typer.Option(min=1, help="Pictures wanted per class.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="COCO JSON file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="0 takes pictures in the order of their ids.")] = 3,
+) -> None:
+    """Write a few-shot subset of a training split as COCO JSON.
+
+    Example: glip-adapt data sample odinw/Raccoon --shots 5 --seed 3 -o raccoon-5.json
+    """
+    from glip_adapt.data.coco import coco_ground_truth, load_split
+    from glip_adapt.data.fewshot import few_shot_split
+    from glip_adapt.data.odinw import load_dataset
+
+    file = Path(path)
+    if file.is_file():
+        split = load_split(file, file.parent, f"{file.stem}/train", require_images=False)
+    else:
+        split = load_dataset(path).train
+    subset = few_shot_split(split, shots, seed)
+    temporary = output.with_name(f".{output.name}")
+    temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
+    temporary.replace(output)
+    console.print(f"{len(subset)} pictures ({subset.source}) → {output}")
+
+
+@app.command()
+def detect(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    classes: Classes = "",
+    caption: Annotated[str, typer.Option(help='Instead of classes: names separated by ". ".')] = "",
+    adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt`.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for JSON and annotated pictures.")] = Path("runs/detect"),
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.3,
+    short_side: ShortSide = 800,
+    trunk: TrunkName = "glip-nano",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Find objects by name; write all boxes as JSON, and a picture with those above the threshold.
+
+    Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
+    """
+    from glip_adapt.data.coco import load_rgb
+    from glip_adapt.draw import draw_detections
+    from glip_adapt.predict import PredictConfig, predict
+    from glip_adapt.structures import Detections
+
+    model = _model(trunk, checkpoint, vocabulary, device, adapter, _split_names(classes, ",") or caption.split(". "))
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path in images:
+        picture = load_rgb(path)
+        started = time.perf_counter()
+        found = predict(model, picture, PredictConfig(short_side=short_side, max_long_side=max(1333, short_side)))
+        seconds = time.perf_counter() - started
+        boxes = [
+            {"class": model.class_names[label], "score": score, "box_xyxy": box}
+            for box, score, label in zip(
+                found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
+        ]
+        result = {"image": str(path), "seconds": round(seconds, 3), "detections": boxes}
+        (out / f"{path.stem}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        shown = found.scores >= threshold
+        best = Detections(found.boxes_xyxy[shown], found.scores[shown], found.labels[shown])
+        draw_detections(picture, best, model.class_names).save(out / f"{path.stem}.png")
+        results.append(result)
+        if not as_json:
+            console.print(
+                f"{path.name}: {len(boxes)} boxes, {len(best)} drawn, {seconds:.1f} s → {out / path.stem}.png"
+            )
+    if as_json:
+        console.print_json(json.dumps(results))
+    else:
+        console.print(f"Peak memory {_peak_gigabytes():.1f} GB.")
+
+
+@app.command()
+def adapt(
+    dataset: Annotated[str, typer.Argument(help="Dataset name or folder.")],
+    method: Annotated[str, typer.Option(help="Name from `glip-adapt ls methods`.")],
+    shots: Annotated[str, typer.Option(help='Pictures per class, or "all".')],
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of training.")] = 3,
+    config: Annotated[Path | None, typer.Option(help="TOML file of training settings (fields of FitConfig).")] = None,
+    trunk: TrunkName = "glip-nano",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+) -> None:
+    """Train one adapter and print test AP before and after.
+
+    Example: glip-adapt adapt odinw/Raccoon --method prompt --shots 5 --seed 3 --out adapters/raccoon
+    """
+    from glip_adapt import attach, evaluate, fit, load_dataset, published_recipe
+    from glip_adapt.config import override, read_toml
+
+    count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
+    recipe = replace(published_recipe(method, count), seed=seed)
+    if config is not None:
+        recipe = override(recipe, read_toml(config), str(config))
+    data = load_dataset(dataset)
+    train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
+    loaded = _trunk(trunk, checkpoint, vocabulary, device)
+    model = attach(loaded, method, classes=data.classes)
+    before = evaluate(attach(loaded, "zero_shot", classes=data.classes), data.test, recipe.predict_config)
+    with _training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
+        history = fit(model, train, data.val, recipe, on_step=on_step, on_validation=on_validation)
+    model.save(out)
+    after = evaluate(model, data.test, recipe.predict_config)
+    console.print(
+        f"{model.trained_parameters:,} parameters, {len(history.steps)} steps (ended by {history.stopped_by}); "
+        f"test AP {_percent(before.ap)} → {_percent(after.ap)} → {out}"
+    )
+
+
+@app.command("eval")
+def evaluate_adapter(
+    dataset: Annotated[str, typer.Argument(help="Dataset name or folder.")],
+    adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt`; without it, zero-shot.")] = None,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="What to score.")] = "test",
+    short_side: ShortSide = 800,
+    predictions: Annotated[Path | None, typer.Option(help="Write predictions in COCO result form.")] = None,
+    trunk: TrunkName = "glip-nano",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Print COCO metrics, also per class.
+
+    Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
+    """
+    from glip_adapt import PredictConfig, evaluate, load_dataset
+
+    data = load_dataset(dataset)
+    model = _model(trunk, checkpoint, vocabulary, device, adapter, list(data.classes))
+    shown = PredictConfig(short_side=short_side, max_long_side=max(1333, short_side))
+    with _bar() as bar:
+        task = bar.add_task(f"{data.name}/{split}", total=None)
+        found = evaluate(
+            model, getattr(data, split), shown, on_image=lambda done, all_: bar.update(task, completed=done, total=all_)
+        )
+    if predictions is not None:
+        predictions.write_text(json.dumps(found.predictions), encoding="utf-8")
+    metrics = {name: value for name, value in asdict(found).items() if name not in ("per_class", "predictions")}
+    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
+    rows += [{"metric": f"ap of {name}", "value": value} for name, value in found.per_class.items()]
+    _print_rows(f"{data.name}/{split}", rows, as_json)
+
+
+@app.command()
+def bench(
+    plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
+    out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+) -> None:
+    """Run or resume a plan; exit code 1 if a run failed.
+
+    Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos
+    """
+    from glip_adapt.bench import read_plan
+
+    failed = _run_plan(read_plan(plan), out, device, vocabulary)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Results folder of `bench`.")],
+    note: Annotated[str, typer.Option(help="Sentence that heads the table and stands below the figure.")] = "",
+) -> None:
+    """Write tables and the data-efficiency plot from the records.
+
+    Example: glip-adapt report runs/real_photos
+    """
+    _print_report(folder, note)
+
+
+@app.command()
+def audit(
+    dataset: Annotated[str, typer.Argument(help="Dataset name or folder; or leave it out and name classes.")] = "",
+    classes: Classes = "",
+    official: Annotated[bool, typer.Option("--official", help="Use the dataset's official prompts.")] = False,
+    trunk: TrunkName = "glip-t",
+    vocabulary: Vocabulary = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print caption → tokens → classes, to check that labels land on the right words.
+
+    Example: glip-adapt audit --classes "stop_sign, T-Rex" --vocabulary vocab.txt
+    """
+    from glip_adapt.captions import build_caption
+    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.model.weights import load_tokenizer
+
+    entries: Any = _split_names(classes, ",")
+    if dataset:
+        data = load_dataset(dataset)
+        entries = (official and data.prompts) or data.classes
+    caption = build_caption(entries)
+    tokenizer = load_tokenizer(trunk, vocabulary)
+    tokens = tokenizer.encode(caption)
+    words = tokenizer.words(tokens)
+    rows = [
+        {
+            "label": label,
+            "class": name,
+            "characters": f"{start}–{end}",
+            "tokens": ", ".join(str(i) for i in row.nonzero().flatten().tolist()),
+            "words": " ".join(words[i] for i in row.nonzero().flatten().tolist()),
+        }
+        for label, (name, (start, end), row) in enumerate(
+            zip(caption.names, caption.spans, tokens.token_map[0], strict=True)
+        )
+    ]
+    if not as_json:
+        console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({len(words)} tokens of 256)"))
+    _print_rows("class → tokens", rows, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Public .pth or our .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
+    trunk: TrunkName = "glip-t",
+) -> None:
+    """Write a public checkpoint as safetensors with our names.
+
+    Example: glip-adapt convert glip_tiny_model_o365_goldg_cc_sbu.pth glip-t.safetensors --trunk glip-t
+    """
+    from glip_adapt.model import weights
+
+    checksum = weights.convert(source, target, trunk)
+    console.print(f"{target}: SHA-256 of the weights {checksum}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Print what this machine has to offer.
+
+    Example: glip-adapt doctor
+    """
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from glip_adapt.bench.records import capture_environment
+
+    environment = capture_environment("cpu", torch.get_num_threads())
+    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "glip_adapt": glip_adapt.__version__,
+        "python": environment["python"],
+        **environment["versions"],
+        "platform": environment["platform"],
+        "threads": environment["threads"],
+        "GPUs": ", ".join(cuda) or "none",
+        "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
+        "Hub cache": HF_HUB_CACHE,
+    }
+    _print_rows("this machine", [{"what": name, "value": value} for name, value in facts.items()], as_json)
+
+
+def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
+    from glip_adapt import load_trunk
+
+    return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+
+
+def _model(
+    trunk: str, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None, names: list[str]
+) -> Any:
+    """Return an adapter from disk, or zero-shot for ``names``."""
+    from glip_adapt import attach, load_adapter
+
+    loaded = _trunk(trunk, checkpoint, vocabulary, device)
+    if adapter is not None:
+        return load_adapter(loaded, adapter, classes=[n for n in names if n.strip()] or None)
+    return attach(loaded, "zero_shot", classes=[n for n in names if n.strip()])
+
+
+def _split_names(text: str, separator: str) -> list[str]:
+    return [name.strip() for name in text.split(separator) if name.strip()]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f'expected a whole number from 1 or "all", got {text!r}', param_hint="--shots")
+    return int(text)
+
+
+def _percent(ap: float | None) -> str:
+    return "undefined" if ap is None else f"{100 * ap:.1f}"
+
+
+def _peak_gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+
+
+def _trunk_rows() -> list[dict[str, Any]]:
+    import torch
+
+    from glip_adapt.model.build import build_glip
+    from glip_adapt.model.weights import TRUNKS
+
+    rows = []
+    for name, spec in TRUNKS.items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build_glip(spec.config).parameters())
+        rows.append(
+            {
+                "trunk": name,
+                "parameters": f"{parameters / 1e6:.1f} M",
+                "deep fusion": "yes" if spec.config.deep_fusion else "no",
+                "pre-trained on": spec.data,
+                "public file": spec.public_file or "–",
+                "licence": spec.licence,
+            }
+        )
+    return rows
+
+
+def _dataset_rows() -> list[dict[str, Any]]:
+    from glip_adapt.data.odinw import known_datasets
+
+    return [
+        {
+            "dataset": spec.official_name,
+            "short name": spec.short_name,
+            "classes": len(spec.classes),
+            **{name: split.images for name, split in spec.splits.items() if name in ("train", "val", "test")},
+            "licence": spec.licence,
+        }
+        for spec in known_datasets()
+    ]
+
+
+def _method_rows() -> list[dict[str, Any]]:
+    import torch
+
+    from glip_adapt.adapters import ADAPTERS
+    from glip_adapt.model.build import GLIP_T, build_glip
+
+    with torch.device("meta"):
+        glip = build_glip(GLIP_T)
+    state = glip.state_dict()
+    rows = []
+    for name, adapter in ADAPTERS.items():
+        owned = [state[key].numel() for key in adapter().owned(glip) if key in state]
+        trained = f"{sum(owned):,}" if owned or name == "zero_shot" else "tokens × 768"
+        rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
+    return rows
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        console.print_json(json.dumps(rows))
+        return
+    table = Table(title=title, title_justify="left")
+    for name in rows[0] if rows else ():
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(f"{v:.4f}" if isinstance(v, float) else str(v)) for v in row.values()))
+    console.print(table)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
+    )
+
+
+@contextmanager
+def _training_bar(title: str) -> Iterator[tuple[Any, Any]]:
+    """Yield callbacks that show step, loss, rate and remaining time, and each validation."""
+    with _bar() as bar:
+        task = bar.add_task(title, total=None)
+        yield (
+            lambda step, total: _show_step(bar, task, title, step, total),
+            lambda v: bar.console.print(f"step {v.step}: val AP {_percent(v.ap)}{' (best)' if v.is_best else ''}"),
+        )
+
+
+def _show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) -> None:
+    rate = 1 / step.seconds if step.seconds else 0
+    bar.update(task, completed=step.step, total=total, description=f"{title}  loss {step.loss:.3f}  {rate:.1f} steps/s")
+
+
+def _run_plan(plan: Any, out: Path, device: str, vocabulary: Path | None) -> int:
+    """Run a plan under a progress bar and return how many runs failed."""
+    from glip_adapt.bench import run_benchmark
+
+    with _bar() as bar:
+        runs, steps = bar.add_task("runs", total=None), bar.add_task("steps", total=None)
+
+        def on_start(key: Any, position: int, total: int) -> None:
+            bar.update(runs, completed=position - 1, total=total, description=f"runs: {key.name}")
+
+        def on_finish(record: Any) -> None:
+            ap = f"AP {_percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
+            bar.console.print(Text(f"{record.key.name}  {ap}"))
+
+        summary = run_benchmark(
+            plan,
+            out,
+            device=device,
+            vocabulary=vocabulary,
+            on_start=on_start,
+            on_step=lambda step, total: _show_step(bar, steps, "steps", step, total),
+            on_finish=on_finish,
+        )
+    console.print(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
+    return summary.failed
+
+
+def _print_report(folder: Path, note: str) -> None:
+    from glip_adapt.bench.report import write_report
+
+    files = write_report(folder, note)
+    console.print(Text(files.markdown.read_text(encoding="utf-8")))
+    for file in (files.csv, files.markdown, *files.figures):
+        console.print(Text(str(file)))
