@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from glip_adapt.bench.report import write_report
     from glip_adapt.captions import ClassPrompt
     from glip_adapt.data.odinw import load_dataset
-    from glip_adapt.evaluate import evaluate
+    from glip_adapt.evaluation import evaluate
     from glip_adapt.model.weights import load_trunk
-    from glip_adapt.predict import PredictConfig, predict
+    from glip_adapt.prediction import PredictConfig, predict
     from glip_adapt.train import FitConfig, fit, published_recipe
 
 __version__ = "0.1.0"
@@ -24,14 +24,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClassPrompt": "glip_adapt.captions",
     "FitConfig": "glip_adapt.train",
-    "PredictConfig": "glip_adapt.predict",
+    "PredictConfig": "glip_adapt.prediction",
     "attach": "glip_adapt.adapters",
-    "evaluate": "glip_adapt.evaluate",
+    "evaluate": "glip_adapt.evaluation",
     "fit": "glip_adapt.train",
     "load_adapter": "glip_adapt.adapters",
     "load_dataset": "glip_adapt.data.odinw",
     "load_trunk": "glip_adapt.model.weights",
-    "predict": "glip_adapt.predict",
+    "predict": "glip_adapt.prediction",
     "published_recipe": "glip_adapt.train",
     "run_benchmark": "glip_adapt.bench",
     "write_report": "glip_adapt.bench.report",

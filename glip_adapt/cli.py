@@ -68,8 +68,14 @@ def quickstart(
         shots=(0, 1, 5),
         seeds=(3,),
         fit={
-            **{"short_sides": [128], "test_short_side": 128, "max_long_side": 320},
-            **{"epochs": 30, "learning_rate": 2e-3, "text_learning_rate": 2e-3, "weight_decay": 0.0},
+            "short_sides": [120],
+            "test_short_side": 120,
+            "max_long_side": 320,
+            "epochs": 5,
+            "weight_decay": 0.0,
+            "learning_rate": 2e-3,
+            "text_learning_rate": 2e-3,
+            "full": {"epochs": 12},
         },
     )
     note = (
@@ -168,7 +174,7 @@ def detect(
     """
     from glip_adapt.data.coco import load_rgb
     from glip_adapt.draw import draw_detections
-    from glip_adapt.predict import PredictConfig, predict
+    from glip_adapt.prediction import PredictConfig, predict
     from glip_adapt.structures import Detections
 
     model = _model(trunk, checkpoint, vocabulary, device, adapter, _split_names(classes, ",") or caption.split(". "))

@@ -19,10 +19,10 @@ from torch import Tensor
 from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.data.coco import ImageRecord, Split, load_rgb
 from glip_adapt.data.transforms import View, apply_view, collate, training_views
-from glip_adapt.evaluate import evaluate
+from glip_adapt.evaluation import evaluate
 from glip_adapt.model.anchors import anchor_grid, level_shapes
 from glip_adapt.model.loss import LossScale, assign, detection_loss
-from glip_adapt.predict import PredictConfig
+from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import ImageBatch, Target
 
 logger = logging.getLogger(__name__)

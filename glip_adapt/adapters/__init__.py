@@ -38,7 +38,8 @@ def attach(
         settings: fields of the adapter that differ from its defaults.
 
     Raises:
-        ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, or a tensor is missing.
+        ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, the caption is too
+            long, or the trunk lacks a tensor that the method asks for.
     """
     return AdaptedGlip(trunk, build_adapter(method, settings or {}), classes)
 

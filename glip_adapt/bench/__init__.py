@@ -22,9 +22,9 @@ from glip_adapt.config import from_mapping, override, to_mapping
 from glip_adapt.data.coco import Split
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
 from glip_adapt.data.odinw import Dataset, known_datasets, load_dataset
-from glip_adapt.evaluate import Evaluation, evaluate
+from glip_adapt.evaluation import Evaluation, evaluate
 from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
-from glip_adapt.predict import PredictConfig
+from glip_adapt.prediction import PredictConfig
 from glip_adapt.train import FitConfig, History, Step, fit, published_recipe
 
 

@@ -72,7 +72,7 @@ class SwinBackbone(nn.Module):
         """
         super().__init__()
         widths = [width * 2**i for i in range(len(depths))]
-        rates = torch.linspace(0, drop_path, sum(depths)).split(list(depths))
+        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
         self.patch_embed = PatchEmbed(width)
         self.stages = nn.ModuleList(
             SwinStage(
@@ -195,13 +195,14 @@ class TimmBackbone(nn.Module):
             ValueError: if the model has no feature maps of strides 8, 16 and 32.
         """
         super().__init__()
-        self.body: Any = timm.create_model(name, pretrained=False, features_only=True)
-        strides = self.body.feature_info.reduction()
+        self.body = timm.create_model(name, pretrained=False, features_only=True)
+        info: Any = self.body.feature_info
+        strides = info.reduction()
         missing = sorted({8, 16, 32} - set(strides))
         if missing:
             raise ValueError(f"timm model {name!r} has feature strides {strides}, but 8, 16 and 32 are needed.")
         self.indices = [strides.index(stride) for stride in (8, 16, 32)]
-        self.output_widths = tuple(self.body.feature_info.channels()[i] for i in self.indices)
+        self.output_widths = tuple(info.channels()[i] for i in self.indices)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from glip_adapt import boxes
 from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.data.coco import Split, coco_ground_truth, load_rgb
-from glip_adapt.predict import PredictConfig, predict
+from glip_adapt.prediction import PredictConfig, predict
 from glip_adapt.structures import Detections
 
 

@@ -1,0 +1,147 @@
+"""The verbs, run as a user would, in process and on small things."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from glip_adapt import cli
+
+SMALL = ["--short-side", "64"]
+
+
+def run(monkeypatch, capsys, *arguments):
+    """Run the command line; return exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+    monkeypatch.setattr(cli, "stderr", cli.Console(stderr=True, width=500))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code or 0, out, err
+
+
+@pytest.fixture
+def glip(monkeypatch, capsys):
+    return lambda *arguments: run(monkeypatch, capsys, *arguments)
+
+
+def test_every_verb_has_help_with_an_example(glip):
+    verbs = ["quickstart", "ls", "data check", "data sample", "detect", "adapt", "eval", "bench", "report", "audit"]
+    for verb in [*verbs, "convert", "doctor"]:
+        code, out, _ = glip(*verb.split(), "--help")
+        assert code == 0
+        assert f"Example: glip-adapt {verb}" in " ".join(out.split()), verb
+
+
+def test_ls_names_trunks_datasets_and_methods(glip):
+    for what, names in {
+        "trunks": ["glip-t", "glip-l", "231.8 M"],
+        "datasets": ["Raccoon", "PascalVOC"],
+        "methods": ["linear_probe", "198,919", "231,759,662", "tokens × 768"],
+    }.items():
+        code, out, _ = glip("ls", what)
+        assert code == 0
+        assert all(name in out for name in names), (what, out)
+
+
+def test_detect_writes_boxes_and_an_annotated_picture(glip, coco_folder, tmp_path):
+    picture = coco_folder / "test" / "0.png"
+    code, out, _ = glip("detect", picture, "--classes", "red box, blue box", "--out", tmp_path / "found", *SMALL)
+    assert code == 0, out
+    found = json.loads((tmp_path / "found" / "0.json").read_text())
+    assert {d["class"] for d in found["detections"]} <= {"red box", "blue box"}
+    assert Image.open(tmp_path / "found" / "0.png").size == (80, 64)
+
+
+def test_adapt_then_eval_then_detect_with_the_adapter(glip, coco_folder, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("epochs = 1\ncopies = 1\nshort_sides = [64]\ntest_short_side = 64\n")
+    saved = tmp_path / "adapter"
+    code, out, err = glip(
+        *("adapt", coco_folder, "--method", "linear_probe", "--shots", "3", "--out", saved, "--config", recipe)
+    )
+    assert code == 0, err
+    assert "4,556" not in out  # the head's box scales are not trained
+    assert (saved / "adapter.safetensors").is_file()
+    code, out, err = glip("eval", coco_folder, "--adapter", saved, "--json", *SMALL)
+    assert code == 0, err
+    assert {row["metric"] for row in json.loads(out)} >= {"ap", "ap50", "ap of red box", "ap of blue box"}
+    code, out, err = glip("detect", coco_folder / "test" / "0.png", "--adapter", saved, "--out", tmp_path / "d", *SMALL)
+    assert code == 0, err
+
+
+def test_data_check_finds_nothing_in_a_good_dataset_and_fails_on_a_bad_one(glip, coco_folder):
+    assert glip("data", "check", coco_folder)[0] == 0
+    (coco_folder / "test" / "0.png").unlink()
+    code, out, _ = glip("data", "check", coco_folder)
+    assert code == 1
+    assert "missing" in out
+    assert "0.png" in out
+
+
+def test_data_sample_writes_a_coco_file(glip, coco_folder, tmp_path):
+    code, out, err = glip("data", "sample", coco_folder, "--shots", "2", "--seed", "3", "-o", tmp_path / "two.json")
+    assert code == 0, err
+    assert len(json.loads((tmp_path / "two.json").read_text())["images"]) == 2
+    assert "sampled" in out
+
+
+def test_audit_prints_tokens_per_class(glip):
+    code, out, _ = glip("audit", "--classes", "dog, stop_sign", "--trunk", "glip-nano", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["words"] for row in rows] == ["d ##o ##g", "s ##t ##o ##p s ##i ##g ##n"]
+    assert rows[0]["characters"] == "0–3"
+
+
+def test_bench_runs_resumes_and_reports(glip, coco_folder, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f'trunks = ["glip-nano"]\ndatasets = ["{coco_folder}"]\nmethods = ["zero_shot", "linear_probe"]\n'
+        "shots = [0, 1]\nseeds = [3]\n[fit]\nepochs = 1\ncopies = 1\nshort_sides = [64]\ntest_short_side = 64\n"
+    )
+    out_folder = tmp_path / "runs"
+    code, out, err = glip("bench", plan, "--out", out_folder)
+    assert code == 0, err
+    assert "2 runs done, 0 were there already, 0 failed" in out
+    assert "0 runs done, 2 were there already, 0 failed" in glip("bench", plan, "--out", out_folder)[1]
+    code, out, err = glip("report", out_folder, "--note", "Untrained trunk.")
+    assert code == 0, err
+    assert (out_folder / "report" / "data_efficiency.png").is_file()
+    assert "Untrained trunk." in (out_folder / "report" / "table.md").read_text()
+
+
+def test_doctor_prints_versions(glip):
+    code, out, _ = glip("doctor")
+    assert code == 0
+    assert "torch" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["detect", "absent.jpg", "--classes", "dog"], "absent.jpg"),
+        (["eval", "NoSuchSet"], "NoSuchSet"),
+        (["bench", "absent.toml", "--out", "runs"], "absent.toml"),
+        (["report", "absent"], "absent"),
+        (["detect", "x.jpg", "--classes", "dog", "--trunk", "glip-nan"], "did you mean 'glip-nano'"),
+        (["detect", "x.jpg", "--classes", "dog", "--checkpoint", "absent.pth"], "absent.pth"),
+        (["convert", "absent.pth", "out.safetensors"], "absent.pth"),
+        (["audit", "--classes", " , "], "at least one class name"),
+    ],
+)
+def test_an_expected_error_is_one_message_and_exit_code_1(glip, arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "audit":
+        arguments = [*arguments, "--trunk", "glip-nano"]
+    code, _, err = glip(*arguments)
+    assert code == 1
+    assert expected in err
+    assert "Traceback" not in err
+
+
+def test_wrong_usage_is_exit_code_2(glip):
+    assert glip("adapt")[0] == 2
+    assert glip("adapt", "x", "--method", "prompt", "--shots", "none", "--out", "y")[0] == 2
