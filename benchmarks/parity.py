@@ -3,8 +3,8 @@
     python benchmarks/parity.py --fixtures tests/parity
 
 Every ``eval_*.npz`` and ``train_*.npz`` of the folder is reproduced with stand-in weights that go through a
-public-style checkpoint file, as a user's would. One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at 1e-3; boxes
-at 0.1 pixels, labels equal. Exit code 1 if any line fails. tests/parity/README.md describes the files.
+public-style checkpoint file, as a user's would. One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at
+1e-3; boxes at 0.1 pixels, labels equal. Exit code 1 if any line fails. tests/parity/README.md describes the files.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from glip_adapt.data.coco import ImageRecord, Split, load_rgb
 from glip_adapt.data.transforms import View, apply_view, collate, training_views
 from glip_adapt.evaluation import evaluate
 from glip_adapt.model.anchors import anchor_grid, level_shapes
-from glip_adapt.model.loss import LossScale, assign, detection_loss
+from glip_adapt.model.loss import Assignment, LossScale, assign, detection_loss
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import ImageBatch, Target
 
@@ -161,7 +161,7 @@ def fit(
         train: pictures to learn from, all of them with boxes.
         val: what selects the best state and drives the plateau rule; without it the last state is kept and training
             runs to its ceiling.
-        config: the recipe; by default the published one of the method for as many shots as fit ``train.source``.
+        config: the recipe; by default the published one of the method for 10 shots (``published_recipe``).
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
 
@@ -258,7 +258,7 @@ class _Fit:
         if self.on_step:
             self.on_step(done, self.history.total_steps)
 
-    def _assign(self, sample: _Sample) -> Any:
+    def _assign(self, sample: _Sample) -> Assignment:
         height, width = sample.images.pixels.shape[-2:]
         shapes_hw = level_shapes((height, width))
         return assign(anchor_grid(shapes_hw), shapes_hw, sample.target)

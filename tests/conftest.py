@@ -43,7 +43,7 @@ def tiny_trunk() -> Trunk:
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Path:
-    """A dataset of two classes, red and blue rectangles, with category ids 0 and 7: train 6, valid 3, test 3 pictures."""
+    """Two classes of rectangles, category ids 0 and 7: 6 pictures to train, 3 to validate, 3 to test."""
     root = tmp_path / "shapes"
     generator = np.random.default_rng(0)
     for split, count in (("train", 6), ("valid", 3), ("test", 3)):
