@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from glip_adapt.captions import ClassPrompt, build_caption
-from glip_adapt.data.coco import check_split
+from glip_adapt.data.check import check_split
 from glip_adapt.data.odinw import known_datasets, load_dataset
 
 HERE = Path(__file__).resolve()

@@ -1,0 +1,295 @@
+"""What a saved adapter belongs to, and captions that are too long."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from glip_adapt.adapters import attach, load_adapter
+from glip_adapt.adapters.base import FORMAT_VERSION, AdapterMismatchError, Stage
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.data.transforms import collate
+from glip_adapt.model.build import GLIP_T, build_glip
+from glip_adapt.model.text import CaptionTooLongError
+from glip_adapt.model.weights import Trunk, weights_checksum
+from glip_adapt.prediction import PredictConfig, predict
+
+CLASSES = ("red box", "blue box")
+MANY = tuple(f"{colour} {shape}" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
+
+
+@pytest.fixture
+def saved(tiny_trunk, tmp_path):
+    """A prompt adapter in a folder, with an offset that is not zero."""
+    model = attach(tiny_trunk, "prompt", classes=CLASSES)
+    with torch.no_grad():
+        model.owned_tensors()["text_prompt.offset"].normal_(generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def describe(folder, **changes):
+    """Change what ``adapter.json`` says; None removes an entry."""
+    path = folder / "adapter.json"
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def test_the_files_are_small_and_say_what_they_belong_to(saved, tiny_trunk):
+    assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors"}
+    assert sum(file.stat().st_size for file in saved.iterdir()) <= 100_000
+    description = json.loads((saved / "adapter.json").read_text())
+    rows = tiny_trunk.tokenizer.encode_in_chunks(CLASSES)[0].ids.shape[1]
+    assert description == {
+        "format_version": FORMAT_VERSION,
+        "method": "prompt",
+        "config": {},
+        "trunk": {"name": "glip-nano", "checksum": tiny_trunk.checksum},
+        "classes": [{"name": name, "prefix": "", "suffix": ""} for name in CLASSES],
+        "trained_parameters": 32 * rows,
+    }
+    assert {name: tensor.shape for name, tensor in load_file(saved / "adapter.safetensors").items()} == {
+        "text_prompt.offset": (rows, 32)
+    }
+
+
+def test_a_prompt_for_glip_t_stays_below_a_hundred_kilobytes(tiny_trunk, tmp_path):
+    """32 rows of 768 numbers: a caption of about ten classes."""
+    width = GLIP_T.text.width
+    config = replace(GLIP_T, backbone="test_convnext", text=replace(GLIP_T.text, layers=0, vocabulary_size=109))
+    glip = build_glip(replace(config, blocks=0)).requires_grad_(False)
+    model = attach(Trunk("glip-t", glip, tiny_trunk.tokenizer, ""), "prompt", classes=CLASSES)
+    rows = model.captions[0].ids.shape[1]
+    model.save(tmp_path)
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert size < 4 * rows * width + 2_000
+    assert size + 4 * (32 - rows) * width <= 100_000
+
+
+def test_saving_again_replaces_the_adapter(saved, tiny_trunk):
+    attach(tiny_trunk, "linear_probe", classes=("box",)).save(saved)
+    assert load_adapter(tiny_trunk, saved).adapter.name == "linear_probe"
+    assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors"}
+
+
+def test_settings_and_prompts_survive(tiny_trunk, tmp_path):
+    classes = (ClassPrompt(name="kräftig", prefix="a ", suffix=" one"), "blue box")
+    model = attach(tiny_trunk, "full", classes=classes, settings={"frozen": ("image_encoder", "tower.blocks.1")})
+    model.save(tmp_path)
+    loaded = load_adapter(tiny_trunk, tmp_path, classes=classes)
+    assert (loaded.adapter, loaded.classes, loaded.owned) == (model.adapter, model.classes, model.owned)
+    assert "kräftig" in (tmp_path / "adapter.json").read_text(encoding="utf-8")
+
+
+def test_other_weights_are_refused_and_both_are_named(saved, tiny_trunk):
+    other = replace(tiny_trunk, checksum="0123456789abcdef" * 4)
+    with pytest.raises(AdapterMismatchError, match=rf"{tiny_trunk.checksum[:12]}.*this trunk.*0123456789ab"):
+        load_adapter(other, saved)
+
+
+def test_another_trunk_is_refused_and_both_are_named(saved, tiny_trunk):
+    with pytest.raises(AdapterMismatchError, match=r"trained on glip-nano.*this trunk is glip-t "):
+        load_adapter(replace(tiny_trunk, name="glip-t"), saved)
+
+
+def test_the_checksum_tells_trunks_apart_by_a_single_number(tiny_trunk):
+    glip = attach(tiny_trunk, "full", classes=CLASSES).glip
+    assert weights_checksum(glip) == tiny_trunk.checksum
+    with torch.no_grad():
+        glip.head.bias0.add_(1e-6)
+    assert weights_checksum(glip) != tiny_trunk.checksum
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("red box",),
+        ("blue box", "red box"),
+        ("red box", "green box"),
+        ("red box", ClassPrompt(name="blue box", prefix="a ")),
+        ("red box", ClassPrompt(name="blue box", suffix=" on grey")),
+        ("red box", "blue box", "green box"),
+    ],
+    ids=str,
+)
+def test_another_class_list_order_or_prompt_is_refused_and_both_are_named(saved, tiny_trunk, classes):
+    asked = [c if isinstance(c, str) else f"{c.prefix}{c.name}{c.suffix}" for c in classes]
+    with pytest.raises(AdapterMismatchError) as caught:
+        load_adapter(tiny_trunk, saved, classes=classes)
+    assert repr(list(CLASSES)) in str(caught.value)
+    assert repr(asked) in str(caught.value)
+
+
+def test_a_class_list_in_another_shape_is_the_same(saved, tiny_trunk):
+    assert load_adapter(tiny_trunk, str(saved), classes=[ClassPrompt(name=name) for name in CLASSES]).classes
+
+
+def test_another_format_version_is_refused_and_both_are_named(saved, tiny_trunk):
+    describe(saved, format_version=FORMAT_VERSION + 8)
+    with pytest.raises(
+        AdapterMismatchError, match=rf"version {FORMAT_VERSION + 8}; this version reads {FORMAT_VERSION}"
+    ):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_an_unknown_method_lists_those_that_exist(saved, tiny_trunk):
+    describe(saved, method="promt")
+    with pytest.raises(ValueError, match=r"'promt'.*prompt"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_an_unknown_setting_is_refused_by_name(saved, tiny_trunk):
+    describe(saved, config={"rows": 7})
+    with pytest.raises(ValueError, match="rows"):
+        load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+def test_a_missing_file_is_named(saved, tiny_trunk, name):
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"No adapter in .*{name} is missing"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_a_missing_folder_is_named(tiny_trunk, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No adapter in .*nowhere"):
+        load_adapter(tiny_trunk, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b"{}", b"\xff\xfe\x00"])
+def test_what_is_no_description_is_refused_by_path(saved, tiny_trunk, content):
+    (saved / "adapter.json").write_bytes(content)
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.json is not an adapter description"):
+        load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize("key", ["format_version", "method", "config", "trunk", "classes"])
+def test_a_description_that_lacks_an_entry_is_refused_by_path_and_entry(saved, tiny_trunk, key):
+    describe(saved, **{key: None})
+    with pytest.raises(AdapterMismatchError, match=rf"adapter\.json.*{key}"):
+        load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trunk", {"name": "glip-nano"}),
+        ("trunk", "glip-nano"),
+        ("classes", ["red box"]),
+        ("classes", [{"title": "red box"}]),
+        ("config", 3),
+        ("method", ["prompt"]),
+    ],
+)
+def test_an_entry_of_the_wrong_shape_is_refused_by_path(saved, tiny_trunk, key, value):
+    describe(saved, **{key: value})
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.json"):
+        load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"text_prompt.offset": torch.zeros(3, 32)}, r"\(3, 32\)"),
+        ({"text_prompt.ofset": torch.zeros(13, 32)}, r"text_prompt\.ofset"),
+        ({}, "0 came"),
+        ({"text_prompt.offset": torch.zeros(13, 32), "head.bias0": torch.zeros(1)}, r"owns 1 tensors.*2 came"),
+    ],
+)
+def test_wrong_tensors_are_refused_and_both_sides_are_named(saved, tiny_trunk, tensors, message):
+    save_file(tensors, saved / "adapter.safetensors")
+    with pytest.raises(AdapterMismatchError, match=message) as caught:
+        load_adapter(tiny_trunk, saved)
+    assert "text_prompt.offset" in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -10])
+def test_a_damaged_tensor_file_is_refused_by_path(saved, tiny_trunk, keep):
+    path = saved / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_refused_tensors_leave_the_model_as_it_was(tiny_trunk):
+    model = attach(tiny_trunk, "linear_probe", classes=CLASSES)
+    before = {name: tensor.clone() for name, tensor in model.owned_tensors().items()}
+    wrong = {name: torch.ones_like(tensor) for name, tensor in before.items()} | {"head.bias0": torch.ones(2)}
+    with pytest.raises(AdapterMismatchError):
+        model.load_owned(wrong)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.owned_tensors().items())
+
+
+def test_loading_does_not_tie_the_model_to_the_tensors_it_was_given(tiny_trunk):
+    model = attach(tiny_trunk, "prompt", classes=CLASSES)
+    given = {"text_prompt.offset": torch.ones_like(model.owned_tensors()["text_prompt.offset"])}
+    model.load_owned(given)
+    given["text_prompt.offset"].zero_()
+    assert model.owned_tensors()["text_prompt.offset"].eq(1).all()
+
+
+def test_zero_shot_splits_a_long_class_list_over_captions(tiny_trunk):
+    model = attach(tiny_trunk, "zero_shot", classes=MANY)
+    assert len(model.captions) > 1
+    assert sum(tokens.token_map.shape[1] for tokens in model.captions) == len(MANY) == len(model.class_names)
+    assert all(tokens.ids.shape[1] <= 256 and tokens.token_map.any(-1).all() for tokens in model.captions)
+
+
+def test_predictions_over_several_captions_carry_the_labels_of_the_whole_list(tiny_trunk):
+    """They equal those of one model per caption, put together by hand."""
+    model = attach(tiny_trunk, "zero_shot", classes=MANY)
+    image = Image.effect_noise((80, 64), 90).convert("RGB")
+    config = PredictConfig(short_side=64)
+    together, rows, start = predict(model, image, config), [], 0
+    for tokens in model.captions:
+        count = tokens.token_map.shape[1]
+        part = predict(attach(tiny_trunk, "zero_shot", classes=MANY[start : start + count]), image, config)
+        labels = (part.labels + start).tolist()
+        rows += zip(part.scores.tolist(), labels, part.boxes_xyxy.tolist(), strict=True)
+        start += count
+    best = sorted(rows, key=lambda row: -row[0])
+    lowest = best[99][0]
+    expected = sorted(row for row in best if row[0] >= lowest)
+    found = zip(together.scores.tolist(), together.labels.tolist(), together.boxes_xyxy.tolist(), strict=True)
+    assert sorted(found) == expected
+    assert {label for _, label, _ in expected} - set(range(model.captions[0].token_map.shape[1]))
+
+
+@pytest.mark.parametrize("method", ["prompt", "linear_probe", "full", "text_encoder"])
+def test_methods_that_train_refuse_a_class_list_of_several_captions(tiny_trunk, method):
+    with pytest.raises(
+        ValueError, match=rf"{len(MANY)} classes need \d captions, and {method} trains on one.*zero_shot"
+    ):
+        attach(tiny_trunk, method, classes=MANY)
+
+
+def test_one_name_too_long_for_any_caption_is_refused(tiny_trunk):
+    with pytest.raises(CaptionTooLongError, match="Shorten"):
+        attach(tiny_trunk, "zero_shot", classes=("box", "abcdefgh " * 40))
+
+
+@pytest.mark.parametrize("classes", [(), ("box", ""), ("box", "(all of it)")])
+def test_a_class_list_without_a_readable_name_is_refused(tiny_trunk, classes):
+    with pytest.raises(ValueError, match=r"at least one class name|empty after cleaning"):
+        attach(tiny_trunk, "prompt", classes=classes)
+
+
+def test_text_features_are_computed_once_unless_the_text_is_trained(tiny_trunk):
+    for method, once in (("prompt", True), ("linear_probe", True), ("text_encoder", False), ("full", False)):
+        model = attach(tiny_trunk, method, classes=CLASSES)
+        assert (model.texts()[0] is model.texts()[0]) == once, method
+        assert model.texts()[0].features.requires_grad == (not once), method
+
+
+def test_stages_stand_in_the_order_of_the_pipeline():
+    assert [stage.name for stage in sorted(Stage)] == ["ENCODE_IMAGE", "ENCODE_TEXT", "FUSE", "PREDICT", "NONE"]
+
+
+def test_an_image_batch_on_the_device_of_the_model_goes_through(tiny_trunk):
+    model = attach(tiny_trunk, "zero_shot", classes=CLASSES)
+    images = collate([torch.zeros(3, 33, 40, dtype=torch.uint8)]).to(model.device)
+    (output,) = model.outputs(images)
+    assert output.token_logits.shape == (1, sum(h * w for h, w in output.level_shapes_hw), output.token_mask.shape[1])

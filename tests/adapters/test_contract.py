@@ -1,0 +1,328 @@
+"""Every method through one table; a new adapter adds one row."""
+
+import copy
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_split
+
+from glip_adapt.adapters import ADAPTERS, attach, load_adapter
+from glip_adapt.adapters.base import AdaptedGlip, Stage
+from glip_adapt.captions import ClassPrompt, build_caption
+from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.model.build import GLIP_T, build_glip
+from glip_adapt.model.weights import Trunk, public_name, public_names, weights_checksum
+from glip_adapt.train import FitConfig, fit
+
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]
+CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
+CONFIG = FitConfig(short_sides=(64,), batch_size=2, epochs=1, learning_rate=1e-2, text_learning_rate=1e-2)
+BOTTOM = ("image_encoder.backbone", "tower.blocks.0.text_layer.hidden")  # beside it: hidden_out, hidden_norm
+
+# Row → method, its settings, how many tensors and numbers it owns on the tiny trunk, given the tokens of the caption.
+ROWS = {
+    "zero_shot": ("zero_shot", {}, lambda t: (0, 0)),
+    "prompt": ("prompt", {}, lambda t: (1, 32 * t)),
+    # box (32 + 1) × 4, centerness 32 + 1, projection 32 × 32 + 32, scale 1, text bias 32, bias 1
+    "linear_probe": ("linear_probe", {}, lambda t: (9, 132 + 33 + 1056 + 1 + 32 + 1)),
+    "full": ("full", {}, lambda t: (256, 404_812)),
+    "full above a frozen bottom": ("full", {"frozen": BOTTOM}, None),
+    # embeddings 109 + 512 + 2 rows and a norm; one layer of four 32 × 32 projections, 64 hidden, two norms
+    "text_encoder": ("text_encoder", {}, lambda t: (21, 32 * 623 + 64 + 4 * 1056 + 2112 + 2080 + 128)),
+}
+TRAINED = [row for row in ROWS if row != "zero_shot"]
+
+
+def build(row, trunk, classes=CLASSES):
+    method, settings, _ = ROWS[row]
+    return attach(trunk, method, classes=classes, settings=settings)
+
+
+def noise_picture(height=50, width=90):
+    pixels = np.random.default_rng(3).integers(0, 256, (3, height, width), dtype=np.uint8)
+    return collate([torch.from_numpy(pixels)])
+
+
+def differing(mine, theirs):
+    """The fields in which two HeadOutputs differ by a bit; plain equality takes -0 for 0."""
+    return [
+        field.name
+        for field in dataclasses.fields(mine)
+        if bits(getattr(mine, field.name)) != bits(getattr(theirs, field.name))
+    ]
+
+
+def bits(value):
+    return value.detach().numpy().tobytes() if isinstance(value, torch.Tensor) else value
+
+
+def state_bits(glip):
+    tensors = {**glip.state_dict(), **dict(glip.named_buffers())}
+    return {name: bits(tensor) for name, tensor in tensors.items()}
+
+
+def changed(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+@dataclasses.dataclass
+class Fitted:
+    """A model after three steps, and what was seen on the way."""
+
+    model: AdaptedGlip
+    before: dict[str, bytes]
+    trunk_before: dict[str, bytes]
+    modes: dict[str, set[bool]]
+
+
+@pytest.fixture(scope="module")
+def trunk(tiny_trunk):
+    """The tiny trunk with noise on every tensor: what starts at zero or one hides whether it is used."""
+    glip = copy.deepcopy(tiny_trunk.glip)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in glip.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    return replace(tiny_trunk, glip=glip, checksum=weights_checksum(glip))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes")
+    write_split(root / "train", 6, np.random.default_rng(0))
+    return load_dataset(str(root))
+
+
+@pytest.fixture(scope="module", params=TRAINED)
+def fitted(request, trunk, dataset):
+    torch.set_num_threads(2)
+    model = build(request.param, trunk)
+    trunk_before = state_bits(trunk.glip)
+    before = state_bits(model.glip)
+    modes = {name: set() for name, _ in model.glip.named_modules()}
+
+    def note(step, total):
+        for name, module in model.glip.named_modules():
+            modes[name].add(module.training)
+
+    history = fit(model, dataset.train, None, CONFIG, on_step=note)
+    assert len(history.steps) == 3
+    return Fitted(model, before, trunk_before, modes)
+
+
+def test_the_table_holds_every_method():
+    assert {method for method, _, _ in ROWS.values()} == set(ADAPTERS)
+    assert all(adapter.name == name for name, adapter in ADAPTERS.items())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_fresh_adapter_is_a_no_op_bit_for_bit(row, trunk):
+    model, images = build(row, trunk), noise_picture()
+    with torch.no_grad():
+        expected = trunk.glip(images, trunk.tokenizer.encode(build_caption(CLASSES)))
+        (output,) = model.outputs(images)
+        assert differing(output, expected) == []
+        assert differing(model.finish(model.frozen_prefix(images)), expected) == []
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_owned_tensors_exist_once_and_count(row, trunk):
+    model, expected = build(row, trunk), ROWS[row][2]
+    state = model.glip.state_dict(keep_vars=True)
+    assert len(set(model.owned)) == len(model.owned)
+    assert all(tensor is state[name] for name, tensor in model.owned_tensors().items())
+    assert model.trained_parameters == sum(state[name].numel() for name in model.owned)
+    assert {n for n, p in model.glip.named_parameters() if p.requires_grad} == set(model.owned)
+    if expected is not None:
+        assert (len(model.owned), model.trained_parameters) == expected(model.captions[0].ids.shape[1])
+
+
+def test_full_owns_all_but_what_is_below_the_frozen_modules(trunk):
+    owned = set(build("full above a frozen bottom", trunk).owned)
+    rest = set(trunk.glip.state_dict()) - owned
+    assert rest == {n for module in BOTTOM for n in trunk.glip.state_dict() if n.startswith(f"{module}.")}
+    assert rest
+    assert owned
+
+
+def test_three_steps_move_the_owned_tensors(fitted):
+    moved = changed(fitted.before, state_bits(fitted.model.glip))
+    assert set(fitted.model.owned) <= moved
+
+
+def test_three_steps_change_no_other_tensor_by_a_bit(fitted):
+    moved = changed(fitted.before, state_bits(fitted.model.glip))
+    assert moved <= set(fitted.model.owned)
+
+
+def test_three_steps_leave_the_trunk_as_it_was(fitted, trunk):
+    assert changed(fitted.trunk_before, state_bits(trunk.glip)) == set()
+    assert weights_checksum(trunk.glip) == trunk.checksum
+    assert not any(p.requires_grad or p.grad is not None for p in trunk.glip.parameters())
+    assert not any(module.training for module in trunk.glip.modules())
+
+
+def test_frozen_parts_stay_in_eval_mode_and_owned_ones_train(fitted):
+    """A module trains when all parameters below it are owned, or when it is a part of one that does."""
+    owned, trains = set(fitted.model.owned), {}
+    for name, module in fitted.model.glip.named_modules():
+        inner = {f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()}
+        trains[name] = bool(inner and inner <= owned) or any(
+            trains[parent] for parent in trains if name.startswith(f"{parent}." if parent else "") and parent != name
+        )
+    assert {name: {on} for name, on in trains.items()} == fitted.modes
+    assert any(trains.values()) or fitted.model.adapter.name == "linear_probe"  # its layers share a module with others
+
+
+def test_everything_is_back_in_eval_mode_after_fitting(fitted):
+    assert not any(module.training for module in fitted.model.glip.modules())
+
+
+def test_frozen_tensors_are_shared_with_the_trunk_and_owned_ones_are_not(fitted, trunk):
+    theirs = {t.data_ptr() for t in (*trunk.glip.parameters(), *trunk.glip.buffers())}
+    mine = fitted.model.glip.state_dict()
+    assert {name for name, tensor in mine.items() if tensor.data_ptr() not in theirs} == set(fitted.model.owned)
+
+
+def test_saving_and_loading_gives_bit_equal_outputs(fitted, trunk, tmp_path):
+    fitted.model.save(tmp_path / "adapter")
+    loaded = load_adapter(trunk, tmp_path / "adapter")
+    assert (loaded.adapter, loaded.classes, loaded.owned) == (
+        fitted.model.adapter, fitted.model.classes, fitted.model.owned,
+    )  # fmt: skip
+    with torch.no_grad():
+        (mine,), (theirs,) = (model.outputs(noise_picture()) for model in (fitted.model, loaded))
+    assert differing(mine, theirs) == []
+    assert changed(fitted.before, state_bits(loaded.glip)) == set(loaded.owned)
+
+
+def test_a_zero_shot_adapter_saves_and_loads_too(trunk, tmp_path):
+    build("zero_shot", trunk).save(tmp_path)
+    assert load_adapter(trunk, tmp_path, classes=CLASSES).classes == build("zero_shot", trunk).classes
+
+
+@pytest.mark.parametrize("row", TRAINED)
+def test_two_models_on_one_trunk_are_independent(row, trunk):
+    one, two = build(row, trunk), build(row, trunk, ("blue box",))
+    before = state_bits(two.glip)
+    with torch.no_grad():
+        for tensor in one.owned_tensors().values():
+            tensor.add_(1.0)
+    assert changed(before, state_bits(two.glip)) == set()
+    assert weights_checksum(trunk.glip) == trunk.checksum
+    assert len(two.classes) == 1
+    with torch.no_grad():
+        expected = trunk.glip(noise_picture(), trunk.tokenizer.encode(build_caption(("blue box",))))
+        assert differing(two.outputs(noise_picture())[0], expected) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """Asks for one tensor that exists and one that does not."""
+
+    name: ClassVar[str] = "greedy"
+    stage: ClassVar[Stage] = Stage.PREDICT
+
+    def insert(self, glip, tokens):
+        pass
+
+    def owned(self, glip):
+        return ("head.bias0", "head.no_such_layer.weight")
+
+
+def test_a_missing_target_raises_before_anything_changes(trunk):
+    before = state_bits(trunk.glip)
+    with pytest.raises(ValueError, match=r"greedy asks for 1 tensors.*head\.no_such_layer\.weight"):
+        AdaptedGlip(trunk, Greedy(), CLASSES)
+    assert changed(before, state_bits(trunk.glip)) == set()
+    assert not any(p.requires_grad for p in trunk.glip.parameters())
+
+
+def test_freezing_a_module_that_does_not_exist_names_those_that_do(trunk):
+    with pytest.raises(ValueError, match=r"no such module.*image_encoder, text_encoder"):
+        attach(trunk, "full", classes=CLASSES, settings={"frozen": ("image_encoder.backbone.stage9",)})
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [("promt", {}, "promt.*prompt"), ("full", {"frosen": ()}, "frosen.*frozen"), ("prompt", {"tokens": 3}, "tokens")],
+)
+def test_an_unknown_method_or_setting_names_the_nearest(trunk, method, settings, message):
+    with pytest.raises(ValueError, match=message):
+        attach(trunk, method, classes=CLASSES, settings=settings)
+
+
+def test_the_frozen_prefix_carries_no_gradient_and_the_rest_does(fitted):
+    prefix = fitted.model.frozen_prefix(noise_picture())
+    output = fitted.model.finish(prefix)
+    output.token_logits.sum().backward()
+    assert any(tensor.grad is not None for tensor in fitted.model.owned_tensors().values())
+    frozen = set(fitted.model.glip.state_dict()) - set(fitted.model.owned)
+    state = fitted.model.glip.state_dict(keep_vars=True)
+    assert all(state[name].grad is None for name in frozen)
+    for tensor in fitted.model.owned_tensors().values():
+        tensor.grad = None
+
+
+@pytest.fixture(scope="module")
+def glip_t(tiny_trunk):
+    """The sizes of GLIP-T without their numbers."""
+    with torch.device("meta"):
+        glip = build_glip(GLIP_T)
+    return Trunk("glip-t", glip.requires_grad_(False), tiny_trunk.tokenizer, "")
+
+
+@pytest.mark.parametrize(
+    ("method", "mode", "tensors", "numbers"),
+    [
+        ("full", "full", 726, 231_759_662),
+        ("linear_probe", "linear_prob", 9, 198_919),
+        ("text_encoder", "language_prompt_v1", 197, 108_891_648),
+    ],
+)
+def test_on_glip_t_a_method_trains_as_much_as_the_public_mode(glip_t, method, mode, tensors, numbers):
+    model = attach(glip_t, method, classes=CLASSES)
+    golden = GOLDEN[mode]
+    assert (len(model.owned), model.trained_parameters) == (tensors, numbers)
+    assert (golden["num_tensors"], golden["num_parameters"]) == (tensors, numbers)
+    table = public_names(GLIP_T)
+    mine = {public_name(name, table) for name in model.owned}
+    if golden["names"] is not None:
+        assert mine == set(golden["names"])
+    state, counts = model.owned_tensors(), dict.fromkeys(golden["prefix_counts"], 0)
+    for name, tensor in state.items():
+        counts[".".join(public_name(name, table).split(".")[:2])] += tensor.numel()
+    assert counts == golden["prefix_counts"]
+
+
+def test_on_glip_t_a_prompt_owns_the_rows_of_the_public_table_that_its_caption_uses(glip_t):
+    model = attach(glip_t, "prompt", classes=CLASSES)
+    tokens = model.captions[0].ids.shape[1]
+    (offset,) = model.owned_tensors().values()
+    assert offset.shape == (tokens, 768)
+    assert GOLDEN["language_prompt_v2"]["num_parameters"] == 1000 * offset.shape[1]
+    assert tokens == glip_t.tokenizer.encode(build_caption(CLASSES)).ids.shape[1]
+
+
+def test_the_same_picture_under_another_view_is_another_prefix(trunk, dataset):
+    """What a cache relies on: a prefix depends on the picture as shown, and on nothing that training moves."""
+    model = build("prompt", trunk)
+    record = dataset.train.records[0]
+    views = [
+        collate([apply_view(load_rgb(record.path), record.target, View(64, flip))[0]]) for flip in (False, True, False)
+    ]
+    plain, mirrored, again = ([bits(level) for level in model.frozen_prefix(view).levels] for view in views)
+    with torch.no_grad():
+        model.owned_tensors()["text_prompt.offset"].add_(1.0)
+    moved = [bits(level) for level in model.frozen_prefix(views[0]).levels]
+    assert plain == again == moved
+    assert plain != mirrored
+    assert replace(model.adapter) == model.adapter

@@ -1,0 +1,246 @@
+"""COCO metrics: perfect, hopeless, none at all, and cases that can be computed by hand."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from glip_adapt.adapters import attach
+from glip_adapt.data.coco import ImageRecord, Split
+from glip_adapt.data.odinw import load_dataset
+from glip_adapt.evaluation import evaluate, evaluate_split, score, to_coco_results
+from glip_adapt.prediction import PredictConfig, predict
+from glip_adapt.structures import Detections, Target
+
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+ONE = pytest.approx(1)  # pycocotools divides by a little more than the number of detections
+
+
+def detections(boxes_xyxy, scores=None, labels=None):
+    count = len(boxes_xyxy)
+    return Detections(
+        torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([1.0] * count if scores is None else scores, dtype=torch.float32),
+        torch.tensor([0] * count if labels is None else labels, dtype=torch.int64),
+    )
+
+
+def truth_of(record):
+    return Detections(record.target.boxes_xyxy, torch.full((len(record.target),), 0.9), record.target.labels)
+
+
+def in_order(split, answer):
+    """A predict function that answers for the records of ``split`` in turn."""
+    records = iter(split.records)
+    return lambda image: answer(next(records))
+
+
+@pytest.fixture
+def split(coco_folder):
+    return load_dataset(str(coco_folder)).test
+
+
+@pytest.fixture
+def one_picture(tmp_path):
+    """Makes a split of one 200 × 200 picture with the given boxes, categories 0 (cat) and 7 (dog)."""
+
+    def build(boxes_xyxy, labels=None, image_id=5):
+        Image.new("RGB", (200, 200)).save(tmp_path / "x.png")
+        found = detections(boxes_xyxy, labels=labels)
+        record = ImageRecord(image_id, tmp_path / "x.png", (200, 200), Target(found.boxes_xyxy, found.labels))
+        return Split("toy/test", (record,), ("cat", "dog"), (0, 7), tmp_path / "boxes.json")
+
+    return build
+
+
+def scores_of(split, found):
+    return evaluate_split(lambda image: found, split)
+
+
+def test_perfect_predictions_score_one_in_every_defined_metric(split):
+    found = evaluate_split(in_order(split, truth_of), split)
+    values = {name: getattr(found, name) for name in METRICS}
+    assert values == {"ap": ONE, "ap50": ONE, "ap75": ONE, "ap_small": ONE, "ap_medium": None, "ap_large": None}
+    assert found.per_class == {"red box": ONE, "blue box": ONE}
+    assert list(found.per_class) == list(split.classes)
+
+
+def test_hopeless_predictions_score_zero(split):
+    swapped = evaluate_split(
+        in_order(split, lambda r: replace(truth_of(r), labels=1 - r.target.labels)), split
+    )  # fmt: skip
+    corner = evaluate_split(lambda image: detections([[0, 0, 1, 1]] * 2, labels=[0, 1]), split)
+    for found in (swapped, corner):
+        assert [found.ap, found.ap50, found.ap75, found.ap_small] == [0, 0, 0, 0]
+        assert found.per_class == {"red box": 0, "blue box": 0}
+
+
+def test_no_predictions_at_all_score_zero_where_there_is_something_to_find(split):
+    found = evaluate_split(lambda image: detections([]), split)
+    assert [found.ap, found.ap50, found.ap75, found.ap_small, found.ap_large] == [0, 0, 0, 0, None]
+    assert found.per_class == {"red box": 0, "blue box": 0}
+    assert found.predictions == ()
+
+
+def test_where_there_is_nothing_to_find_nothing_is_defined(one_picture):
+    for found in (scores_of(one_picture([]), detections([])), scores_of(one_picture([]), detections([[0, 0, 9, 9]]))):
+        assert [getattr(found, name) for name in METRICS] == [None] * 6
+        assert found.per_class == {"cat": None, "dog": None}
+
+
+def test_a_class_without_boxes_is_undefined_and_left_out_of_the_mean(one_picture):
+    found = scores_of(one_picture([[10, 10, 29, 29]]), detections([[10, 10, 29, 29], [50, 50, 99, 99]], labels=[0, 1]))
+    assert found.per_class == {"cat": ONE, "dog": None}
+    assert found.ap == ONE
+
+
+def test_each_size_is_scored_for_itself(one_picture):
+    """31² is small, 40² medium, 97² large; only the large one is found."""
+    boxes = [[0, 0, 30, 30], [50, 0, 89, 39], [100, 100, 196, 196]]
+    found = scores_of(one_picture(boxes), detections(boxes[2:]))
+    assert (found.ap_small, found.ap_medium, found.ap_large) == (0, 0, ONE)
+
+
+def test_a_hand_computed_case_of_two_boxes(one_picture):
+    """Box two overlaps by 5/8: a hit at IoU 0.50, 0.55 and 0.60, and a miss at the seven others.
+
+    A miss leaves recall 1/2 at precision 1, which reaches 51 of the 101 recall points.
+    """
+    split = one_picture([[0, 0, 7, 7], [100, 100, 107, 107]])
+    found = scores_of(split, detections([[0, 0, 7, 7], [100, 100, 107, 104]], [0.9, 0.8]))
+    assert found.ap == pytest.approx(0.3 + 0.7 * 51 / 101)
+    assert found.ap50 == ONE
+    assert found.ap75 == pytest.approx(51 / 101)
+    assert found.per_class["cat"] == found.ap
+
+
+def test_overlap_is_measured_on_inclusive_pixels(one_picture):
+    """10 × 10 against 10 × 5.5 pixels is 0.55 by a hair more; without the last pixel it would be 0.5."""
+    found = scores_of(one_picture([[0, 0, 9, 9]]), detections([[0, 0, 9, 4.51]]))
+    assert found.ap == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("wrong_score", "precision"), [(0.7, 1), (0.95, 1 / 2)])
+def test_a_false_alarm_costs_only_where_it_is_more_certain_than_the_hits(one_picture, wrong_score, precision):
+    split = one_picture([[0, 0, 9, 9]])
+    found = scores_of(split, detections([[0, 0, 9, 9], [50, 50, 80, 80]], [0.9, wrong_score]))
+    assert found.ap == pytest.approx(precision)
+
+
+def test_a_duplicate_detection_costs_precision(one_picture):
+    """Hit, duplicate, hit: precision 1 up to recall 1/2 (51 points), 2/3 beyond (50 points)."""
+    split = one_picture([[0, 0, 9, 9], [100, 100, 109, 109]])
+    boxes = [[0, 0, 9, 9], [0, 0, 9, 9], [100, 100, 109, 109]]
+    assert scores_of(split, detections(boxes, [0.9, 0.8, 0.7])).ap == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert scores_of(split, detections(boxes[::2], [0.9, 0.7])).ap == ONE
+
+
+def test_a_detection_counts_only_in_its_own_picture_and_class(split):
+    first = truth_of(split.records[0])
+    found = evaluate_split(lambda image: first, split)
+    assert found.ap < 0.5
+
+
+def test_category_ids_with_gaps_and_id_zero_survive(split):
+    found = evaluate_split(in_order(split, truth_of), split)
+    assert split.category_ids == (0, 7)
+    assert [p["category_id"] for p in found.predictions] == [
+        (0, 7)[label] for record in split.records for label in record.target.labels
+    ]
+    only_zero = evaluate_split(
+        in_order(split, lambda r: Detections(*(f[r.target.labels == 0] for f in vars(truth_of(r)).values()))), split
+    )
+    assert only_zero.per_class == {"red box": ONE, "blue box": 0}
+    assert only_zero.ap == pytest.approx(0.5)
+
+
+def test_results_are_in_coco_form():
+    found = detections([[4, 5, 13, 24], [0.5, 0, 0.5, 0]], [0.75, 0.25], [1, 0])
+    assert to_coco_results(found, "picture", (3, 9)) == [
+        {"image_id": "picture", "category_id": 9, "bbox": [4, 5, 10, 20], "score": 0.75},
+        {"image_id": "picture", "category_id": 3, "bbox": [0.5, 0, 1, 1], "score": 0.25},
+    ]
+    assert to_coco_results(detections([]), 1, (3,)) == []
+
+
+def shaky(record):
+    """Boxes that are off by a few pixels, in one class less than by one, and a false alarm."""
+    shift = torch.tensor([[0.37, 0.0, 0.37, 0.0], [3.1, 1.0, 3.1, 1.0]])
+    boxes = torch.cat((record.target.boxes_xyxy + shift, torch.tensor([[0.0, 0.0, 20.0, 20.0]])))
+    return Detections(boxes, torch.tensor([0.51, 0.83, 0.6]), torch.cat((record.target.labels, torch.tensor([1]))))
+
+
+def test_results_survive_json_and_score_the_same_again(split):
+    found = evaluate_split(in_order(split, shaky), split)
+    assert 0 < found.ap < 1
+    again = score(json.loads(json.dumps(found.predictions, allow_nan=False)), split)
+    assert again == found
+
+
+def test_scoring_leaves_the_predictions_as_they_are(split):
+    predictions = [p for r in split.records for p in to_coco_results(truth_of(r), r.image_id, split.category_ids)]
+    before = json.dumps(predictions)
+    assert score(predictions, split).predictions == tuple(predictions)
+    assert json.dumps(predictions) == before
+
+
+def test_pycocotools_prints_nothing(split, capfd):
+    evaluate_split(in_order(split, truth_of), split)
+    evaluate_split(lambda image: detections([]), split)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_text_image_ids_work(one_picture):
+    assert scores_of(one_picture([[0, 0, 9, 9]], image_id="one"), detections([[0, 0, 9, 9]])).ap == ONE
+
+
+def test_metrics_are_plain_numbers(split):
+    found = evaluate_split(in_order(split, truth_of), split)
+    assert all(type(getattr(found, name)) in (float, type(None)) for name in METRICS)
+    assert all(type(value) is float and math.isfinite(value) for value in found.per_class.values())
+
+
+def test_a_few_shot_subset_is_scored_on_its_own_pictures_only(coco_folder):
+    data = load_dataset(str(coco_folder))
+    subset = data.train.few_shot(1, seed=3)
+    assert 0 < len(subset) < len(data.train)
+    assert evaluate_split(in_order(subset, truth_of), subset).ap == ONE
+
+
+def test_progress_is_reported_after_each_picture(split):
+    seen = []
+    evaluate_split(lambda image: detections([]), split, on_image=lambda *position: seen.append(position))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_empty_split_cannot_be_scored(split):
+    with pytest.raises(ValueError, match=rf"{split.name} has no pictures"):
+        evaluate_split(lambda image: detections([]), replace(split, records=()))
+
+
+def test_a_model_is_scored_by_what_it_predicts(tiny_trunk, split):
+    config, seen = PredictConfig(short_side=64), []
+    model = attach(tiny_trunk, "zero_shot", classes=split.classes)
+    found = evaluate(model, split, config, on_image=lambda *position: seen.append(position))
+    expected = evaluate_split(lambda image: predict(model, image, config), split)
+    assert found == expected
+    assert len(found.predictions) > 0
+    assert seen[-1] == (3, 3)
+
+
+def test_a_model_for_another_number_of_classes_is_refused_and_both_are_named(tiny_trunk, split):
+    model = attach(tiny_trunk, "zero_shot", classes=("red box", "blue box", "cat"))
+    with pytest.raises(ValueError, match=rf"detects 3 classes .*'cat'.*{split.name} has 2: \('red box', 'blue box'\)"):
+        evaluate(model, split)
+
+
+def test_a_missing_picture_says_so(split):
+    gone = replace(split.records[0], path=Path("nowhere.png"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        evaluate_split(lambda image: detections([]), replace(split, records=(gone,)))
