@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -57,33 +56,10 @@ def quickstart(
 
     Example: glip-adapt quickstart
     """
-    from glip_adapt.bench.plan import BenchPlan
-    from glip_adapt.data.shapes import write_shapes
+    from glip_adapt.bench.quickstart import NOTE, quickstart_plan
 
-    out.mkdir(parents=True, exist_ok=True)
-    plan = BenchPlan(
-        trunks=("glip-nano",),
-        datasets=(str(write_shapes(out / "shapes")),),
-        methods=("prompt", "linear_probe", "full"),
-        shots=(0, 1, 5),
-        seeds=(3,),
-        fit={
-            "short_sides": [120],
-            "test_short_side": 120,
-            "max_long_side": 320,
-            "epochs": 5,
-            "weight_decay": 0.0,
-            "learning_rate": 2e-3,
-            "text_learning_rate": 2e-3,
-            "full": {"epochs": 12},
-        },
-    )
-    note = (
-        "The dataset is synthetic and the trunk glip-nano is untrained: this shows that the pipeline works, "
-        "not what GLIP can do."
-    )
-    failed = _run_plan(plan, out / "results", "cpu", None)
-    _print_report(out / "results", note)
+    failed = _run_plan(quickstart_plan(out / "shapes"), out / "results", "cpu", None)
+    _print_report(out / "results", NOTE)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -95,7 +71,9 @@ def list_names(
 
     Example: glip-adapt ls methods
     """
-    rows = {"trunks": _trunk_rows, "datasets": _dataset_rows, "methods": _method_rows}[what]()
+    from glip_adapt import catalogue
+
+    rows = {"trunks": catalogue.trunks, "datasets": catalogue.datasets, "methods": catalogue.methods}[what]()
     _print_rows(what, rows, as_json)
 
 
@@ -323,6 +301,7 @@ def audit(
 
     Example: glip-adapt audit --classes "stop_sign, T-Rex" --vocabulary vocab.txt
     """
+    from glip_adapt import catalogue
     from glip_adapt.captions import build_caption
     from glip_adapt.data.odinw import load_dataset
     from glip_adapt.model.weights import load_tokenizer
@@ -332,23 +311,9 @@ def audit(
         data = load_dataset(dataset)
         entries = (official and data.prompts) or data.classes
     caption = build_caption(entries)
-    tokenizer = load_tokenizer(trunk, vocabulary)
-    tokens = tokenizer.encode(caption)
-    words = tokenizer.words(tokens)
-    rows = [
-        {
-            "label": label,
-            "class": name,
-            "characters": f"{start}–{end}",
-            "tokens": ", ".join(str(i) for i in row.nonzero().flatten().tolist()),
-            "words": " ".join(words[i] for i in row.nonzero().flatten().tolist()),
-        }
-        for label, (name, (start, end), row) in enumerate(
-            zip(caption.names, caption.spans, tokens.token_map[0], strict=True)
-        )
-    ]
+    rows, count = catalogue.audit(caption, load_tokenizer(trunk, vocabulary))
     if not as_json:
-        console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({len(words)} tokens of 256)"))
+        console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({count} tokens of 256)"))
     _print_rows("class → tokens", rows, as_json)
 
 
@@ -374,24 +339,9 @@ def doctor(as_json: AsJson = False) -> None:
 
     Example: glip-adapt doctor
     """
-    import torch
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from glip_adapt import catalogue
 
-    from glip_adapt.bench.records import capture_environment
-
-    environment = capture_environment("cpu", torch.get_num_threads())
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    facts = {
-        "glip_adapt": glip_adapt.__version__,
-        "python": environment["python"],
-        **environment["versions"],
-        "platform": environment["platform"],
-        "threads": environment["threads"],
-        "GPUs": ", ".join(cuda) or "none",
-        "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
-        "Hub cache": HF_HUB_CACHE,
-    }
-    _print_rows("this machine", [{"what": name, "value": value} for name, value in facts.items()], as_json)
+    _print_rows("this machine", catalogue.machine(), as_json)
 
 
 def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
@@ -428,61 +378,6 @@ def _percent(ap: float | None) -> str:
 
 def _peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
-
-
-def _trunk_rows() -> list[dict[str, Any]]:
-    import torch
-
-    from glip_adapt.model.build import build_glip
-    from glip_adapt.model.weights import TRUNKS
-
-    rows = []
-    for name, spec in TRUNKS.items():
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in build_glip(spec.config).parameters())
-        rows.append(
-            {
-                "trunk": name,
-                "parameters": f"{parameters / 1e6:.1f} M",
-                "deep fusion": "yes" if spec.config.deep_fusion else "no",
-                "pre-trained on": spec.data,
-                "public file": spec.public_file or "–",
-                "licence": spec.licence,
-            }
-        )
-    return rows
-
-
-def _dataset_rows() -> list[dict[str, Any]]:
-    from glip_adapt.data.odinw import known_datasets
-
-    return [
-        {
-            "dataset": spec.official_name,
-            "short name": spec.short_name,
-            "classes": len(spec.classes),
-            **{name: split.images for name, split in spec.splits.items() if name in ("train", "val", "test")},
-            "licence": spec.licence,
-        }
-        for spec in known_datasets()
-    ]
-
-
-def _method_rows() -> list[dict[str, Any]]:
-    import torch
-
-    from glip_adapt.adapters import ADAPTERS
-    from glip_adapt.model.build import GLIP_T, build_glip
-
-    with torch.device("meta"):
-        glip = build_glip(GLIP_T)
-    state = glip.state_dict()
-    rows = []
-    for name, adapter in ADAPTERS.items():
-        owned = [state[key].numel() for key in adapter().owned(glip) if key in state]
-        trained = f"{sum(owned):,}" if owned or name == "zero_shot" else "tokens × 768"
-        rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
-    return rows
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:

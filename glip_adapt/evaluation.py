@@ -62,11 +62,7 @@ def evaluate(
     Raises:
         ValueError: if the split is empty, or has another number of classes than the model.
     """
-    if len(model.classes) != len(split.classes):
-        raise ValueError(
-            f"The model detects {len(model.classes)} classes {model.class_names}, {split.name} has "
-            f"{len(split.classes)}: {split.classes}. Attach with the classes of the dataset."
-        )
+    check_scorable(model, split)
     return evaluate_split(partial(predict, model, config=config), split, on_image=on_image)
 
 
@@ -83,14 +79,28 @@ def evaluate_split(
     Raises:
         ValueError: if the split is empty.
     """
-    if not len(split):
-        raise ValueError(f"{split.name} has no pictures to evaluate on. Name a split that has some.")
+    _check_filled(split)
     predictions: list[dict[str, Any]] = []
     for position, record in enumerate(split.records, start=1):
         predictions += to_coco_results(detect(load_rgb(record.path)), record.image_id, split.category_ids)
         if on_image:
             on_image(position, len(split))
     return score(predictions, split)
+
+
+def check_scorable(model: AdaptedGlip, split: Split) -> None:
+    """Raise ValueError if the split is empty, or has another number of classes than the model."""
+    _check_filled(split)
+    if len(model.classes) != len(split.classes):
+        raise ValueError(
+            f"The model detects {len(model.classes)} classes {model.class_names}, {split.name} has "
+            f"{len(split.classes)}: {split.classes}. Attach with the classes of the dataset."
+        )
+
+
+def _check_filled(split: Split) -> None:
+    if not len(split):
+        raise ValueError(f"{split.name} has no pictures to evaluate on. Name a split that has some.")
 
 
 def to_coco_results(detections: Detections, image_id: int | str, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.data.coco import ImageRecord, Split, load_rgb
 from glip_adapt.data.transforms import View, apply_view, collate, training_views
-from glip_adapt.evaluation import evaluate
+from glip_adapt.evaluation import check_scorable, evaluate
 from glip_adapt.model.anchors import anchor_grid, level_shapes
 from glip_adapt.model.loss import Assignment, LossScale, assign, detection_loss
 from glip_adapt.prediction import PredictConfig
@@ -75,6 +75,7 @@ class FitConfig:
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+        _ = self.predict_config  # checks the sizes
 
     @property
     def predict_config(self) -> PredictConfig:
@@ -140,7 +141,7 @@ class History:
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss is NaN or infinite."""
+    """A loss or a gradient is NaN or infinite."""
 
 
 def fit(
@@ -167,10 +168,13 @@ def fit(
 
     Raises:
         ValueError: if the method owns nothing, or the split is empty or has other classes.
-        NonFiniteLossError: if a loss is NaN or infinite; names the step and the pictures. The best state is kept.
+        NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the pictures. The best state
+            is kept.
     """
     config = config or published_recipe(model.adapter.name, 10)
     _check_trainable(model, train)
+    if val is not None:
+        check_scorable(model, val)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         return _Fit(model, train, val, config, on_step, on_validation).run()
@@ -251,6 +255,11 @@ class _Fit:
             for name, part in parts.items():
                 losses[name] += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.clip_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(
+                f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
+                f"The batch holds pictures {_ids(batch)}. Lower the learning rate, or look at their boxes."
+            )
         rate = self.optimiser.param_groups[0]["lr"]
         self.optimiser.step()
         done = Step(step, losses, rate, norm.item(), time.perf_counter() - started)
@@ -290,7 +299,7 @@ class _Fit:
         values = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
         raise NonFiniteLossError(
             f"The loss of picture {sample.record.image_id} ({sample.record.path.name}) is not finite in step {step}: "
-            f"{values}. The batch holds pictures {[s.record.image_id for s in batch]}. "
+            f"{values}. The batch holds pictures {_ids(batch)}. "
             "Lower the learning rate, or look at the boxes of these pictures."
         )
 
@@ -315,6 +324,10 @@ class _Sample:
     record: ImageRecord
     images: ImageBatch
     target: Target
+
+
+def _ids(batch: Sequence[_Sample]) -> list[int | str]:
+    return [sample.record.image_id for sample in batch]
 
 
 def _batches(train: Split, config: FitConfig) -> Iterator[list[_Sample]]:

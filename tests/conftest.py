@@ -27,8 +27,8 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and wait for it on a busy machine
 
 
 @pytest.fixture(scope="session")

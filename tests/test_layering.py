@@ -19,6 +19,7 @@ LEVELS = {
     "draw": 1,
     "adapters": 2,
     "cache": 3,
+    "catalogue": 3,
     "prediction": 3,
     "evaluation": 4,
     "train": 5,

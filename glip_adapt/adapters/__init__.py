@@ -59,7 +59,7 @@ def load_adapter(
         AdapterMismatchError: if it belongs to another trunk, other weights or another class list; names both.
     """
     description = read_description(folder)
-    return restore(trunk, build_adapter(description["method"], description["config"]), folder, classes)
+    return restore(trunk, build_adapter(description.method, description.config), folder, classes)
 
 
 def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:

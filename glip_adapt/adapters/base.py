@@ -8,19 +8,21 @@ tensor but the owned ones.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from glip_adapt.captions import ClassPrompt
+from glip_adapt.config import from_mapping, to_mapping
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.weights import Trunk, save_tensors
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
@@ -53,6 +55,28 @@ class Adapter(Protocol):
 
 class AdapterMismatchError(ValueError):
     """A saved adapter belongs to another trunk, caption or class list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkIdentity:
+    """Which weights an adapter was trained on."""
+
+    name: str
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The content of ``adapter.json``."""
+
+    format_version: int = FORMAT_VERSION
+    method: str
+    config: Mapping[str, Any]
+    "the adapter's own settings"
+    trunk: TrunkIdentity
+    classes: tuple[ClassPrompt, ...]
+    "in label order"
+    trained_parameters: int
 
 
 class AdaptedGlip:
@@ -158,21 +182,20 @@ class AdaptedGlip:
     def save(self, folder: str | Path) -> None:
         """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``."""
         folder = Path(folder)
-        description = {
-            "format_version": FORMAT_VERSION,
-            "method": self.adapter.name,
-            "config": dataclasses.asdict(self.adapter),  # type: ignore[call-overload]
-            "trunk": {"name": self.trunk.name, "checksum": self.trunk.checksum},
-            "classes": [dataclasses.asdict(prompt) for prompt in self.classes],
-            "trained_parameters": self.trained_parameters,
-        }
+        description = Description(
+            method=self.adapter.name,
+            config=to_mapping(self.adapter),
+            trunk=TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum),
+            classes=self.classes,
+            trained_parameters=self.trained_parameters,
+        )
         save_tensors(self.owned_tensors(), folder / "adapter.safetensors", {"method": self.adapter.name})
         temporary = folder / f".adapter.json-{os.getpid()}"
-        temporary.write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, folder / "adapter.json")
 
 
-def read_description(folder: str | Path) -> dict[str, Any]:
+def read_description(folder: str | Path) -> Description:
     """Return the content of ``adapter.json``.
 
     Raises:
@@ -183,15 +206,19 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing. Save one with model.save(folder).")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        version = description["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise AdapterMismatchError(f"{path} is not an adapter description: {error}.") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise AdapterMismatchError(f"{path} is not an adapter description: it has no format_version.")
+    if content["format_version"] != FORMAT_VERSION:
         raise AdapterMismatchError(
-            f"{path} is not an adapter description ({type(error).__name__}: {error})."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise AdapterMismatchError(f"{path} has format version {version}; this version reads {FORMAT_VERSION}.")
-    return description
+            f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
+        )
+    try:
+        return from_mapping(Description, content, str(path))
+    except ValueError as error:
+        raise AdapterMismatchError(f"{error} Train and save the adapter again.") from error
 
 
 def restore(
@@ -202,25 +229,27 @@ def restore(
     Raises:
         AdapterMismatchError: if it was trained on another trunk, other weights or another class list.
     """
-    description = read_description(folder)
-    saved_trunk = description["trunk"]
-    if (saved_trunk["name"], saved_trunk["checksum"]) != (trunk.name, trunk.checksum):
+    saved = read_description(folder)
+    if saved.trunk != TrunkIdentity(name=trunk.name, checksum=trunk.checksum):
         raise AdapterMismatchError(
-            f"The adapter in {folder} was trained on {saved_trunk['name']} with weights "
-            f"{saved_trunk['checksum'][:12]}…, but this trunk is {trunk.name} with weights {trunk.checksum[:12]}…. "
+            f"The adapter in {folder} was trained on {saved.trunk.name} with weights {saved.trunk.checksum[:12]}…, "
+            f"but this trunk is {trunk.name} with weights {trunk.checksum[:12]}…. "
             "Load the trunk that it was trained on."
         )
-    saved_classes = [ClassPrompt(**prompt) for prompt in description["classes"]]
-    model = AdaptedGlip(trunk, adapter, saved_classes if classes is None else classes)
-    if list(model.classes) != saved_classes:
+    model = AdaptedGlip(trunk, adapter, saved.classes if classes is None else classes)
+    if model.classes != saved.classes:
         raise AdapterMismatchError(
-            f"The adapter in {folder} was trained for the classes {_wording(saved_classes)}, but "
+            f"The adapter in {folder} was trained for the classes {_wording(saved.classes)}, but "
             f"{_wording(model.classes)} was asked for. Use the classes, order and prompts that it was trained with."
         )
     path = Path(folder) / "adapter.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing.")
-    model.load_owned(load_file(path))
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise AdapterMismatchError(f"{path} is damaged ({error}). Train and save the adapter again.") from error
+    model.load_owned(tensors)
     return model
 
 

@@ -125,7 +125,8 @@ def _sampled_deformable_conv(
     grid = grid.repeat_interleave(groups, dim=0)
     taps = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     taps = taps.view(batch, channels, TAPS, h * w) * mask.view(batch, 1, TAPS, h * w)
-    output = weight.flatten(1) @ taps.view(batch, channels * TAPS, h * w)
+    # Not matmul, whose path, and so its last bit, depends on which operand wants a gradient.
+    output = weight.flatten(1).expand(batch, -1, -1).bmm(taps.view(batch, channels * TAPS, h * w))
     if bias is not None:
         output = output + bias.view(-1, 1)
     return output.view(batch, -1, h, w)

@@ -69,8 +69,8 @@ class AlignmentHead(nn.Module):
         """Dot products of (B, A, C) positions with projected (B, T, D) tokens."""
         text = F.normalize(text, dim=-1)
         projected = self.text_projection(text / 2) / self.log_scale.exp()  # scaled here: T rows instead of A
-        bias = text @ self.bias_lang + self.bias0
-        return (image @ projected.transpose(-1, -2) + bias.unsqueeze(1)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        bias = F.linear(text, self.bias_lang.unsqueeze(0), self.bias0).transpose(-1, -2)  # (B, 1, T)
+        return (image @ projected.transpose(-1, -2) + bias).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def _over_anchors(levels: list[Tensor] | tuple[Tensor, ...]) -> Tensor:

@@ -68,8 +68,11 @@ def detection_loss(output: HeadOutput, targets: Sequence[Target], scale: LossSca
         scale: of the whole batch where ``output`` is a part of it; by default that of these B pictures.
 
     Raises:
-        ValueError: if a label has no token in its caption, which would teach the model nothing.
+        ValueError: if there are more or fewer targets than pictures, or a label is no class or has no token in its
+            caption, which would teach the model nothing.
     """
+    if len(targets) != len(output.sizes_hw):
+        raise ValueError(f"Expected one target for each of {len(output.sizes_hw)} pictures, got {len(targets)}.")
     assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
@@ -130,6 +133,9 @@ def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor
     per_class = output.token_map.float().expand(len(targets), -1, -1)  # (B, K, T)
     rows = []
     for class_targets, target, match in zip(per_class, targets, matched, strict=True):
+        outside = target.labels[(target.labels < 0) | (target.labels >= len(class_targets))].unique().tolist()
+        if outside:
+            raise ValueError(f"Labels {outside} are no classes; expected 0 to {len(class_targets) - 1}.")
         unnamed = target.labels[(class_targets[target.labels].sum(-1) == 0)].unique().tolist()
         if unnamed:
             raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -117,11 +115,13 @@ def load_trunk(
     """
     spec = trunk_spec(name)
     tokenizer = load_tokenizer(name, vocabulary)
+    if checkpoint is None and spec.public_file is not None:
+        checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
+    if checkpoint is not None:
+        _check_exists(Path(checkpoint), name)  # before the network is built, which takes seconds
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         glip = build_glip(spec.config)
-    if checkpoint is None and spec.public_file is not None:
-        checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
     if checkpoint is not None:
         glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
     return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
@@ -157,8 +157,7 @@ def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
             error lists everything missing, unexpected or of the wrong shape.
     """
     spec = trunk_spec(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
+    _check_exists(path, name)
     stored = {key.removeprefix("module."): value for key, value in _read_tensors(path).items()}
     expected = {key: tuple(value.shape) for key, value in glip.state_dict().items()}
     if spec.public_file is not None and not stored.keys() & expected.keys():  # public names
@@ -260,15 +259,27 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
     return str(path)
 
 
+def _check_exists(path: Path, name: str) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
+
+
+def hub_cache() -> Path:
+    """Return the folder in which fetched files are kept."""
+    return Path(constants.HF_HUB_CACHE)
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # damaged bytes lead the readers to any error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckpointError(
-            f"{path} could not be read as a checkpoint of tensors only ({type(error).__name__}: {reason}). "
+            f"{path} could not be read as a checkpoint of tensors only ({reason}). "
             "It is damaged, or it holds other objects, which are never loaded."
         ) from error
     model = content.get("model") if isinstance(content, dict) else None

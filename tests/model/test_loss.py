@@ -256,3 +256,15 @@ def test_a_label_without_a_token_is_an_error_naming_it():
     target = Target(random_target(5, count=2).boxes_xyxy, torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"Labels \[2\] have no token in their caption"):
         detection_loss(random_output(1), [target])
+
+
+def test_a_label_that_is_no_class_is_named():
+    for label in (-1, 99):
+        target = Target(torch.tensor([[0.0, 0.0, 30.0, 30.0]]), torch.tensor([label]))
+        with pytest.raises(ValueError, match=rf"\[{label}\] are no classes"):
+            detection_loss(random_output(2), [target, NOTHING])
+
+
+def test_as_many_targets_as_pictures_are_asked_for():
+    with pytest.raises(ValueError, match="each of 2 pictures, got 1"):
+        detection_loss(random_output(2), [NOTHING])

@@ -1,0 +1,100 @@
+"""What exists: trunks, datasets and methods as rows for a table, and what this machine offers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.captions import Caption
+from glip_adapt.data.odinw import known_datasets
+from glip_adapt.model.build import GLIP_T, build_glip
+from glip_adapt.model.text import Tokenizer
+from glip_adapt.model.weights import TRUNKS, hub_cache
+
+PACKAGES = ("glip-adapt", "torch", "torchvision", "timm", "transformers", "peft")
+
+
+def trunks() -> list[dict[str, Any]]:
+    """Return one row per trunk: size, fusion, data, public file, licence."""
+    rows = []
+    for name, spec in TRUNKS.items():
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in build_glip(spec.config).parameters())
+        rows.append(
+            {
+                "trunk": name,
+                "parameters": f"{parameters / 1e6:.1f} M",
+                "deep fusion": "yes" if spec.config.deep_fusion else "no",
+                "pre-trained on": spec.data,
+                "public file": spec.public_file or "–",
+                "licence": spec.licence,
+            }
+        )
+    return rows
+
+
+def datasets() -> list[dict[str, Any]]:
+    """Return one row per known dataset: names, classes, pictures per split, licence."""
+    return [
+        {
+            "dataset": spec.official_name,
+            "short name": spec.short_name,
+            "classes": len(spec.classes),
+            **{name: split.images for name, split in spec.splits.items() if name in ("train", "val", "test")},
+            "licence": spec.licence,
+        }
+        for spec in known_datasets()
+    ]
+
+
+def methods() -> list[dict[str, Any]]:
+    """Return one row per method: how many numbers it trains on GLIP-T, and how."""
+    with torch.device("meta"):
+        glip = build_glip(GLIP_T)
+    state = glip.state_dict()
+    rows = []
+    for name, adapter in ADAPTERS.items():
+        owned = [state[key].numel() for key in adapter().owned(glip) if key in state]
+        trained = f"{sum(owned):,}" if owned or name == "zero_shot" else "tokens × 768"
+        rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
+    return rows
+
+
+def audit(caption: Caption, tokenizer: Tokenizer) -> tuple[list[dict[str, Any]], int]:
+    """Return one row per class, where its name stands and which tokens it owns, and the number of tokens."""
+    tokens = tokenizer.encode(caption)
+    words = tokenizer.words(tokens)
+    rows = []
+    for label, (name, span) in enumerate(zip(caption.names, caption.spans, strict=True)):
+        owned = tokens.token_map[0, label].nonzero().flatten().tolist()
+        rows.append(
+            {
+                "label": label,
+                "class": name,
+                "characters": f"{span[0]}–{span[1]}",
+                "tokens": ", ".join(map(str, owned)),
+                "words": " ".join(words[i] for i in owned),
+            }
+        )
+    return rows, len(words)
+
+
+def machine() -> list[dict[str, Any]]:
+    """Return one row per fact of this machine."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts = {
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "GPUs": ", ".join(gpus) or "none",
+        "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
+        "Hub cache": str(hub_cache()),
+    }
+    return [{"what": name, "value": value} for name, value in facts.items()]
