@@ -445,6 +445,6 @@ def _print_report(folder: Path, note: str) -> None:
     from glip_adapt.bench.report import write_report
 
     files = write_report(folder, note)
-    console.print(Text(files.markdown.read_text(encoding="utf-8")))
+    console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
     for file in (files.csv, files.markdown, *files.figures):
-        console.print(Text(str(file)))
+        console.print(Text(str(file)), soft_wrap=True)
