@@ -52,7 +52,7 @@ def main() -> None:
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the dataset and the results.")] = Path("runs/quickstart"),
 ) -> None:
-    """Compare four methods on a small rendered dataset, with no download: about two minutes on two cores.
+    """Compare four methods on a small rendered dataset, with no download: about four minutes on two cores.
 
     Example: glip-adapt quickstart
     """
