@@ -348,7 +348,15 @@ def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
         below = zero.iloc[0] / axes.get_ylim()[1] > 0.1
         place = _positions(_sort_shots(summary.index.get_level_values("shots").unique()))[0]
         offset = (0, -16 if below else 8)
-        axes.annotate("zero-shot", (place, zero.iloc[0]), offset, textcoords="offset points", ha="center", color=_GREY)
+        axes.annotate(
+            "zero-shot",
+            (place, zero.iloc[0]),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            color=_GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # the lines pass behind the words
+        )
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
