@@ -5,12 +5,13 @@ Nobody writes into a structure received: derive a new one with ``dataclasses.rep
 Box convention, one everywhere: ``boxes_xyxy`` are float32 pixel coordinates *inclusive* of both corners, as in the
 public GLIP code, so a COCO box ``(x, y, w, h)`` is ``(x, y, x + w - 1, y + h - 1)`` (``boxes.xywh_to_xyxy``).
 
-Shape letters: B batch, T tokens, K classes, N boxes, A anchors over all levels, L levels, C visual channels,
-D text channels, H W pixels, h w feature cells.
+Shape letters: B batch, T tokens, K classes, N boxes, A anchors over all levels (one per feature cell), L levels,
+C visual channels, D text channels, H W pixels, h w feature cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,15 +39,34 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Feature maps of five strides, finest first.
+    """Feature maps of several strides in one buffer, channels last: fusion and head read it as one sequence.
 
     Attributes:
-        levels: L tensors (B, C, h, w) float.
+        cells: (B, A, C) float, levels finest first, row by row within a level.
+        shapes_hw: L pairs (h, w) with Σ h·w = A.
         sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
     """
 
-    levels: tuple[Tensor, ...]
+    cells: Tensor
+    shapes_hw: tuple[SizeHW, ...]
     sizes_hw: tuple[SizeHW, ...]
+
+    @classmethod
+    def from_levels(cls, levels: Sequence[Tensor], sizes_hw: tuple[SizeHW, ...]) -> Pyramid:
+        """Return the pyramid of L maps (B, C, h, w), finest first."""
+        cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        return cls(cells, tuple((level.shape[2], level.shape[3]) for level in levels), sizes_hw)
+
+    @property
+    def levels(self) -> tuple[Tensor, ...]:
+        """L views (B, C, h, w) of the buffer."""
+        return split_levels(self.cells, self.shapes_hw)
+
+
+def split_levels(cells: Tensor, shapes_hw: Sequence[SizeHW]) -> tuple[Tensor, ...]:
+    """Return one view (B, C, h, w), channels last, of (B, A, C) for each of the shapes."""
+    parts = cells.split([h * w for h, w in shapes_hw], dim=1)
+    return tuple(part.unflatten(1, hw).permute(0, 3, 1, 2) for part, hw in zip(parts, shapes_hw, strict=True))
 
 
 @dataclass(frozen=True)

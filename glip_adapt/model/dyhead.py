@@ -3,17 +3,19 @@
 Dynamic Head, arXiv 2106.08322; behaviour follows ``DyConv`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py and
 maskrcnn_benchmark/layers/dyrelu.py of the public GLIP code.
 
-Shape letters: B batch, C channels, h w feature cells (of the output), H W (of the input).
+Shape letters: B batch, N feature cells over all levels, C channels, h w cells of a level (of the output).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
-TAPS = 9  # a 3 × 3 kernel
+from glip_adapt.model.deform import TAPS, deformable_conv
+from glip_adapt.structures import SizeHW, split_levels
 
 
 class DyHeadBlock(nn.Module):
@@ -31,29 +33,34 @@ class DyHeadBlock(nn.Module):
         self.scale_attention = nn.Conv2d(width, 1, kernel_size=1)
         self.activation = DynamicReLU(width)
 
-    def forward(self, levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return as many maps (B, C, h, w), finest first, of the same shapes."""
+    def forward(self, cells: Tensor, shapes_hw: tuple[SizeHW, ...]) -> Tensor:
+        """Return (B, N, C) for (B, N, C): levels of the given shapes, finest first."""
+        levels = split_levels(cells, shapes_hw)
+        predicted = [self.offset(level) for level in levels]
+        offsets = [p[:, : 2 * TAPS] for p in predicted]
+        masks = [p[:, 2 * TAPS :].sigmoid() for p in predicted]
+        finest, coarsest = levels[0][0, 0].numel(), levels[-1][0, 0].numel()
+        same = self.same(cells, shapes_hw, offsets, masks)
+        finer = self.finer(cells[:, :-coarsest], shapes_hw[:-1], offsets[1:], masks[1:])
+        coarser = self.coarser(cells[:, finest:], shapes_hw[1:], offsets[:-1], masks[:-1])
         outputs = []
-        for i, level in enumerate(levels):
-            offset, mask = self.offset(level).split((2 * TAPS, TAPS), dim=1)
-            mask = mask.sigmoid()
-            branches = [self.same(level, offset, mask)]
-            if i > 0:
-                branches.append(self.finer(levels[i - 1], offset, mask))
-            if i < len(levels) - 1:
-                coarse = self.coarser(levels[i + 1], offset, mask)
-                branches.append(F.interpolate(coarse, size=level.shape[-2:], mode="bilinear", align_corners=True))
-            outputs.append(self.activation(self._weigh(branches)))
-        return tuple(outputs)
+        for i, size_hw in enumerate(shapes_hw):
+            branches = [same[i], *finer[max(i - 1, 0) : i]]
+            for x in coarser[i : i + 1]:
+                branches.append(F.interpolate(x, size=size_hw, mode="bilinear", align_corners=True))
+            outputs.append(self.activation(self._weigh(branches)).flatten(2).transpose(1, 2))
+        return torch.cat(outputs, dim=1)
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
         """Mean of the branches, each scaled by its attention in [0, 1]."""
-        weighed = [x * F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches]
-        return torch.stack(weighed).mean(0)
+        first, *others = (
+            x * F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches
+        )
+        return sum(others, start=first) / len(branches)
 
 
 class DeformableConvNorm(nn.Module):
-    """Modulated deformable 3 × 3 convolution (arXiv 1811.11168) and GroupNorm."""
+    """Modulated deformable 3 × 3 convolution and GroupNorm, with the same weights for all levels."""
 
     def __init__(self, width: int, norm_groups: int, *, stride: int) -> None:
         super().__init__()
@@ -61,20 +68,29 @@ class DeformableConvNorm(nn.Module):
         self.conv = nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1)  # holds weight and bias only
         self.norm = nn.GroupNorm(norm_groups, width)
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, C, h, w) of input (B, C, H, W) sampled at ``offset`` and weighed by ``mask``.
+    def forward(
+        self, cells: Tensor, shapes_hw: Sequence[SizeHW], offsets: Sequence[Tensor], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return (B, C, h, w) for each input level.
 
         Args:
-            x: (B, C, H, W).
-            offset: (B, 18, h', w') pixels, (dy, dx) per tap, predicted at a level that may be larger than the output.
-            mask: (B, 9, h', w') in [0, 1].
+            cells: (B, N, C).
+            shapes_hw: of the input levels; none of them is an empty result.
+            offsets: for each (B, 18, h', w') cells, (dy, dx) per tap, predicted at a level that may be larger than the
+                output.
+            masks: for each (B, 9, h', w') in [0, 1].
         """
-        size_hw = tuple(-(-side // self.stride) for side in x.shape[-2:])
-        offset, mask = flat_prefix(offset, size_hw), flat_prefix(mask, size_hw)
-        return self.norm(deformable_conv(x, offset, mask, self.conv.weight, self.conv.bias, stride=self.stride))
+        if not shapes_hw:
+            return ()
+        sizes_hw = [(-(-h // self.stride), -(-w // self.stride)) for h, w in shapes_hw]
+        offsets = [flat_prefix(x, size_hw) for x, size_hw in zip(offsets, sizes_hw, strict=True)]
+        masks = [flat_prefix(x, size_hw) for x, size_hw in zip(masks, sizes_hw, strict=True)]
+        weight, bias = self.conv.weight, self.conv.get_parameter("bias")
+        maps = deformable_conv(cells, shapes_hw, offsets, masks, weight, bias, stride=self.stride)
+        return tuple(self.norm(x) for x in maps)
 
 
-def flat_prefix(x: Tensor, size_hw: tuple[int, ...]) -> Tensor:
+def flat_prefix(x: Tensor, size_hw: SizeHW) -> Tensor:
     """Return (B, C, h, w): the first C·h·w numbers of each picture's buffer, read with the output's strides.
 
     The convolution on the coarser level gets the offsets of the finer one, and the public CUDA kernel
@@ -84,52 +100,6 @@ def flat_prefix(x: Tensor, size_hw: tuple[int, ...]) -> Tensor:
     h, w = size_hw
     channels = x.shape[1]
     return x.flatten(1)[:, : channels * h * w].view(-1, channels, h, w)
-
-
-def deformable_conv(
-    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int
-) -> Tensor:
-    """Return the modulated deformable 3 × 3 convolution with padding 1, in the fastest form for the device.
-
-    Args:
-        x: (B, C, H, W).
-        offset: (B, 18, h, w) pixels, (dy, dx) per tap.
-        mask: (B, 9, h, w).
-        weight: (C', C, 3, 3).
-        bias: (C',) or None.
-        stride: of the output grid.
-
-    Returns:
-        (B, C', h, w) with h = ceil(H / stride), w = ceil(W / stride).
-    """
-    if x.device.type == "cpu":
-        return _sampled_deformable_conv(x, offset, mask, weight, bias, stride=stride)
-    return deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=mask)
-
-
-def _sampled_deformable_conv(
-    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int
-) -> Tensor:
-    """Bilinear sampling of all taps at once, then one matrix product; zero outside the picture, as the kernel."""
-    batch, channels, in_h, in_w = x.shape
-    h, w = offset.shape[-2:]
-    dy, dx = offset.view(batch, TAPS, 2, h, w).unbind(2)
-    tap = torch.arange(TAPS, device=x.device).view(TAPS, 1, 1)
-    y = stride * torch.arange(h, device=x.device).view(1, h, 1) + tap // 3 - 1 + dy  # (B, 9, h, w)
-    x_position = stride * torch.arange(w, device=x.device).view(1, 1, w) + tap % 3 - 1 + dx
-    # grid_sample (align_corners=False) puts pixel i at (2 i + 1) / size - 1.
-    grid = torch.stack(((2 * x_position + 1) / in_w - 1, (2 * y + 1) / in_h - 1), dim=-1).view(batch, TAPS * h, w, 2)
-    # grid_sample runs one thread per batch entry: hand it one group of channels per thread instead.
-    groups = torch.get_num_threads() if channels % torch.get_num_threads() == 0 else 1
-    x = x.reshape(batch * groups, channels // groups, in_h, in_w)
-    grid = grid.repeat_interleave(groups, dim=0)
-    taps = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    taps = taps.view(batch, channels, TAPS, h * w) * mask.view(batch, 1, TAPS, h * w)
-    # Not matmul, whose path, and so its last bit, depends on which operand wants a gradient.
-    output = weight.flatten(1).expand(batch, -1, -1).bmm(taps.view(batch, channels * TAPS, h * w))
-    if bias is not None:
-        output = output + bias.view(-1, 1)
-    return output.view(batch, -1, h, w)
 
 
 class DynamicReLU(nn.Module):
@@ -144,4 +114,4 @@ class DynamicReLU(nn.Module):
         """Return (B, C, h, w)."""
         coefficients = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))[..., None, None]
         slope_1, shift_1, slope_2, shift_2 = (coefficients - 0.5).chunk(4, dim=1)
-        return torch.maximum(x * (2 * slope_1 + 1) + shift_1, x * (2 * slope_2) + shift_2)
+        return torch.maximum(torch.addcmul(shift_1, x, 2 * slope_1 + 1), torch.addcmul(shift_2, x, 2 * slope_2))

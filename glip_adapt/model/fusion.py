@@ -9,6 +9,7 @@ channels, k heads, d = E / k.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.model.dyhead import DyHeadBlock
-from glip_adapt.structures import Fused, Pyramid, TextFeatures
+from glip_adapt.structures import Fused, Pyramid, SizeHW, TextFeatures
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
 
@@ -179,15 +180,14 @@ class TowerBlock(nn.Module):
         self.text_layer = text_layer
         self.dyhead = dyhead
 
-    def forward(self, levels: tuple[Tensor, ...], text: Tensor, text_mask: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return levels (B, C, h, w) and text (B, T, D) one block further."""
+    def forward(
+        self, image: Tensor, shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return image (B, N, C) and text (B, T, D) one block further."""
         if self.fusion is not None and self.text_layer is not None:
-            image = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, N, C)
             image, text = self.fusion(image, text, text_mask)
             text = self.text_layer(text, text_mask)
-            parts = image.transpose(1, 2).split([level[0, 0].numel() for level in levels], dim=2)
-            levels = tuple(part.unflatten(2, level.shape[-2:]) for part, level in zip(parts, levels, strict=True))
-        return self.dyhead(levels), text
+        return self.dyhead(image, shapes_hw), text
 
 
 class FusionTower(nn.Module):
@@ -199,8 +199,8 @@ class FusionTower(nn.Module):
 
     def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
         """Return both modalities after all blocks; one caption for the whole batch is repeated per picture."""
-        levels, batch = pyramid.levels, len(pyramid.sizes_hw)
+        image, batch = pyramid.cells, len(pyramid.sizes_hw)
         features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
         for block in self.blocks:
-            levels, features = block(levels, features, mask)
-        return Fused(Pyramid(levels, pyramid.sizes_hw), TextFeatures(features, mask, text.token_map))
+            image, features = block(image, pyramid.shapes_hw, features, mask)
+        return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))

@@ -51,18 +51,18 @@ class AlignmentHead(nn.Module):
 
     def forward(self, fused: Fused) -> HeadOutput:
         """Return raw predictions over all anchors."""
-        levels, text = fused.pyramid.levels, fused.text
-        shapes_hw = tuple((level.shape[2], level.shape[3]) for level in levels)
-        deltas = [self.box_deltas(level) * scale for level, scale in zip(levels, self.level_scales, strict=True)]
+        pyramid, text = fused.pyramid, fused.text
+        deltas = _over_cells(self.box_deltas, pyramid.cells)
+        per_level = deltas.split([h * w for h, w in pyramid.shapes_hw], dim=1)
         return HeadOutput(
-            token_logits=self._align(_over_anchors(levels), text.features),
-            box_deltas=_over_anchors(deltas),
-            centerness=_over_anchors([self.centerness(level) for level in levels]).squeeze(-1),
-            anchors_xyxy=anchor_grid(shapes_hw, device=levels[0].device),
-            level_shapes_hw=shapes_hw,
+            token_logits=self._align(pyramid.cells, text.features),
+            box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
+            centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
+            anchors_xyxy=anchor_grid(pyramid.shapes_hw, device=pyramid.cells.device),
+            level_shapes_hw=pyramid.shapes_hw,
             token_mask=text.mask,
             token_map=text.token_map,
-            sizes_hw=fused.pyramid.sizes_hw,
+            sizes_hw=pyramid.sizes_hw,
         )
 
     def _align(self, image: Tensor, text: Tensor) -> Tensor:
@@ -73,5 +73,6 @@ class AlignmentHead(nn.Module):
         return (image @ projected.transpose(-1, -2) + bias).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
-def _over_anchors(levels: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # L × (B, C, h, w) → (B, A, C)
+def _over_cells(conv: nn.Conv2d, cells: Tensor) -> Tensor:
+    """Return (B, A, C'): a 1 × 1 convolution of all levels at once."""
+    return F.linear(cells, conv.weight.flatten(1), conv.bias)

@@ -23,6 +23,7 @@ from glip_adapt.structures import ImageBatch, Pyramid, SizeHW
 
 # Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
 PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
+CPU_CHUNK = 4800  # cells; the widest layer then takes 7 MB, which stays in the cache
 PIXEL_STD_BGR = (57.375, 57.12, 58.395)
 
 
@@ -52,7 +53,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: ImageBatch) -> Pyramid:
         """Return five feature maps of strides 8 … 128."""
-        return Pyramid(self.fpn(self.backbone(self.normalise(images))), images.sizes_hw)
+        return Pyramid.from_levels(self.fpn(self.backbone(self.normalise(images))), images.sizes_hw)
 
 
 class SwinBackbone(nn.Module):
@@ -93,7 +94,7 @@ class SwinBackbone(nn.Module):
         outputs = []
         for stage, norm in zip(list(self.stages)[1:], self.output_norms, strict=True):
             x = stage(x)
-            outputs.append(norm(x).permute(0, 3, 1, 2).contiguous())  # (B, h, w, C) → (B, C, h, w)
+            outputs.append(norm(x).permute(0, 3, 1, 2))  # (B, h, w, C) → (B, C, h, w)
         return tuple(outputs)
 
 
@@ -148,7 +149,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
         x = x + self.drop_path(self._attend(self.norm1(x), shifted_mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        rows = self.norm2(x).flatten(0, 2).split(_chunk_of(x))
+        return x + self.drop_path(torch.cat([self.mlp(part) for part in rows]).view_as(x))
 
     def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         _, h, w, channels = x.shape
@@ -157,13 +159,21 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = window_partition(x, (self.window, self.window)).flatten(1, 2)
-        windows = self.attn(windows, mask=shifted_mask if self.shift else None)
+        chunk = max(1, _chunk_of(x) // self.window**2)
+        parts = windows.split(chunk)
+        masks = shifted_mask.repeat(len(x), 1, 1).split(chunk) if self.shift else [None] * len(parts)
+        windows = torch.cat([self.attn(part, mask=mask) for part, mask in zip(parts, masks, strict=True)])
         x = window_reverse(
             windows.view(-1, self.window, self.window, channels), (self.window, self.window), padded_h, padded_w
         )
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :h, :w]
+
+
+def _chunk_of(x: Tensor) -> int:
+    """How many cells go through a layer at a time: on a CPU as many as leave the wide layers in its cache."""
+    return CPU_CHUNK if x.device.type == "cpu" else x.numel()
 
 
 def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:

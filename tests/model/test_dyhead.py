@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,46 +8,8 @@ from hypothesis import strategies as st
 from torchvision.ops import deform_conv2d
 
 from glip_adapt.model import dyhead
-from glip_adapt.model.dyhead import DeformableConvNorm, DyHeadBlock, DynamicReLU, deformable_conv, flat_prefix
-
-
-@given(
-    batch=st.integers(1, 2),
-    widths=st.tuples(st.sampled_from([1, 3, 4, 6]), st.integers(1, 3)),  # an even width is split over the threads
-    size_hw=st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    stride=st.sampled_from([1, 2]),
-    with_bias=st.booleans(),
-    threads=st.sampled_from([1, 2]),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
-def test_sampling_equals_the_kernel_of_torchvision_in_values_and_gradients(
-    dtype, tolerance, batch, widths, size_hw, stride, with_bias, threads, seed
-):
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(seed)
-    in_width, out_width = widths
-    h, w = (-(-side // stride) for side in size_hw)
-    shapes = [(batch, in_width, *size_hw), (batch, 18, h, w), (batch, 9, h, w), (out_width, in_width, 3, 3)]
-    shapes += [(out_width,)] * with_bias
-    # Offsets of three pixels leave pictures of at most eight on every side.
-    scales = (1, 3, 1, 1, 1)
-    inputs = [
-        (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).requires_grad_()
-        for shape, scale in zip(shapes, scales, strict=False)
-    ]
-    x, offset, mask, weight, *rest = inputs
-    bias = rest[0] if rest else None
-    ours = dyhead._sampled_deformable_conv(x, offset, mask, weight, bias, stride=stride)
-    theirs = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=mask)
-    pull = torch.randn(theirs.shape, generator=generator, dtype=torch.float64).to(dtype)
-    close = {"rtol": tolerance, "atol": 10 * tolerance}
-    torch.testing.assert_close(ours, theirs, **close)
-    for found, expected in zip(
-        torch.autograd.grad(ours, inputs, pull), torch.autograd.grad(theirs, inputs, pull), strict=True
-    ):
-        torch.testing.assert_close(found, expected, **close)
+from glip_adapt.model.dyhead import DeformableConvNorm, DyHeadBlock, DynamicReLU, flat_prefix
+from glip_adapt.structures import Pyramid
 
 
 @given(
@@ -62,25 +26,6 @@ def test_the_flat_prefix_is_the_start_of_each_pictures_own_buffer(batch, h, w, c
         assert torch.equal(prefix, x)
 
 
-def test_without_offsets_it_is_a_plain_convolution():
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 4, 7, 6), torch.randn(5, 4, 3, 3), torch.randn(5)
-    for stride, (h, w) in ((1, (7, 6)), (2, (4, 3))):
-        found = deformable_conv(x, torch.zeros(2, 18, h, w), torch.ones(2, 9, h, w), weight, bias, stride=stride)
-        torch.testing.assert_close(found, F.conv2d(x, weight, bias, stride=stride, padding=1), rtol=1e-4, atol=1e-5)
-
-
-def test_the_first_offset_of_a_tap_moves_it_down():
-    x = torch.arange(12.0).view(1, 1, 3, 4)
-    weight = torch.zeros(1, 1, 3, 3)
-    weight[0, 0, 1, 1] = 1  # only the tap in the middle, number 4
-    offset = torch.zeros(1, 18, 3, 4)
-    offset[:, 8] = 1.0  # dy
-    offset[:, 9] = 0.5  # dx
-    found = deformable_conv(x, offset, torch.ones(1, 9, 3, 4), weight, None, stride=1)
-    assert found[0, 0].tolist() == [[4.5, 5.5, 6.5, 3.5], [8.5, 9.5, 10.5, 5.5], [0, 0, 0, 0]]  # zero outside
-
-
 def test_hand_computed_flat_prefix():
     x = torch.arange(12).view(1, 2, 2, 3)
     assert flat_prefix(x, (1, 2)).tolist() == [[[[0, 1]], [[2, 3]]]]
@@ -95,7 +40,8 @@ def test_a_layer_reads_offsets_of_a_larger_map_by_their_flat_prefix(stride, expe
     h, w = expected_hw
     own = [t.reshape(2, -1)[:, : c * h * w].reshape(2, c, h, w) for t, c in ((offset, 18), (mask, 9))]
     conv = deform_conv2d(x, own[0], layer.conv.weight, layer.conv.bias, stride=stride, padding=1, mask=own[1])
-    torch.testing.assert_close(layer(x, offset, mask), layer.norm(conv), rtol=1e-4, atol=1e-4)
+    (found,) = layer(x.flatten(2).transpose(1, 2), [(5, 8)], [offset], [mask])
+    torch.testing.assert_close(found, layer.norm(conv), rtol=1e-4, atol=1e-4)
 
 
 def block_and_levels():
@@ -106,10 +52,16 @@ def block_and_levels():
     return block, tuple(torch.randn(2, 16, 2 * side, 3 * side) for side in (4, 2, 1))
 
 
+def run(block, levels):
+    """The block, called with maps and answering with maps."""
+    pyramid = Pyramid.from_levels(levels, ())
+    return replace(pyramid, cells=block(pyramid.cells, pyramid.shapes_hw)).levels
+
+
 def test_a_block_keeps_every_shape():
     block, levels = block_and_levels()
-    assert [level.shape for level in block(levels)] == [level.shape for level in levels]
-    assert block(levels[:1])[0].shape == levels[0].shape  # a level without neighbours
+    assert [level.shape for level in run(block, levels)] == [level.shape for level in levels]
+    assert run(block, levels[:1])[0].shape == levels[0].shape  # a level without neighbours
 
 
 def test_a_block_equals_its_description_written_out():
@@ -121,7 +73,7 @@ def test_a_block_equals_its_description_written_out():
         return layer.norm(deform_conv2d(x, offset, layer.conv.weight, layer.conv.bias, stride, 1, mask=mask))
 
     with torch.no_grad():
-        for i, (level, found) in enumerate(zip(levels, block(levels), strict=True)):
+        for i, (level, found) in enumerate(zip(levels, run(block, levels), strict=True)):
             raw = block.offset(level)
             offset, mask = raw[:, :18], 1 / (1 + (-raw[:, 18:]).exp())
             branches = [conv(block.same, level, offset, mask, 1)]
@@ -144,9 +96,9 @@ def test_resizing_the_offsets_of_the_coarser_level_would_change_the_outputs(monk
         return x if x.shape[-2:] == size_hw else F.interpolate(x, size=size_hw, mode="bilinear")
 
     with torch.no_grad():
-        ours = block(levels)
+        ours = run(block, levels)
         monkeypatch.setattr(dyhead, "flat_prefix", resized)
-        theirs = block(levels)
+        theirs = run(block, levels)
     changes = [((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True)]
     assert min(changes[:2]) > 0.02
     assert changes[2] == 0  # the coarsest level has no coarser one, and the finer one is sampled at its own size

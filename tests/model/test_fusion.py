@@ -1,4 +1,5 @@
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -210,7 +211,7 @@ def pyramid(batch=2):
     generator = torch.Generator().manual_seed(1)
     sides = ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
     levels = tuple(torch.randn(batch, 32, *side, generator=generator) for side in sides)
-    return Pyramid(levels, ((64, 96),) * batch)
+    return Pyramid.from_levels(levels, ((64, 96),) * batch)
 
 
 def caption(batch=2, tokens=5):
@@ -234,8 +235,7 @@ def test_caption_padding_changes_nothing_for_real_tokens(order):
         trimmed, full = network(pyramid(), text), network(pyramid(), padded)
         close = {"rtol": 1e-4, "atol": 1e-4}
         torch.testing.assert_close(full.text.features[:, :5], trimmed.text.features, **close)
-        for a, b in zip(full.pyramid.levels, trimmed.pyramid.levels, strict=True):
-            torch.testing.assert_close(a, b, **close)
+        torch.testing.assert_close(full.pyramid.cells, trimmed.pyramid.cells, **close)
         ours, theirs = head(trimmed), head(full)
     torch.testing.assert_close(theirs.token_logits[..., :5], ours.token_logits, **close)
     torch.testing.assert_close(theirs.box_deltas, ours.box_deltas, **close)
@@ -249,27 +249,18 @@ def test_captions_of_different_length_in_one_batch_do_not_touch_each_other():
     with torch.no_grad():
         together = network(images, TextFeatures(text.features, mask, text.token_map))
         short = TextFeatures(text.features[1:, :4], mask[1:, :4], text.token_map[1:, :, :4])
-        alone = network(Pyramid(tuple(level[1:] for level in images.levels), images.sizes_hw[1:]), short)
+        alone = network(Pyramid(images.cells[1:], images.shapes_hw, images.sizes_hw[1:]), short)
     torch.testing.assert_close(together.text.features[1:, :4], alone.text.features, rtol=1e-4, atol=1e-4)
-    for a, b in zip(together.pyramid.levels, alone.pyramid.levels, strict=True):
-        torch.testing.assert_close(a[1:], b, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.pyramid.cells[1:], alone.pyramid.cells, rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_fuses_then_each_modality_looks_at_itself():
     (block,), images, text = tower(blocks=1).blocks, pyramid(), caption()
     with torch.no_grad():
-        levels, words = block(images.levels, text.features, text.mask)
-        flat = torch.cat([level.flatten(2) for level in images.levels], dim=2).transpose(1, 2)
-        image, fused_words = block.fusion(flat, text.features, text.mask)
+        found, words = block(images.cells, images.shapes_hw, text.features, text.mask)
+        image, fused_words = block.fusion(images.cells, text.features, text.mask)
         torch.testing.assert_close(words, block.text_layer(fused_words, text.mask))
-        maps, start = [], 0
-        for level in images.levels:
-            h, w = level.shape[2:]
-            rows = image[:, start : start + h * w]
-            maps.append(torch.stack([rows[:, w * y : w * (y + 1)] for y in range(h)], dim=1).permute(0, 3, 1, 2))
-            start += h * w
-        for found, expected in zip(levels, block.dyhead(tuple(maps)), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, block.dyhead(image, images.shapes_hw))
 
 
 def test_one_caption_for_a_batch_equals_one_per_picture():
@@ -279,19 +270,18 @@ def test_one_caption_for_a_batch_equals_one_per_picture():
     with torch.no_grad():
         shared, own = network(pyramid(), one), network(pyramid(), repeated)
     assert torch.equal(shared.text.features, own.text.features)
-    for a, b in zip(shared.pyramid.levels, own.pyramid.levels, strict=True):
-        assert torch.equal(a, b)
+    assert torch.equal(shared.pyramid.cells, own.pyramid.cells)
 
 
 def test_the_tower_keeps_shapes_and_lets_both_modalities_learn_from_each_other():
     network, images, text = tower(), pyramid(), caption()
     other_words = TextFeatures(text.features.flip(0), text.mask, text.token_map)
-    other_pictures = Pyramid(tuple(level.flip(0) for level in images.levels), images.sizes_hw)
+    other_pictures = replace(images, cells=images.cells.flip(0))
     with torch.no_grad():
         fused = network(images, text)
-        assert [x.shape for x in fused.pyramid.levels] == [x.shape for x in images.levels]
-        assert fused.pyramid.sizes_hw == images.sizes_hw
-        assert not torch.allclose(network(images, other_words).pyramid.levels[0], fused.pyramid.levels[0])
+        assert fused.pyramid.cells.shape == images.cells.shape
+        assert replace(fused.pyramid, cells=images.cells) == images
+        assert not torch.allclose(network(images, other_words).pyramid.cells, fused.pyramid.cells)
         assert not torch.allclose(network(other_pictures, text).text.features, fused.text.features)
 
 
@@ -301,12 +291,12 @@ def test_without_deep_fusion_the_text_passes_unchanged_and_unseen():
     with torch.no_grad():
         fused = network(images, text)
         assert torch.equal(fused.text.features, text.features)
-        assert torch.equal(network(images, other_words).pyramid.levels[0], fused.pyramid.levels[0])
+        assert torch.equal(network(images, other_words).pyramid.cells, fused.pyramid.cells)
 
 
 def test_the_received_structures_stay_as_they_were():
     network, images, text = tower(), pyramid(), caption()
     with torch.no_grad():
         network(images, text)
-    assert all(torch.equal(a, b) for a, b in zip(images.levels, pyramid().levels, strict=True))
+    assert torch.equal(images.cells, pyramid().cells)
     assert torch.equal(text.features, caption().features)

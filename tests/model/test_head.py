@@ -25,7 +25,7 @@ def fused(batch=2, tokens=4, scale=1.0):
     levels = tuple(scale * torch.randn(batch, 6, *shape, generator=generator) for shape in SHAPES_HW)
     features = torch.randn(batch, tokens, 5, generator=generator)
     text = TextFeatures(features, torch.ones(batch, tokens, dtype=torch.bool), torch.zeros(batch, 2, tokens).bool())
-    return Fused(Pyramid(levels, ((30, 47),) * batch), text)
+    return Fused(Pyramid.from_levels(levels, ((30, 47),) * batch), text)
 
 
 @given(batch=st.integers(1, 3), tokens=st.integers(1, 6))
@@ -46,7 +46,7 @@ def test_every_anchor_gets_a_box_a_centerness_and_a_logit_per_token(batch, token
 
 def test_the_logits_are_those_of_the_formula():
     layer, inputs = head(), fused()
-    image = torch.cat([level.flatten(2).transpose(1, 2) for level in inputs.pyramid.levels], dim=1)
+    image = inputs.pyramid.cells
     e = inputs.text.features / inputs.text.features.norm(dim=-1, keepdim=True)
     projected = e / 2 @ layer.text_projection.weight.T + layer.text_projection.bias
     bias = (e @ layer.bias_lang + layer.bias0)[:, None]
@@ -89,7 +89,7 @@ def test_one_caption_serves_the_whole_batch():
 
 def test_a_fresh_head_starts_at_the_prior():
     layer = AlignmentHead(image_width=6, text_width=5)
-    blank = Fused(Pyramid(tuple(torch.zeros(1, 6, *s) for s in SHAPES_HW), ((30, 47),)), fused(1).text)
+    blank = Fused(Pyramid(torch.zeros(1, 34, 6), SHAPES_HW, ((30, 47),)), fused(1).text)
     torch.testing.assert_close(layer(blank).token_logits.sigmoid(), torch.full((1, 34, 4), 0.01))
 
 

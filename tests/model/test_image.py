@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import DropPath
 
+from glip_adapt.model import image
 from glip_adapt.model.image import (
     DropBlock,
     FeaturePyramid,
@@ -47,6 +48,15 @@ def test_a_batch_of_one_size_equals_single_pictures(backbone):
     assert together.sizes_hw == batch.sizes_hw
     for level, singles in zip(together.levels, zip(*(p.levels for p in alone), strict=True), strict=True):
         torch.testing.assert_close(level, torch.cat(singles), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 70, 100_000])
+def test_going_through_a_layer_in_chunks_changes_nothing(chunk, monkeypatch):
+    network, batch = encoder(swin()), pictures((64, 90), (50, 96), padded_hw=(64, 96))
+    with torch.no_grad():
+        expected = network(batch).cells
+        monkeypatch.setattr(image, "CPU_CHUNK", chunk)
+        torch.testing.assert_close(network(batch).cells, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backbone", [swin(), TimmBackbone("test_resnet")], ids=["swin", "timm"])
