@@ -163,7 +163,8 @@ def compare_train(
 
 def forward(model: AdaptedGlip, images: ImageBatch) -> HeadOutput:
     """Run the whole batch at once, as the goldens were made."""
-    return model.finish(model.frozen_prefix(images))
+    (output,) = model.finish(model.frozen_prefix(images))
+    return output
 
 
 def targets(golden: Any, count: int) -> list[Target]:

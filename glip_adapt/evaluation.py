@@ -7,18 +7,19 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from glip_adapt import boxes
 from glip_adapt.adapters.base import AdaptedGlip
-from glip_adapt.data.coco import Split, coco_ground_truth, load_rgb
-from glip_adapt.prediction import PredictConfig, predict
+from glip_adapt.cache import FeatureCache
+from glip_adapt.data.check import picture_size
+from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
+from glip_adapt.features import FrozenFeatures
+from glip_adapt.prediction import PredictConfig, detections
 from glip_adapt.structures import Detections
 
 
@@ -49,6 +50,7 @@ def evaluate(
     split: Split,
     config: PredictConfig | None = None,
     *,
+    cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Return the COCO metrics of ``model`` on a split.
@@ -56,23 +58,30 @@ def evaluate(
     Args:
         model: from ``attach`` or ``load_adapter``, for as many classes as the split has.
         split: what to score on.
-        config: resizing; the public test setting by default.
+        config: resizing and precision; the public test setting by default.
+        cache: keeps what the frozen stages make of each picture, for the next evaluation.
         on_image: called after each picture with its position from 1 and the number of pictures.
 
     Raises:
         ValueError: if the split is empty, or has another number of classes than the model.
     """
     check_scorable(model, split)
-    return evaluate_split(partial(predict, model, config=config), split, on_image=on_image)
+    config = config or PredictConfig()
+    features = FrozenFeatures(model, cache or FeatureCache(memory_bytes=0), config.max_long_side, config.precision)
+
+    def detect(record: ImageRecord) -> Detections:
+        return detections(model, features.of(record, config.view), picture_size(record.path), config)
+
+    return evaluate_split(detect, split, on_image=on_image)
 
 
 def evaluate_split(
-    detect: Callable[[Image.Image], Detections], split: Split, *, on_image: Callable[[int, int], None] | None = None
+    detect: Callable[[ImageRecord], Detections], split: Split, *, on_image: Callable[[int, int], None] | None = None
 ) -> Evaluation:
     """Return the COCO metrics of ``detect`` on a split.
 
     Args:
-        detect: RGB picture → detections in its own pixels, labels in the order of ``split.classes``.
+        detect: picture of the split → detections in its own pixels, labels in the order of ``split.classes``.
         split: what to score on.
         on_image: called after each picture with its position from 1 and the number of pictures.
 
@@ -82,7 +91,7 @@ def evaluate_split(
     _check_filled(split)
     predictions: list[dict[str, Any]] = []
     for position, record in enumerate(split.records, start=1):
-        predictions += to_coco_results(detect(load_rgb(record.path)), record.image_id, split.category_ids)
+        predictions += to_coco_results(detect(record), record.image_id, split.category_ids)
         if on_image:
             on_image(position, len(split))
     return score(predictions, split)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from glip_adapt import boxes
-from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.decode import decode, merge
-from glip_adapt.structures import Detections, Target
+from glip_adapt.structures import Detections, SizeHW, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class PredictConfig:
     "pixels"
     max_long_side: int = 1333
     "pixels"
+    precision: Precision = "float32"
+    "of large products; bfloat16 or float16 pays on a GPU"
 
     def __post_init__(self) -> None:
         if not 32 <= self.short_side <= self.max_long_side:
@@ -29,6 +31,11 @@ class PredictConfig:
                 f"A picture is resized to short_side ≥ 32 and at most max_long_side; got {self.short_side} and "
                 f"{self.max_long_side}."
             )
+
+    @property
+    def view(self) -> View:
+        """The one view that is tested."""
+        return View(self.short_side, flip=False)
 
 
 @torch.no_grad()
@@ -46,17 +53,23 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
     """
     config = config or PredictConfig()
     nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
-    pixels, _ = apply_view(image, nothing, View(config.short_side, flip=False), config.max_long_side)
+    pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)
+    with autocast(model.device, config.precision):
+        prefix = model.frozen_prefix(collate([pixels]).to(model.device))
+    return detections(model, prefix, (image.height, image.width), config)
+
+
+@torch.no_grad()
+def detections(model: AdaptedGlip, prefix: Prefix, size_hw: SizeHW, config: PredictConfig) -> Detections:
+    """Return what follows from the frozen prefix of one picture, in inclusive pixels of its own ``size_hw``."""
     model.train(False)
+    with autocast(model.device, config.precision):
+        outputs = model.finish(prefix)
     parts, first_label = [], 0
-    for output in model.outputs(collate([pixels]).to(model.device)):
+    for output in outputs:
         (part,) = decode(output)
         parts.append(replace(part, labels=part.labels + first_label))
         first_label += output.token_map.shape[1]
     found = merge(parts)
-    seen_hw = (pixels.shape[1], pixels.shape[2])
-    return Detections(
-        boxes.scale(found.boxes_xyxy, seen_hw, (image.height, image.width)).cpu(),
-        found.scores.cpu(),
-        found.labels.cpu(),
-    )
+    (seen_hw,) = outputs[0].sizes_hw
+    return Detections(boxes.scale(found.boxes_xyxy, seen_hw, size_hw).cpu(), found.scores.cpu(), found.labels.cpu())

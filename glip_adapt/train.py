@@ -16,14 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glip_adapt.adapters.base import AdaptedGlip, Stage
-from glip_adapt.data.coco import ImageRecord, Split, load_rgb
-from glip_adapt.data.transforms import View, apply_view, collate, training_views
+from glip_adapt.adapters.base import AdaptedGlip, Precision, Stage, autocast
+from glip_adapt.cache import FeatureCache
+from glip_adapt.data.check import picture_size
+from glip_adapt.data.coco import ImageRecord, Split
+from glip_adapt.data.transforms import View, padded_shape, resize_shape, training_views, view_target
 from glip_adapt.evaluation import check_scorable, evaluate
+from glip_adapt.features import FrozenFeatures
 from glip_adapt.model.anchors import anchor_grid, level_shapes
 from glip_adapt.model.loss import Assignment, LossScale, assign, detection_loss
 from glip_adapt.prediction import PredictConfig
-from glip_adapt.structures import ImageBatch, Target
+from glip_adapt.structures import Target
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,10 @@ class FitConfig:
     "whether half of the training views are mirrored (configs/odinw_13/*.yaml)"
     test_short_side: int = 800
     "pixels (configs/odinw_13/*.yaml)"
+    precision: Precision = "float32"
+    "of large products; losses and weights stay in float32, and float16 scales the loss; both halves pay on a GPU"
+    checkpoint_tower: bool = False
+    "whether each tower block is computed again in the backward pass rather than kept: slower, less memory"
     seed: int = 10
     "of picture order, views and dropout (README.md: SOLVER.SEED)"
 
@@ -80,7 +87,9 @@ class FitConfig:
     @property
     def predict_config(self) -> PredictConfig:
         """How pictures are shown while testing."""
-        return PredictConfig(short_side=self.test_short_side, max_long_side=self.max_long_side)
+        return PredictConfig(
+            short_side=self.test_short_side, max_long_side=self.max_long_side, precision=self.precision
+        )
 
 
 # What the published recipe changes per method and per number of shots.
@@ -150,6 +159,7 @@ def fit(
     val: Split | None = None,
     config: FitConfig | None = None,
     *,
+    cache: FeatureCache | None = None,
     on_step: Callable[[Step, int], None] | None = None,
     on_validation: Callable[[Validation], None] | None = None,
 ) -> History:
@@ -163,6 +173,7 @@ def fit(
         val: what selects the best state and drives the plateau rule; without it the last state is kept and training
             runs to its ceiling.
         config: the recipe; by default the published one of the method for 10 shots (``published_recipe``).
+        cache: keeps what the frozen stages make of each picture and view; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
 
@@ -177,7 +188,7 @@ def fit(
         check_scorable(model, val)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        return _Fit(model, train, val, config, on_step, on_validation).run()
+        return _Fit(model, train, val, config, cache or FeatureCache(), on_step, on_validation).run()
 
 
 def _check_trainable(model: AdaptedGlip, train: Split) -> None:
@@ -201,10 +212,13 @@ class _Fit:
         train: Split,
         val: Split | None,
         config: FitConfig,
+        cache: FeatureCache,
         on_step: Callable[[Step, int], None] | None,
         on_validation: Callable[[Validation], None] | None,
     ) -> None:
-        self.model, self.train, self.val, self.config = model, train, val, config
+        self.model, self.train, self.val, self.config, self.cache = model, train, val, config, cache
+        self.features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
+        self.samples: dict[tuple[int, View], _Sample] = {}
         self.on_step, self.on_validation = on_step, on_validation
         self.optimiser = torch.optim.AdamW(parameter_groups(model, config))
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -214,6 +228,7 @@ class _Fit:
             patience=config.plateau_patience,
             min_lr=config.min_learning_rate,
         )
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=config.precision == "float16")
         pictures = config.copies * len(train)
         self.steps_per_epoch = max(1, pictures // config.batch_size)
         self.history = History(max(1, config.epochs * pictures // config.batch_size))
@@ -221,10 +236,11 @@ class _Fit:
         self.bad_validations = 0
 
     def run(self) -> History:
-        batches = _batches(self.train, self.config)
+        batches = _batches(len(self.train), self.config)
+        self.model.glip.tower.checkpointing = self.config.checkpoint_tower
         try:
             for step in range(1, self.history.total_steps + 1):
-                self._step(step, next(batches))
+                self._step(step, [self._sample(*drawn) for drawn in next(batches)])
                 if self.val is not None and (step % self.steps_per_epoch == 0 or step == self.history.total_steps):
                     self._validate(step)
                     if self.bad_validations >= self.config.stop_patience:
@@ -237,40 +253,52 @@ class _Fit:
             if self.best is not None:
                 self.model.load_owned(self.best)
             self.model.train(False)
+            self.model.glip.tower.checkpointing = False
         return self.history
 
     def _step(self, step: int, batch: Sequence[_Sample]) -> None:
         started = time.perf_counter()
         self.model.train()
-        scale = LossScale.of([self._assign(sample) for sample in batch])
+        scale = LossScale.of([sample.assignment for sample in batch])
         losses = dict.fromkeys(("token", "box", "centerness"), 0.0)
         self.optimiser.zero_grad()
         for sample in batch:
-            output = self.model.finish(self.model.frozen_prefix(sample.images.to(self.model.device)))
-            parts = detection_loss(output, [sample.target.to(self.model.device)], scale)
+            prefix = self.features.of(sample.record, sample.view)
+            with autocast(self.model.device, self.config.precision):
+                (output,) = self.model.finish(prefix)
+            parts = detection_loss(output, [sample.target], scale, [sample.assignment])
             loss = torch.stack(list(parts.values())).sum()
             if not torch.isfinite(loss):
                 self._raise_non_finite(step, batch, sample, parts)
-            loss.backward()
+            self.scaler.scale(loss).backward()
             for name, part in parts.items():
                 losses[name] += part.item()
+        self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.clip_norm)
-        if not torch.isfinite(norm):
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():  # with float16 a step is skipped instead
             raise NonFiniteLossError(
                 f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
                 f"The batch holds pictures {_ids(batch)}. Lower the learning rate, or look at their boxes."
             )
         rate = self.optimiser.param_groups[0]["lr"]
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         done = Step(step, losses, rate, norm.item(), time.perf_counter() - started)
         self.history.steps.append(done)
         if self.on_step:
             self.on_step(done, self.history.total_steps)
 
-    def _assign(self, sample: _Sample) -> Assignment:
-        height, width = sample.images.pixels.shape[-2:]
-        shapes_hw = level_shapes((height, width))
-        return assign(anchor_grid(shapes_hw), shapes_hw, sample.target)
+    def _sample(self, position: int, view: View) -> _Sample:
+        """Return a picture of the split in one view; the picture itself is not opened beyond its size."""
+        if (position, view) not in self.samples:
+            record = self.train.records[position]
+            size_hw = picture_size(record.path)
+            target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
+            seen_hw = resize_shape(size_hw, view.short_side, self.config.max_long_side)
+            shapes_hw = level_shapes(padded_shape(seen_hw))
+            assignment = assign(anchor_grid(shapes_hw, self.model.device), shapes_hw, target)
+            self.samples[position, view] = _Sample(record, view, target, assignment)
+        return self.samples[position, view]
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.optimiser.param_groups for p in group["params"])
@@ -281,7 +309,7 @@ class _Fit:
         As in the public trainer, a tie counts as best, and an AP of exactly 0 never advances the plateau rule.
         """
         assert self.val is not None
-        ap = evaluate(self.model, self.val, self.config.predict_config).ap or 0.0
+        ap = evaluate(self.model, self.val, self.config.predict_config, cache=self.cache).ap or 0.0
         is_best = self.history.best_ap is None or ap >= self.history.best_ap
         self.bad_validations = 0 if is_best else self.bad_validations + 1
         if is_best:
@@ -319,32 +347,26 @@ def parameter_groups(model: AdaptedGlip, config: FitConfig) -> list[dict[str, An
 
 @dataclass(frozen=True)
 class _Sample:
-    """One picture as one view shows it."""
+    """One picture as one view shows it, and what its anchors aim at."""
 
     record: ImageRecord
-    images: ImageBatch
+    view: View
     target: Target
+    assignment: Assignment
 
 
 def _ids(batch: Sequence[_Sample]) -> list[int | str]:
     return [sample.record.image_id for sample in batch]
 
 
-def _batches(train: Split, config: FitConfig) -> Iterator[list[_Sample]]:
-    """Yield batches for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each."""
+def _batches(pictures: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:
+    """Yield positions and views for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each."""
     generator = torch.Generator().manual_seed(config.seed)
     views = training_views(config.short_sides, config.flip)
-    batch: list[_Sample] = []
+    batch: list[tuple[int, View]] = []
     while True:
-        for position in torch.randperm(config.copies * len(train), generator=generator).tolist():
-            record = train.records[position % len(train)]
-            view = views[int(torch.randint(len(views), (1,), generator=generator))]
-            batch.append(_load(record, view, config.max_long_side))
+        for position in torch.randperm(config.copies * pictures, generator=generator).tolist():
+            batch.append((position % pictures, views[int(torch.randint(len(views), (1,), generator=generator))]))
             if len(batch) == config.batch_size:
                 yield batch
                 batch = []
-
-
-def _load(record: ImageRecord, view: View, max_long_side: int) -> _Sample:
-    pixels, target = apply_view(load_rgb(record.path), record.target, view, max_long_side)
-    return _Sample(record, collate([pixels]), target)

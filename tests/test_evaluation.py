@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from glip_adapt.adapters import attach
-from glip_adapt.data.coco import ImageRecord, Split
+from glip_adapt.data.coco import ImageRecord, Split, load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.evaluation import evaluate, evaluate_split, score, to_coco_results
 from glip_adapt.prediction import PredictConfig, predict
@@ -38,7 +38,7 @@ def truth_of(record):
 def in_order(split, answer):
     """A predict function that answers for the records of ``split`` in turn."""
     records = iter(split.records)
-    return lambda image: answer(next(records))
+    return lambda record: answer(next(records))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def one_picture(tmp_path):
 
 
 def scores_of(split, found):
-    return evaluate_split(lambda image: found, split)
+    return evaluate_split(lambda record: found, split)
 
 
 def test_perfect_predictions_score_one_in_every_defined_metric(split):
@@ -75,14 +75,14 @@ def test_hopeless_predictions_score_zero(split):
     swapped = evaluate_split(
         in_order(split, lambda r: replace(truth_of(r), labels=1 - r.target.labels)), split
     )  # fmt: skip
-    corner = evaluate_split(lambda image: detections([[0, 0, 1, 1]] * 2, labels=[0, 1]), split)
+    corner = evaluate_split(lambda record: detections([[0, 0, 1, 1]] * 2, labels=[0, 1]), split)
     for found in (swapped, corner):
         assert [found.ap, found.ap50, found.ap75, found.ap_small] == [0, 0, 0, 0]
         assert found.per_class == {"red box": 0, "blue box": 0}
 
 
 def test_no_predictions_at_all_score_zero_where_there_is_something_to_find(split):
-    found = evaluate_split(lambda image: detections([]), split)
+    found = evaluate_split(lambda record: detections([]), split)
     assert [found.ap, found.ap50, found.ap75, found.ap_small, found.ap_large] == [0, 0, 0, 0, None]
     assert found.per_class == {"red box": 0, "blue box": 0}
     assert found.predictions == ()
@@ -144,7 +144,7 @@ def test_a_duplicate_detection_costs_precision(one_picture):
 
 def test_a_detection_counts_only_in_its_own_picture_and_class(split):
     first = truth_of(split.records[0])
-    found = evaluate_split(lambda image: first, split)
+    found = evaluate_split(lambda record: first, split)
     assert found.ap < 0.5
 
 
@@ -193,7 +193,7 @@ def test_scoring_leaves_the_predictions_as_they_are(split):
 
 def test_pycocotools_prints_nothing(split, capfd):
     evaluate_split(in_order(split, truth_of), split)
-    evaluate_split(lambda image: detections([]), split)
+    evaluate_split(lambda record: detections([]), split)
     assert capfd.readouterr() == ("", "")
 
 
@@ -216,20 +216,20 @@ def test_a_few_shot_subset_is_scored_on_its_own_pictures_only(coco_folder):
 
 def test_progress_is_reported_after_each_picture(split):
     seen = []
-    evaluate_split(lambda image: detections([]), split, on_image=lambda *position: seen.append(position))
+    evaluate_split(lambda record: detections([]), split, on_image=lambda *position: seen.append(position))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_an_empty_split_cannot_be_scored(split):
     with pytest.raises(ValueError, match=rf"{split.name} has no pictures"):
-        evaluate_split(lambda image: detections([]), replace(split, records=()))
+        evaluate_split(lambda record: detections([]), replace(split, records=()))
 
 
 def test_a_model_is_scored_by_what_it_predicts(tiny_trunk, split):
     config, seen = PredictConfig(short_side=64), []
     model = attach(tiny_trunk, "zero_shot", classes=split.classes)
     found = evaluate(model, split, config, on_image=lambda *position: seen.append(position))
-    expected = evaluate_split(lambda image: predict(model, image, config), split)
+    expected = evaluate_split(lambda record: predict(model, load_rgb(record.path), config), split)
     assert found == expected
     assert len(found.predictions) > 0
     assert seen[-1] == (3, 3)
@@ -241,7 +241,7 @@ def test_a_model_for_another_number_of_classes_is_refused_and_both_are_named(tin
         evaluate(model, split)
 
 
-def test_a_missing_picture_says_so(split):
+def test_a_missing_picture_says_so(tiny_trunk, split):
     gone = replace(split.records[0], path=Path("nowhere.png"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        evaluate_split(lambda image: detections([]), replace(split, records=(gone,)))
+        evaluate(attach(tiny_trunk, "zero_shot", classes=split.classes), replace(split, records=(gone,)))

@@ -21,12 +21,13 @@ LEVELS = {
     "cache": 3,
     "catalogue": 3,
     "prediction": 3,
-    "evaluation": 4,
-    "train": 5,
-    "bench": 6,
-    "__init__": 6,  # its public names come from everywhere, so only the command line may use them
-    "cli": 7,
-    "__main__": 8,
+    "features": 4,
+    "evaluation": 5,
+    "train": 6,
+    "bench": 7,
+    "__init__": 7,  # its public names come from everywhere, so only the command line may use them
+    "cli": 8,
+    "__main__": 9,
 }
 SAME_LEVEL = {("boxes", "structures"), ("captions", "structures")}
 HOMES = {

@@ -32,7 +32,10 @@ class Rigged:
     def train(self, training):
         self.modes.append(training)
 
-    def outputs(self, images):
+    def frozen_prefix(self, images):
+        return images
+
+    def finish(self, images):
         self.images = images
         self.keeps_graph = torch.is_grad_enabled()
         ((height, width),) = images.sizes_hw

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SHARED
 
-from glip_adapt import train
+from glip_adapt import features, train
 from glip_adapt.adapters import attach
 from glip_adapt.data.coco import load_rgb
 from glip_adapt.data.odinw import load_dataset
@@ -48,7 +48,7 @@ def score_with(monkeypatch):
     def use(aps):
         values, calls = iter(aps), []
 
-        def give(model, split, config):
+        def give(model, split, config, *, cache):
             calls.append((model, split, config))
             return SimpleNamespace(ap=next(values))
 
@@ -175,7 +175,7 @@ def test_every_step_starts_without_the_gradients_of_the_last(build, single):
 
 def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monkeypatch):
     views = set()
-    monkeypatch.setattr(train, "apply_view", lambda i, t, view, longest: views.add(view) or apply_view(i, t, view))
+    monkeypatch.setattr(features, "apply_view", lambda i, t, view, longest: views.add(view) or apply_view(i, t, view))
     fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32, 48), flip=True, epochs=24))
     assert views == {View(side, flip) for side in (32, 48) for flip in (False, True)}
     views.clear()
@@ -267,7 +267,6 @@ def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
 ):
     """Reference: fewshot_protocol.md, section 4. The steps themselves are left out."""
     monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
-    monkeypatch.setattr(train, "_load", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
     split = replace(data.train, records=(data.train.records * 3)[:pictures])
     history = fit(build(), split, data.val, published_recipe("linear_probe", shots))

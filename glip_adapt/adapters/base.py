@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -29,9 +29,12 @@ from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFe
 
 FORMAT_VERSION = 1
 
+Precision = Literal["float32", "bfloat16", "float16"]
+Prefix = ImageBatch | Pyramid | Fused  # what the frozen stages may yield
+
 
 class Stage(IntEnum):
-    """The first stage whose result depends on owned tensors; all before it is computed without gradients."""
+    """The first stage whose result depends on owned tensors; all before it is computed without gradients, once."""
 
     ENCODE_IMAGE = 0
     ENCODE_TEXT = 1
@@ -145,30 +148,34 @@ class AdaptedGlip:
         owned = {id(tensor) for tensor in self.owned_tensors().values()}
         _set_mode(self.glip, owned if training else set())
 
-    def frozen_prefix(self, images: ImageBatch) -> ImageBatch | Pyramid | Fused | HeadOutput:
-        """Return the result of all stages that no owned tensor influences; constant, so it may be kept and reused."""
+    @property
+    def frozen_result(self) -> type[Prefix]:
+        """What the frozen stages yield: the last result that no owned tensor and, for several captions, no text enters.
+
+        Methods that agree in it share their features, such as zero-shot and prompt tuning.
+        """
         if self.adapter.stage is Stage.ENCODE_IMAGE:
+            return ImageBatch
+        return Fused if self.adapter.stage is Stage.PREDICT else Pyramid
+
+    def frozen_prefix(self, images: ImageBatch) -> Prefix:
+        """Return the result of the frozen stages; constant, so it may be kept and reused."""
+        if self.frozen_result is ImageBatch:
             return images
         with torch.no_grad():
             pyramid = self.glip.encode_image(images)
-            if self.adapter.stage < Stage.PREDICT:
-                return pyramid
-            fused = self.glip.fuse(pyramid, self.texts()[0])
-            return fused if self.adapter.stage < Stage.NONE else self.glip.predict(fused)
+            return pyramid if self.frozen_result is Pyramid else self.glip.fuse(pyramid, self.texts()[0])
 
-    def finish(self, prefix: ImageBatch | Pyramid | Fused | HeadOutput) -> HeadOutput:
-        """Return the predictions that follow from a frozen prefix."""
-        state: Any = prefix
-        if isinstance(state, ImageBatch):
-            state = self.glip.encode_image(state)
-        if isinstance(state, Pyramid):
-            state = self.glip.fuse(state, self.texts()[0])
-        return self.glip.predict(state) if isinstance(state, Fused) else state
+    def finish(self, prefix: Prefix) -> list[HeadOutput]:
+        """Return the raw predictions that follow from a frozen prefix, one per caption."""
+        if isinstance(prefix, Fused):
+            return [self.glip.predict(prefix)]
+        pyramid = self.glip.encode_image(prefix) if isinstance(prefix, ImageBatch) else prefix
+        return [self.glip.predict(self.glip.fuse(pyramid, text)) for text in self.texts()]
 
     def outputs(self, images: ImageBatch) -> list[HeadOutput]:
         """Return raw predictions, one per caption; the pictures are encoded once."""
-        pyramid = self.glip.encode_image(images)
-        return [self.glip.predict(self.glip.fuse(pyramid, text)) for text in self.texts()]
+        return self.finish(self.frozen_prefix(images))
 
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption; computed once where no owned tensor influences them."""
@@ -193,6 +200,11 @@ class AdaptedGlip:
         temporary = folder / f".adapter.json-{os.getpid()}"
         temporary.write_text(json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, folder / "adapter.json")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which large products run in ``precision``; weights and losses stay in float32."""
+    return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
 
 
 def read_description(folder: str | Path) -> Description:

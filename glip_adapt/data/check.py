@@ -11,6 +11,7 @@ import os
 import shlex
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -102,9 +103,27 @@ def load_rgb(path: Path) -> Image.Image:
         FileNotFoundError: if there is no such file.
         ValueError: if Pillow cannot decode it.
     """
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def picture_size(path: Path) -> SizeHW:
+    """Return the stored (height, width) of the picture at ``path``; only the start of the file is read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if Pillow does not know its format.
+    """
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong while it is in use is one of two clear errors."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"No picture at {path}. `glip-adapt data check` lists every missing one.") from None
     except _UNREADABLE as error:

@@ -21,6 +21,8 @@ from torch import Tensor
 from glip_adapt import boxes
 from glip_adapt.structures import ImageBatch, SizeHW, Target
 
+DIVISOR = 32  # pixels, the stride of the backbone
+
 
 @dataclass(frozen=True)
 class View:
@@ -87,20 +89,29 @@ def apply_view(image: Image.Image, target: Target, view: View, max_long_side: in
     size_hw = (image.height, image.width)
     height, width = resize_shape(size_hw, view.short_side, max_long_side)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    boxes_xyxy = boxes.scale(target.boxes_xyxy, size_hw, (height, width))
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        boxes_xyxy = boxes.flip_horizontal(boxes_xyxy, width)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) → (3, h, w)
-    return pixels, Target(boxes_xyxy, target.labels)
+    return pixels, view_target(target, size_hw, view, max_long_side)
 
 
-def collate(images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
-    """Return one batch of pictures, padded with zeros on the right and at the bottom.
+def view_target(target: Target, size_hw: SizeHW, view: View, max_long_side: int = 1333) -> Target:
+    """Return the ground truth of a picture of ``size_hw`` in pixels of the view; the picture itself is not needed."""
+    seen_hw = resize_shape(size_hw, view.short_side, max_long_side)
+    boxes_xyxy = boxes.scale(target.boxes_xyxy, size_hw, seen_hw)
+    return Target(boxes.flip_horizontal(boxes_xyxy, seen_hw[1]) if view.flip else boxes_xyxy, target.labels)
+
+
+def padded_shape(size_hw: SizeHW) -> SizeHW:
+    """Return the (height, width) to which the network's strides pad a picture: the next multiples of 32."""
+    return -(-size_hw[0] // DIVISOR) * DIVISOR, -(-size_hw[1] // DIVISOR) * DIVISOR
+
+
+def collate(images: Sequence[Tensor]) -> ImageBatch:
+    """Return one batch of pictures, padded with zeros on the right and at the bottom to multiples of 32.
 
     Args:
         images: B tensors (3, h, w) uint8 RGB; sizes may differ.
-        divisor: the padded height and width are multiples of this.
 
     Raises:
         ValueError: if there is no picture, or one is not (3, h, w) uint8.
@@ -111,7 +122,7 @@ def collate(images: Sequence[Tensor], divisor: int = 32) -> ImageBatch:
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
             raise ValueError(f"Expected (3, h, w) uint8, got {tuple(image.shape)} {image.dtype}. Use apply_view first.")
     sizes_hw = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
-    height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes_hw, strict=True))
+    height, width = padded_shape((max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)))
     pixels = images[0].new_zeros(len(images), 3, height, width)
     for slot, image in zip(pixels, images, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image

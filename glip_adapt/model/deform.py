@@ -60,7 +60,9 @@ def deformable_conv(
         )
     batch, rows = cells.shape[:2]
     output_shapes_hw = tuple((offset.shape[2], offset.shape[3]) for offset in offsets)
-    shift = _over_maps(offsets).unflatten(2, (TAPS, 2))
+    shift = _over_maps(offsets)
+    # A position in half precision would be wrong by whole cells, so autocast ends here.
+    shift = shift.to(torch.promote_types(shift.dtype, torch.float32)).unflatten(2, (TAPS, 2))
     index, mix = _corners(_sites(tuple(shapes_hw), output_shapes_hw, stride), shift, _over_maps(masks))
     index = index + rows * torch.arange(batch, dtype=torch.int32).view(-1, 1, 1)
     output = SampledProduct.apply(
@@ -147,6 +149,7 @@ class SampledProduct(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
     def forward(ctx: Any, table: Tensor, index: Tensor, mix: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return (P, C').
 
@@ -164,7 +167,8 @@ class SampledProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Return the gradients of ``forward``'s arguments, None for those that nobody wants."""
         table, index, mix, weight = ctx.saved_tensors
         want_table, _, want_mix, want_weight, want_bias = ctx.needs_input_grad

@@ -59,13 +59,19 @@ class LossScale:
         return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
 
 
-def detection_loss(output: HeadOutput, targets: Sequence[Target], scale: LossScale | None = None) -> dict[str, Tensor]:
+def detection_loss(
+    output: HeadOutput,
+    targets: Sequence[Target],
+    scale: LossScale | None = None,
+    assignments: Sequence[Assignment] | None = None,
+) -> dict[str, Tensor]:
     """Return the scalar float32 losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
 
     Args:
         output: predictions for B pictures.
         targets: ground truth of the B pictures, on the device of ``output``.
         scale: of the whole batch where ``output`` is a part of it; by default that of these B pictures.
+        assignments: of ``assign`` for each target, where they are known already.
 
     Raises:
         ValueError: if there are more or fewer targets than pictures, or a label is no class or has no token in its
@@ -73,7 +79,8 @@ def detection_loss(output: HeadOutput, targets: Sequence[Target], scale: LossSca
     """
     if len(targets) != len(output.sizes_hw):
         raise ValueError(f"Expected one target for each of {len(output.sizes_hw)} pictures, got {len(targets)}.")
-    assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
+    if assignments is None:
+        assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
     alignment = token_targets(output, targets, matched)

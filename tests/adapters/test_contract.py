@@ -130,7 +130,8 @@ def test_a_fresh_adapter_is_a_no_op_bit_for_bit(row, trunk):
         expected = trunk.glip(images, trunk.tokenizer.encode(build_caption(CLASSES)))
         (output,) = model.outputs(images)
         assert differing(output, expected) == []
-        assert differing(model.finish(model.frozen_prefix(images)), expected) == []
+        (found,) = model.finish(model.frozen_prefix(images))
+        assert differing(found, expected) == []
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -262,7 +263,7 @@ def test_an_unknown_method_or_setting_names_the_nearest(trunk, method, settings,
 
 def test_the_frozen_prefix_carries_no_gradient_and_the_rest_does(fitted):
     prefix = fitted.model.frozen_prefix(noise_picture())
-    output = fitted.model.finish(prefix)
+    (output,) = fitted.model.finish(prefix)
     output.token_logits.sum().backward()
     assert any(tensor.grad is not None for tensor in fitted.model.owned_tensors().values())
     frozen = set(fitted.model.glip.state_dict()) - set(fitted.model.owned)

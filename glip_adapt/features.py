@@ -1,0 +1,66 @@
+"""What the frozen stages of a model make of the pictures of a dataset, through the cache."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
+from glip_adapt.cache import CacheKey, FeatureCache, picture_digest, to
+from glip_adapt.data.coco import ImageRecord, load_rgb
+from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.structures import Fused, ImageBatch
+
+
+class FrozenFeatures:
+    """The frozen prefix of one model for pictures in any view; its adapter decides which stage that is.
+
+    Nothing here depends on the method: a picture that two methods freeze up to the same stage is encoded once for both.
+    """
+
+    def __init__(self, model: AdaptedGlip, cache: FeatureCache, max_long_side: int, precision: Precision) -> None:
+        """Bind what a key holds besides the picture and the view.
+
+        Args:
+            model: whose frozen stages run.
+            cache: where results are kept.
+            max_long_side: of every view, pixels.
+            precision: in which the stages run.
+        """
+        self.model, self.cache, self.max_long_side, self.precision = model, cache, max_long_side, precision
+        stage = model.frozen_result
+        self._pixels_only = stage is ImageBatch
+        self._shared = {
+            "trunk": "" if self._pixels_only else model.trunk.checksum,
+            "stage": stage.__name__,
+            "text": _text_digest(model) if stage is Fused else "",
+            "numerics": f"{model.device.type}-{precision}-torch-{torch.__version__}",
+        }
+
+    def of(self, record: ImageRecord, view: View) -> Prefix:
+        """Return the prefix of one picture on the device of the model.
+
+        Raises:
+            FileNotFoundError: if the picture is missing.
+            ValueError: if Pillow cannot decode it.
+        """
+        shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}"
+        key = CacheKey(picture=picture_digest(record.path), view=shown, **self._shared)
+        # Decoding a picture again costs no more than reading its pixels from a file.
+        prefix = self.cache.get(key, lambda: self._compute(record, view), spill=not self._pixels_only)
+        return to(prefix, self.model.device)
+
+    def _compute(self, record: ImageRecord, view: View) -> Prefix:
+        pixels, _ = apply_view(load_rgb(record.path), record.target, view, self.max_long_side)
+        with autocast(self.model.device, self.precision):
+            return self.model.frozen_prefix(collate([pixels]).to(self.model.device))
+
+
+def _text_digest(model: AdaptedGlip) -> str:
+    """Return what stands for the caption: its token ids, and which of them name which class."""
+    digest = hashlib.sha256()
+    for tokens in model.captions:
+        for tensor in (tokens.ids, tokens.mask, tokens.token_map):
+            digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
