@@ -35,10 +35,9 @@ from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip, Precision, autocast
 from glip_adapt.adapters.prompt import TextOffset
 from glip_adapt.model import dyhead
-from glip_adapt.model.build import build_glip
 from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.text import MAX_TOKENS, SPECIAL_TOKENS, Tokenizer
-from glip_adapt.model.weights import TRUNKS, Trunk
+from glip_adapt.model.text import MAX_TOKENS
+from glip_adapt.model.weights import TRUNKS, Trunk, random_trunk
 from glip_adapt.structures import HeadOutput, ImageBatch, Target, Tokens, split_levels
 from glip_adapt.train import parameter_groups, published_recipe
 
@@ -184,15 +183,6 @@ def build_workload(
     return Workload(model, images, [target] * arguments.batch, arguments.precision)
 
 
-def random_trunk(name: str, device: str) -> Trunk:
-    """Return a trunk of random weights whose vocabulary knows the words w0, w1 and so on."""
-    config = TRUNKS[name].config
-    torch.manual_seed(0)
-    glip = build_glip(config).requires_grad_(False).to(device)
-    words = [*SPECIAL_TOKENS, ".", *(f"w{i}" for i in range(config.text.vocabulary_size - len(SPECIAL_TOKENS) - 1))]
-    return Trunk(name, glip, Tokenizer(words), checksum="random weights")
-
-
 # Measurements --------------------------------------------------------------------------------------------------------
 
 
@@ -254,14 +244,14 @@ def peak_in_own_process(side: str, task: str) -> int:
 
 
 def peak_bytes(arguments: argparse.Namespace, side: str, task: str) -> int:
-    """Return the peak of two steps beyond what the process holds when the network is loaded and has run once."""
+    """Return the peak of a step beyond what the process holds when the network is loaded and has run once."""
     trunk = random_trunk(arguments.trunk, arguments.device)
     on_gpu = torch.device(arguments.device).type == "cuda"
     warm_up = build_workload(trunk, "inference", arguments, (64, 64), arguments.classes)
     getattr(warm_up, side)()  # loads the libraries' kernels
     before = torch.cuda.memory_allocated() if on_gpu else reset_peak()
     work = build_workload(trunk, task, arguments, tuple(arguments.size), arguments.classes)
-    for _ in range(2):
+    for _ in range(1 + (task == "full")):  # the optimiser's moments exist from the end of the first step
         getattr(work, side)()
     return (torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")) - before
 

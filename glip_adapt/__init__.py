@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from glip_adapt.adapters import attach, load_adapter
     from glip_adapt.bench import run_benchmark
     from glip_adapt.bench.report import write_report
+    from glip_adapt.cache import FeatureCache
     from glip_adapt.captions import ClassPrompt
     from glip_adapt.data.odinw import load_dataset
     from glip_adapt.evaluation import evaluate
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ClassPrompt": "glip_adapt.captions",
+    "FeatureCache": "glip_adapt.cache",
     "FitConfig": "glip_adapt.train",
     "PredictConfig": "glip_adapt.prediction",
     "attach": "glip_adapt.adapters",
@@ -39,6 +41,7 @@ _HOMES = {
 
 __all__ = [
     "ClassPrompt",
+    "FeatureCache",
     "FitConfig",
     "PredictConfig",
     "__version__",

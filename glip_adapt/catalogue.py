@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.captions import Caption
 from glip_adapt.data.odinw import known_datasets
+from glip_adapt.memory import estimate_memory
 from glip_adapt.model.build import GLIP_T, build_glip
 from glip_adapt.model.text import Tokenizer
-from glip_adapt.model.weights import TRUNKS, hub_cache
+from glip_adapt.model.weights import TRUNKS, hub_cache, random_trunk
+from glip_adapt.structures import SizeHW
 
 PACKAGES = ("glip-adapt", "torch", "torchvision", "timm", "transformers", "peft")
 
@@ -85,14 +88,30 @@ def audit(caption: Caption, tokenizer: Tokenizer) -> tuple[list[dict[str, Any]],
     return rows, len(words)
 
 
+def memory(trunk: str, size_hw: SizeHW) -> list[dict[str, Any]]:
+    """Return one row per method: what a step will need at its peak for a picture of ``size_hw``, in gigabytes."""
+    stand_in = random_trunk(trunk)  # memory does not depend on the weights
+    rows = []
+    for name in ADAPTERS:
+        estimate = estimate_memory(stand_in, name, size_hw)
+        parts = {"weights": estimate.weights, "gradients and optimiser": estimate.trained}
+        parts |= {"activations": estimate.activations, "total": estimate.total}
+        rows.append({"method": name, **{part: f"{size / 1e9:.2f}" for part, size in parts.items()}})
+    return rows
+
+
 def machine() -> list[dict[str, Any]]:
     """Return one row per fact of this machine."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = [
+        f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 1e9:.0f} GB)"
+        for i in range(torch.cuda.device_count())
+    ]
     facts = {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
         "GPUs": ", ".join(gpus) or "none",
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
         "Hub cache": str(hub_cache()),

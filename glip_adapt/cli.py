@@ -6,26 +6,19 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 import glip_adapt
+from glip_adapt import terminal
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Check datasets and draw few-shot subsets.")
 app.add_typer(data_app, name="data")
-
-console = Console()
-stderr = Console(stderr=True)  # progress and errors; standard output holds results only
 
 TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
@@ -33,6 +26,9 @@ Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-b
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", help="Folder for frozen features that memory has no room for; may be shared.")
+]
 ShortSide = Annotated[int, typer.Option(help="Length of the shorter side as the network sees it, pixels.")]
 
 
@@ -41,10 +37,10 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        stderr.print(Text.assemble(("error: ", "bold red"), str(error)))
+        terminal.print_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        stderr.print("Interrupted; what was finished is kept.")
+        terminal.stderr.print("Interrupted; what was finished is kept.")
         sys.exit(130)
 
 
@@ -58,7 +54,7 @@ def quickstart(
     """
     from glip_adapt.bench.quickstart import NOTE, quickstart_plan
 
-    failed = _run_plan(quickstart_plan(out / "shapes"), out / "results", "cpu", None)
+    failed = _run_plan(quickstart_plan(out / "shapes"), out / "results")
     _print_report(out / "results", NOTE)
     raise typer.Exit(1 if failed else 0)
 
@@ -74,7 +70,7 @@ def list_names(
     from glip_adapt import catalogue
 
     rows = {"trunks": catalogue.trunks, "datasets": catalogue.datasets, "methods": catalogue.methods}[what]()
-    _print_rows(what, rows, as_json)
+    terminal.print_rows(what, rows, as_json)
 
 
 @data_app.command("check")
@@ -98,9 +94,9 @@ def check_data(
         for d in found
     ]
     if rows or as_json:
-        _print_rows("defects", rows, as_json)
+        terminal.print_rows("defects", rows, as_json)
     else:
-        console.print(f"No defects in {', '.join(files)}.")
+        terminal.console.print(f"No defects in {', '.join(files)}.")
     raise typer.Exit(1 if rows else 0)
 
 
@@ -128,7 +124,7 @@ def sample_data(
     temporary = output.with_name(f".{output.name}")
     temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
     temporary.replace(output)
-    console.print(f"{len(subset)} pictures ({subset.source}) → {output}")
+    terminal.console.print(f"{len(subset)} pictures ({subset.source}) → {output}")
 
 
 @app.command()
@@ -176,13 +172,13 @@ def detect(
         draw_detections(picture, best, model.class_names).save(out / f"{path.stem}.png")
         results.append(result)
         if not as_json:
-            console.print(
+            terminal.console.print(
                 f"{path.name}: {len(boxes)} boxes, {len(best)} drawn, {seconds:.1f} s → {out / path.stem}.png"
             )
     if as_json:
-        console.print_json(json.dumps(results))
+        terminal.console.print_json(json.dumps(results))
     else:
-        console.print(f"Peak memory {_peak_gigabytes():.1f} GB.")
+        terminal.console.print(f"Peak memory {_peak_gigabytes():.1f} GB.")
 
 
 @app.command()
@@ -193,6 +189,7 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of training.")] = 3,
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings (fields of FitConfig).")] = None,
+    cache: CacheFolder = None,
     trunk: TrunkName = "glip-nano",
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
@@ -202,7 +199,7 @@ def adapt(
 
     Example: glip-adapt adapt odinw/Raccoon --method prompt --shots 5 --seed 3 --out adapters/raccoon
     """
-    from glip_adapt import attach, evaluate, fit, load_dataset, published_recipe
+    from glip_adapt import FeatureCache, attach, evaluate, fit, load_dataset, published_recipe
     from glip_adapt.config import override, read_toml
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
@@ -213,14 +210,16 @@ def adapt(
     train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
     loaded = _trunk(trunk, checkpoint, vocabulary, device)
     model = attach(loaded, method, classes=data.classes)
-    before = evaluate(attach(loaded, "zero_shot", classes=data.classes), data.test, recipe.predict_config)
-    with _training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
-        history = fit(model, train, data.val, recipe, on_step=on_step, on_validation=on_validation)
+    features = FeatureCache(folder=cache)
+    zero_shot = attach(loaded, "zero_shot", classes=data.classes)
+    before = evaluate(zero_shot, data.test, recipe.predict_config, cache=features)
+    with terminal.training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
+        history = fit(model, train, data.val, recipe, cache=features, on_step=on_step, on_validation=on_validation)
     model.save(out)
-    after = evaluate(model, data.test, recipe.predict_config)
-    console.print(
+    after = evaluate(model, data.test, recipe.predict_config, cache=features)
+    terminal.console.print(
         f"{model.trained_parameters:,} parameters, {len(history.steps)} steps (ended by {history.stopped_by}); "
-        f"test AP {_percent(before.ap)} → {_percent(after.ap)} → {out}"
+        f"test AP {terminal.percent(before.ap)} → {terminal.percent(after.ap)} → {out}"
     )
 
 
@@ -246,7 +245,7 @@ def evaluate_adapter(
     data = load_dataset(dataset)
     model = _model(trunk, checkpoint, vocabulary, device, adapter, list(data.classes))
     shown = PredictConfig(short_side=short_side, max_long_side=max(1333, short_side))
-    with _bar() as bar:
+    with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(
             model, getattr(data, split), shown, on_image=lambda done, all_: bar.update(task, completed=done, total=all_)
@@ -256,13 +255,14 @@ def evaluate_adapter(
     metrics = {name: value for name, value in asdict(found).items() if name not in ("per_class", "predictions")}
     rows = [{"metric": name, "value": value} for name, value in metrics.items()]
     rows += [{"metric": f"ap of {name}", "value": value} for name, value in found.per_class.items()]
-    _print_rows(f"{data.name}/{split}", rows, as_json)
+    terminal.print_rows(f"{data.name}/{split}", rows, as_json)
 
 
 @app.command()
 def bench(
     plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
     out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
+    cache: CacheFolder = None,
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
 ) -> None:
@@ -272,7 +272,7 @@ def bench(
     """
     from glip_adapt.bench import read_plan
 
-    failed = _run_plan(read_plan(plan), out, device, vocabulary)
+    failed = _run_plan(read_plan(plan), out, device, vocabulary, cache)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -313,8 +313,8 @@ def audit(
     caption = build_caption(entries)
     rows, count = catalogue.audit(caption, load_tokenizer(trunk, vocabulary))
     if not as_json:
-        console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({count} tokens of 256)"))
-    _print_rows("class → tokens", rows, as_json)
+        terminal.console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({count} tokens of 256)"))
+    terminal.print_rows("class → tokens", rows, as_json)
 
 
 @app.command()
@@ -330,18 +330,25 @@ def convert(
     from glip_adapt.model import weights
 
     checksum = weights.convert(source, target, trunk)
-    console.print(f"{target}: SHA-256 of the weights {checksum}")
+    terminal.console.print(f"{target}: SHA-256 of the weights {checksum}")
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
-    """Print what this machine has to offer.
+def doctor(
+    trunk: Annotated[str, typer.Option(help="Also estimate the memory of every method on this trunk.")] = "",
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of a picture, pixels.")] = (800, 1333),
+    as_json: AsJson = False,
+) -> None:
+    """Print what this machine has to offer, and with a trunk what each method will need of it.
 
-    Example: glip-adapt doctor
+    Example: glip-adapt doctor --trunk glip-t --size 800 1333
     """
     from glip_adapt import catalogue
 
-    _print_rows("this machine", catalogue.machine(), as_json)
+    if trunk:
+        terminal.print_rows(f"memory of {trunk}, GB", catalogue.memory(trunk, size), as_json)
+    else:
+        terminal.print_rows("this machine", catalogue.machine(), as_json)
 
 
 def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
@@ -372,60 +379,29 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _percent(ap: float | None) -> str:
-    return "undefined" if ap is None else f"{100 * ap:.1f}"
-
-
 def _peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
-def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        console.print_json(json.dumps(rows))
-        return
-    table = Table(title=title, title_justify="left")
-    for name in rows[0] if rows else ():
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(f"{v:.4f}" if isinstance(v, float) else str(v)) for v in row.values()))
-    console.print(table)
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
-    )
-
-
-@contextmanager
-def _training_bar(title: str) -> Iterator[tuple[Any, Any]]:
-    """Yield callbacks that show step, loss, rate and remaining time, and each validation."""
-    with _bar() as bar:
-        task = bar.add_task(title, total=None)
-        yield (
-            lambda step, total: _show_step(bar, task, title, step, total),
-            lambda v: bar.console.print(f"step {v.step}: val AP {_percent(v.ap)}{' (best)' if v.is_best else ''}"),
-        )
-
-
-def _show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) -> None:
-    rate = 1 / step.seconds if step.seconds else 0
-    bar.update(task, completed=step.step, total=total, description=f"{title}  loss {step.loss:.3f}  {rate:.1f} steps/s")
-
-
-def _run_plan(plan: Any, out: Path, device: str, vocabulary: Path | None) -> int:
+def _run_plan(
+    plan: Any, out: Path, device: str = "cpu", vocabulary: Path | None = None, cache: Path | None = None
+) -> int:
     """Run a plan under a progress bar and return how many runs failed."""
+    from glip_adapt import FeatureCache
     from glip_adapt.bench import run_benchmark
 
-    with _bar() as bar:
+    with terminal.progress_bar() as bar:
         runs, steps = bar.add_task("runs", total=None), bar.add_task("steps", total=None)
 
         def on_start(key: Any, position: int, total: int) -> None:
             bar.update(runs, completed=position - 1, total=total, description=f"runs: {key.name}")
 
         def on_finish(record: Any) -> None:
-            ap = f"AP {_percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
+            ap = (
+                f"AP {terminal.percent(record.metrics.ap)}"
+                if record.metrics
+                else f"failed: {record.error.splitlines()[0]}"
+            )
             bar.console.print(Text(f"{record.key.name}  {ap}"))
 
         summary = run_benchmark(
@@ -433,11 +409,14 @@ def _run_plan(plan: Any, out: Path, device: str, vocabulary: Path | None) -> int
             out,
             device=device,
             vocabulary=vocabulary,
+            cache=FeatureCache(folder=cache),
             on_start=on_start,
-            on_step=lambda step, total: _show_step(bar, steps, "steps", step, total),
+            on_step=lambda step, total: terminal.show_step(bar, steps, "steps", step, total),
             on_finish=on_finish,
         )
-    console.print(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
+    terminal.console.print(
+        f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}"
+    )
     return summary.failed
 
 
@@ -445,6 +424,6 @@ def _print_report(folder: Path, note: str) -> None:
     from glip_adapt.bench.report import write_report
 
     files = write_report(folder, note)
-    console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
+    terminal.console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
     for file in (files.csv, files.markdown, *files.figures):
-        console.print(Text(str(file)), soft_wrap=True)
+        terminal.console.print(Text(str(file)), soft_wrap=True)

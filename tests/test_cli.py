@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-from glip_adapt import cli
+from glip_adapt import cli, terminal
 
 SMALL = ["--short-side", "64"]
 
@@ -14,8 +14,8 @@ SMALL = ["--short-side", "64"]
 def run(monkeypatch, capsys, *arguments):
     """Run the command line; return exit code, standard output and standard error."""
     monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
-    monkeypatch.setattr(cli, "console", cli.Console(width=200))
-    monkeypatch.setattr(cli, "stderr", cli.Console(stderr=True, width=500))
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
+    monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
     with pytest.raises(SystemExit) as stop:
         cli.main()
     out, err = capsys.readouterr()

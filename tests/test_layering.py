@@ -19,13 +19,15 @@ LEVELS = {
     "draw": 1,
     "adapters": 2,
     "cache": 3,
-    "catalogue": 3,
+    "memory": 3,
+    "catalogue": 4,
     "prediction": 3,
     "features": 4,
     "evaluation": 5,
     "train": 6,
     "bench": 7,
     "__init__": 7,  # its public names come from everywhere, so only the command line may use them
+    "terminal": 7,
     "cli": 8,
     "__main__": 9,
 }
@@ -39,7 +41,7 @@ HOMES = {
     "pandas": {"bench/report.py"},
     "matplotlib": {"bench/report.py", "data/glyphs.py"},
     "typer": {"cli.py"},
-    "rich": {"cli.py"},
+    "rich": {"cli.py", "terminal.py"},
     "huggingface_hub": {"model/weights.py", "data/odinw.py"},
 }
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "misc", "common"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, load_plan
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, capture_environment
 from glip_adapt.bench.runner import RunOutcome, RunSummary, run_plan
+from glip_adapt.cache import FeatureCache
 from glip_adapt.config import from_mapping, override, to_mapping
 from glip_adapt.data.coco import Split
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
@@ -40,6 +41,7 @@ def run_benchmark(
     *,
     device: str = "cpu",
     vocabulary: Path | str | None = None,
+    cache: FeatureCache | None = None,
     on_start: Callable[[RunKey, int, int], None] | None = None,
     on_step: Callable[[Step, int], None] | None = None,
     on_finish: Callable[[RunRecord], None] | None = None,
@@ -51,11 +53,12 @@ def run_benchmark(
         out: the results folder.
         device: where the networks go.
         vocabulary: ``vocab.txt`` of bert-base-uncased, for trunks that read it and machines without a network.
+        cache: keeps what the frozen stages make of pictures, over all runs; by default one of 2 GiB in memory.
         on_start: called before a run with its key, its position from 1, and the number of runs.
         on_step: called after each training step with it and the number of steps.
         on_finish: called with the record of a run, done or failed.
     """
-    bench = _Bench(plan, device, vocabulary, on_step)
+    bench = _Bench(plan, device, vocabulary, cache or FeatureCache(), on_step)
     return run_plan(
         plan,
         Path(out),
@@ -75,11 +78,12 @@ class _Bench:
         plan: BenchPlan,
         device: str,
         vocabulary: Path | str | None,
+        cache: FeatureCache,
         on_step: Callable[[Step, int], None] | None,
     ) -> None:
-        self.plan, self.device, self.vocabulary, self.on_step = plan, device, vocabulary, on_step
-        self.load_dataset = cache(load_dataset)
-        self.checksum = cache(lambda trunk: self.trunk(trunk).checksum)
+        self.plan, self.device, self.vocabulary, self.cache, self.on_step = plan, device, vocabulary, cache, on_step
+        self.load_dataset = functools.cache(load_dataset)
+        self.checksum = functools.cache(lambda trunk: self.trunk(trunk).checksum)
         self._trunk: Trunk | None = None
 
     def trunk(self, name: str) -> Trunk:
@@ -117,7 +121,7 @@ class _Bench:
             model.save(directory / "adapter")
             adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
         scored = data.test if protocol.test_split == "test" else data.val
-        found = evaluate(model, scored, from_mapping(PredictConfig, config["predict"], key.name))
+        found = evaluate(model, scored, from_mapping(PredictConfig, config["predict"], key.name), cache=self.cache)
         _write_json(directory / "predictions.json", found.predictions)
         cost = RunCost(
             trained_parameters=model.trained_parameters,
@@ -130,7 +134,8 @@ class _Bench:
     def _fit(
         self, model: AdaptedGlip, data: Dataset, key: RunKey, protocol: ProtocolConfig, config: FitConfig
     ) -> History:
-        history = fit(model, training_split(data, key, protocol), data.val, config, on_step=self.on_step)
+        train = training_split(data, key, protocol)
+        history = fit(model, train, data.val, config, cache=self.cache, on_step=self.on_step)
         if history.stopped_by == "interrupt":
             raise KeyboardInterrupt  # half a run is no record
         return history

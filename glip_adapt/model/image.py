@@ -2,7 +2,7 @@
 
 Swin (arXiv 2103.14030) as in maskrcnn_benchmark/modeling/backbone/swint.py of the public GLIP code, FPN as in
 maskrcnn_benchmark/modeling/backbone/fpn.py. timm's own Swin blocks shift before they pad, GLIP's pad before they
-shift, which differs wherever a side is not a multiple of the window; so the block is ours and its parts are timm's.
+shift, which differs wherever a side is not a multiple of the window; so the block is ours.
 
 Shape letters: B batch, C channels, H W pixels, h w feature cells.
 """
@@ -15,10 +15,16 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
-from timm.models.swin_transformer import PatchMerging, WindowAttention, window_partition, window_reverse
+from timm.layers import DropPath
+from timm.models.swin_transformer import (
+    PatchMerging,
+    get_relative_position_index,
+    window_partition,
+    window_reverse,
+)
 from torch import Tensor, nn
 
+from glip_adapt.model.linear import Linear
 from glip_adapt.structures import ImageBatch, Pyramid, SizeHW
 
 # Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
@@ -141,9 +147,9 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, num_heads=heads, window_size=window)
+        self.attn = WindowAttention(width, heads=heads, window=window)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
@@ -169,6 +175,42 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :h, :w]
+
+
+class WindowAttention(nn.Module):
+    """Attention among the cells of a window, with a learned bias per relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, width: int, *, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        self.register_buffer("relative_position_index", get_relative_position_index(window, window), persistent=False)
+
+    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (windows, cells, C); ``mask`` (windows, cells, cells) is added to the scores."""
+        query, key, value = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # (heads, cells, cells)
+        scores = bias.unsqueeze(0) if mask is None else bias + mask.unsqueeze(1)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=scores)
+        return self.proj(attended.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between, four times as wide inside."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (…, C)."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 def _chunk_of(x: Tensor) -> int:

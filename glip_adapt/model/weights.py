@@ -23,7 +23,7 @@ from glip_adapt.config import describe_unknown
 from glip_adapt.model.anchors import STRIDES
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
 from glip_adapt.model.glip import Glip
-from glip_adapt.model.text import Tokenizer
+from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
 
 HUB_REPOSITORY = "GLIPModel/GLIP"
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
@@ -125,6 +125,20 @@ def load_trunk(
     if checkpoint is not None:
         glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
     return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
+
+
+def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -> Trunk:
+    """Return a trunk of random weights and a made-up vocabulary: for measuring time and memory, which it shares.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    config = trunk_spec(name).config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        glip = build_glip(config)
+    words = [*SPECIAL_TOKENS, ".", *(f"w{i}" for i in range(config.text.vocabulary_size - len(SPECIAL_TOKENS) - 1))]
+    return Trunk(name, glip.requires_grad_(False).to(device), Tokenizer(words), checksum=f"random {seed}")
 
 
 def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer:

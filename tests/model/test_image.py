@@ -112,7 +112,7 @@ def attention_cell_by_cell(block, x, shift):
     h, w, channels = x.shape
     padded_h, padded_w = -(-h // WINDOW) * WINDOW, -(-w // WINDOW) * WINDOW
     x = F.pad(x, (0, 0, 0, padded_w - w, 0, padded_h - h))
-    heads = block.attn.num_heads
+    heads = block.attn.heads
     query, key, value = block.attn.qkv(x).view(padded_h, padded_w, 3, heads, channels // heads).unbind(2)
     scale = (channels // heads) ** -0.5
     output = torch.zeros(h, w, channels, dtype=x.dtype)

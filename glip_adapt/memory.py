@@ -1,0 +1,108 @@
+"""How much memory a step will need, found by running small ones: nothing here knows a method or a layer.
+
+The peak of a step grows linearly with the pixels of the picture, so two small pictures tell it for a large one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from glip_adapt.adapters import attach
+from glip_adapt.adapters.base import AdaptedGlip, Stage
+from glip_adapt.model.loss import detection_loss
+from glip_adapt.model.weights import Trunk
+from glip_adapt.structures import ImageBatch, SizeHW, Target
+
+PROBES_HW = ((192, 256), (256, 384))  # pixels; large enough for every level to have some cells
+OPTIMISER_COPIES = 3  # of a trained number: its gradient and the two moments of AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes that one training step, or one inference of a method without training, needs at its peak.
+
+    Attributes:
+        weights: of the network, in float32.
+        trained: gradients and optimiser state of what the method owns.
+        activations: of one picture; a batch goes through one by one, so that its size does not matter.
+    """
+
+    weights: int
+    trained: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it; the libraries themselves take another half a gigabyte."""
+        return self.weights + self.trained + self.activations
+
+
+def estimate_memory(trunk: Trunk, method: str, size_hw: SizeHW, classes: int = 10) -> MemoryEstimate:
+    """Return what one step of ``method`` will need for a picture of ``size_hw``, measured on two small ones.
+
+    Args:
+        trunk: may have random weights.
+        method: one of ``ADAPTERS``.
+        size_hw: of the picture as the network sees it, pixels.
+        classes: how many are named in the caption.
+    """
+    model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)])
+    small, large = (_peak_of_step(model, probe) for probe in PROBES_HW)
+    slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
+    activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))
+    parameters = {id(p): p.nbytes for p in (*trunk.glip.parameters(), *model.glip.parameters())}
+    trained = sum(t.nbytes for t in model.owned_tensors().values() if t.requires_grad)
+    return MemoryEstimate(
+        weights=sum(parameters.values()), trained=OPTIMISER_COPIES * trained, activations=round(activations)
+    )
+
+
+def _peak_of_step(model: AdaptedGlip, size_hw: SizeHW) -> int:
+    """Return the most bytes alive at once in one step, without the gradients of what is trained."""
+    pixels = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8, device=model.device)
+    images = ImageBatch(pixels, (size_hw,))
+    target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0])).to(model.device)
+    trains = model.adapter.stage is not Stage.NONE
+    model.train(trains)
+    try:
+        with LiveBytes() as live, torch.set_grad_enabled(trains):
+            (output, *_) = model.finish(model.frozen_prefix(images))
+            if trains:
+                torch.stack(list(detection_loss(output, [target]).values())).sum().backward()
+    finally:
+        model.train(False)
+        gradients = sum(t.grad.nbytes for t in model.owned_tensors().values() if t.grad is not None)
+        for tensor in model.owned_tensors().values():
+            tensor.grad = None
+    return max(0, live.peak - gradients)
+
+
+class LiveBytes(TorchDispatchMode):
+    """While open, follows the memory of every tensor that an operator makes; ``peak`` is the most at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operator and count what it made."""
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in given:
+                self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
+        return result
