@@ -3,8 +3,10 @@
     python benchmarks/parity.py --fixtures tests/parity
 
 Every ``eval_*.npz`` and ``train_*.npz`` of the folder is reproduced with stand-in weights that go through a
-public-style checkpoint file, as a user's would. One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at
-1e-3; boxes at 0.1 pixels, labels equal. Exit code 1 if any line fails. tests/parity/README.md describes the files.
+public-style checkpoint file, as a user's would. Predictions and prompt tuning are compared four times: with the
+cheaper order of the fusion's products and the dense one, each directly and from frozen features read back from a file.
+One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at 1e-3; boxes at 0.1 pixels, labels equal. Exit code
+1 if any line fails. tests/parity/README.md describes the files.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.adapters.base import AdaptedGlip, Prefix
+from glip_adapt.cache import CacheKey, FeatureCache
 from glip_adapt.data.transforms import collate
 from glip_adapt.model.decode import decode
 from glip_adapt.model.loss import detection_loss
@@ -40,6 +43,21 @@ MAX_ERROR = 1e-3
 MAX_PIXELS = 0.1
 # Gradients that vanish analytically, such as those of key biases, are rounding noise in both implementations.
 NOISE_FLOOR = 1e-6  # of the largest gradient norm
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute the same: order of the fusion's products, and whether frozen features come from a file."""
+
+    order: Literal["auto", "dense"]
+    cached: bool
+
+    def __str__(self) -> str:
+        words = [self.order] * (self.order != "auto") + ["cached"] * self.cached
+        return f" ({', '.join(words)})" if words else ""
+
+
+WAYS = tuple(Way(order, cached) for order in ("auto", "dense") for cached in (False, True))
 
 
 @dataclass(frozen=True)
@@ -95,24 +113,40 @@ def compare(file: Path, weights: ModuleType, vocabulary: Path) -> Iterator[Line]
     trunk = stand_in_trunk(variant_of(file), int(golden["salt"]), weights, vocabulary, file.parent)
     method = "prompt" if file.name.startswith("train_prompt_") else "full"
     model = attach(trunk, method, classes=[str(label) for label in golden["labels"]])
+    if method == "prompt":
+        table = weights.tensor("rpn.tunable_linear.weight", (1000, len(model.glip.head.bias_lang)), int(golden["salt"]))
+        (name,) = model.owned
+        model.load_owned({name: torch.from_numpy(table[: int(golden["num_tokens"])])})
     same_tokens = model.captions[0].ids[0].tolist() == golden["input_ids"].tolist()
     yield Line(file.name, "input_ids", float(not same_tokens), 0)
-    compare_kind = compare_eval if file.name.startswith("eval_") else compare_train
-    for quantity, error, limit in compare_kind(golden, model, pictures(golden, weights), weights):
-        yield Line(file.name, quantity, error, limit)
+    images = pictures(golden, weights)
+    if method == "full" and file.name.startswith("eval_"):
+        for quantity, error, limit in compare_encoders(golden, model, images):
+            yield Line(file.name, quantity, error, limit)
+        model = attach(trunk, "linear_probe", classes=model.class_names)  # what it freezes reaches up to the head
+    for way in WAYS if method == "prompt" or file.name.startswith("eval_") else WAYS[:1]:
+        for block in model.glip.tower.blocks:
+            if block.fusion is not None:
+                block.fusion.attention.order = way.order
+        compare_kind = compare_eval if file.name.startswith("eval_") else compare_train
+        for quantity, error, limit in compare_kind(golden, model, forward(model, images, way.cached), weights):
+            yield Line(file.name, f"{quantity}{way}", error, limit)
 
 
-def compare_eval(
-    golden: Any, model: AdaptedGlip, images: ImageBatch, weights: ModuleType
-) -> Iterator[tuple[str, float, float]]:
-    """Yield name, error and limit of each stage and of the detections."""
+def compare_encoders(golden: Any, model: AdaptedGlip, images: ImageBatch) -> Iterator[tuple[str, float, float]]:
+    """Yield name, error and limit of what enters the tower."""
     with torch.no_grad():
         pyramid = model.glip.encode_image(images)
         (text,) = model.texts()
-        output = model.glip.predict(model.glip.fuse(pyramid, text))
     for i, level in enumerate(pyramid.levels):
         yield f"fpn_{i}", relative(level[:, ::16], golden[f"fpn_{i}"]), MAX_ERROR
     yield "text_embedded", relative(text.features[:, :, ::8], golden["text_embedded"]), MAX_ERROR
+
+
+def compare_eval(
+    golden: Any, model: AdaptedGlip, output: HeadOutput, weights: ModuleType
+) -> Iterator[tuple[str, float, float]]:
+    """Yield name, error and limit of the raw predictions and of the detections."""
     sizes = [h * w for h, w in output.level_shapes_hw]
     per_level = {
         "token_logits": output.token_logits.split(sizes, 1),
@@ -134,15 +168,12 @@ def compare_eval(
 
 
 def compare_train(
-    golden: Any, model: AdaptedGlip, images: ImageBatch, weights: ModuleType
+    golden: Any, model: AdaptedGlip, output: HeadOutput, weights: ModuleType
 ) -> Iterator[tuple[str, float, float]]:
     """Yield name, error and limit of the losses and gradients."""
-    if model.adapter.name == "prompt":
-        table = weights.tensor("rpn.tunable_linear.weight", (1000, len(model.glip.head.bias_lang)), int(golden["salt"]))
-        (name,) = model.owned
-        model.load_owned({name: torch.from_numpy(table[: int(golden["num_tokens"])])})
-    model.train(False)  # no dropout, no stochastic depth
-    losses = detection_loss(forward(model, images), targets(golden, len(images.sizes_hw)))
+    losses = detection_loss(output, targets(golden, len(output.sizes_hw)))
+    for tensor in model.owned_tensors().values():
+        tensor.grad = None
     for ours, public in LOSS_NAMES.items():
         yield f"loss/{public}", relative(losses[ours], golden[f"loss/{public}"]), MAX_ERROR
     torch.stack(list(losses.values())).sum().backward()
@@ -161,10 +192,22 @@ def compare_train(
         yield f"gradient norm {public}", abs(norm - expected[public]) / max(expected[public], floor), MAX_ERROR
 
 
-def forward(model: AdaptedGlip, images: ImageBatch) -> HeadOutput:
-    """Run the whole batch at once, as the goldens were made."""
-    (output,) = model.finish(model.frozen_prefix(images))
+def forward(model: AdaptedGlip, images: ImageBatch, cached: bool) -> HeadOutput:
+    """Run the whole batch at once, as the goldens were made, without dropout or stochastic depth."""
+    model.train(False)
+    if not cached:
+        (output,) = model.finish(model.frozen_prefix(images))
+        return output
+    key = CacheKey(model.trunk.checksum, "goldens", "as they are", model.frozen_result.__name__, "", "")
+    with tempfile.TemporaryDirectory() as folder:
+        FeatureCache(memory_bytes=0, folder=folder).get(key, lambda: model.frozen_prefix(images))
+        prefix = FeatureCache(memory_bytes=0, folder=folder).get(key, unexpected_miss)
+        (output,) = model.finish(prefix)
     return output
+
+
+def unexpected_miss() -> Prefix:
+    raise SystemExit("A feature that has just been written is not found in its cache.")
 
 
 def targets(golden: Any, count: int) -> list[Target]:
