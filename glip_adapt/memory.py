@@ -33,7 +33,8 @@ class MemoryEstimate:
     Attributes:
         weights: of the network, in float32.
         trained: gradients and optimiser state of what the method owns.
-        activations: of one picture; a batch goes through one by one, so that its size does not matter.
+        activations: what one picture leaves for the backward pass, or needs at once without one; the pictures of a
+            batch go through one by one, so that their number does not matter.
     """
 
     weights: int
@@ -56,7 +57,7 @@ def estimate_memory(trunk: Trunk, method: str, size_hw: SizeHW, classes: int = 1
         classes: how many are named in the caption.
     """
     model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)])
-    small, large = (_peak_of_step(model, probe) for probe in PROBES_HW)
+    small, large = (_activations(model, probe) for probe in PROBES_HW)
     slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
     activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))
     parameters = {id(p): p.nbytes for p in (*trunk.glip.parameters(), *model.glip.parameters())}
@@ -66,24 +67,17 @@ def estimate_memory(trunk: Trunk, method: str, size_hw: SizeHW, classes: int = 1
     )
 
 
-def _peak_of_step(model: AdaptedGlip, size_hw: SizeHW) -> int:
-    """Return the most bytes alive at once in one step, without the gradients of what is trained."""
+def _activations(model: AdaptedGlip, size_hw: SizeHW) -> int:
+    """Return the most bytes alive at once up to the losses; from there on, activations make room for gradients."""
     pixels = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8, device=model.device)
-    images = ImageBatch(pixels, (size_hw,))
     target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0])).to(model.device)
     trains = model.adapter.stage is not Stage.NONE
     model.train(trains)
-    try:
-        with LiveBytes() as live, torch.set_grad_enabled(trains):
-            (output, *_) = model.finish(model.frozen_prefix(images))
-            if trains:
-                torch.stack(list(detection_loss(output, [target]).values())).sum().backward()
-    finally:
-        model.train(False)
-        gradients = sum(t.grad.nbytes for t in model.owned_tensors().values() if t.grad is not None)
-        for tensor in model.owned_tensors().values():
-            tensor.grad = None
-    return max(0, live.peak - gradients)
+    with LiveBytes() as live, torch.set_grad_enabled(trains):
+        output, *_ = model.finish(model.frozen_prefix(ImageBatch(pixels, (size_hw,))))
+        detection_loss(output, [target])
+    model.train(False)
+    return live.peak
 
 
 class LiveBytes(TorchDispatchMode):

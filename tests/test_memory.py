@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from glip_adapt import memory
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.memory import LiveBytes, estimate_memory
 from glip_adapt.model.weights import random_trunk
@@ -31,12 +32,10 @@ def nano():
 
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method, nano):
-    from glip_adapt import memory
-
     size_hw = (320, 512)
     estimate = estimate_memory(nano, method, size_hw)
     model = attach(nano, method, classes=[f"class {i}" for i in range(10)])
-    assert estimate.activations == pytest.approx(memory._peak_of_step(model, size_hw), rel=0.1)
+    assert estimate.activations == pytest.approx(memory._activations(model, size_hw), rel=0.1)
     trained = sum(t.numel() for t in model.owned_tensors().values())
     assert estimate.trained == 12 * trained
     weights = sum(p.nbytes for p in nano.glip.parameters())
@@ -49,6 +48,8 @@ def test_training_more_takes_more(nano):
     assert totals == sorted(totals)
 
 
-def test_estimating_leaves_no_gradient_behind(nano):
+def test_estimating_leaves_the_trunk_as_it_was(nano):
+    before = {name: value.clone() for name, value in nano.glip.state_dict().items()}
     estimate_memory(nano, "full", (96, 96))
+    assert all(torch.equal(value, before[name]) for name, value in nano.glip.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in nano.glip.parameters())

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from glip_adapt.model import deform, dyhead
 from glip_adapt.model.weights import random_trunk
