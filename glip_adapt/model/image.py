@@ -10,6 +10,8 @@ Shape letters: B batch, C channels, H W pixels, h w feature cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import timm
@@ -20,7 +22,6 @@ from timm.models.swin_transformer import (
     PatchMerging,
     get_relative_position_index,
     window_partition,
-    window_reverse,
 )
 from torch import Tensor, nn
 
@@ -154,27 +155,27 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
-        x = x + self.drop_path(self._attend(self.norm1(x), shifted_mask))
-        rows = self.norm2(x).flatten(0, 2).split(_chunk_of(x))
-        return x + self.drop_path(torch.cat([self.mlp(part) for part in rows]).view_as(x))
-
-    def _attend(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
-        _, h, w, channels = x.shape
-        padded_h, padded_w = _padded_hw((h, w), self.window)
-        x = F.pad(x, (0, 0, 0, padded_w - w, 0, padded_h - h))
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = window_partition(x, (self.window, self.window)).flatten(1, 2)
-        chunk = max(1, _chunk_of(x) // self.window**2)
-        parts = windows.split(chunk)
-        masks = shifted_mask.repeat(len(x), 1, 1).split(chunk) if self.shift else [None] * len(parts)
-        windows = torch.cat([self.attn(part, mask=mask) for part, mask in zip(parts, masks, strict=True)])
-        x = window_reverse(
-            windows.view(-1, self.window, self.window, channels), (self.window, self.window), padded_h, padded_w
-        )
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x[:, :h, :w]
+        batch, h, w, channels = x.shape
+        layout = window_layout((h, w), self.window, self.shift)
+        first = h * w * torch.arange(batch, device=x.device).view(-1, 1, 1)  # row of each picture's first cell
+        cells = (layout.cells.to(x.device) + first).flatten(0, 1)
+        real = layout.real.to(x.device).repeat(batch, 1)
+        masks = shifted_mask.repeat(batch, 1, 1) if self.shift else None
+        # Stochastic depth leaves out whole pictures, so it is drawn before the cells are dealt out.
+        kept = torch.cat([self.drop_path(x.new_ones(batch, 1)) for _ in range(2)], dim=1)
+        rows, outputs = x.reshape(-1, channels), []
+        chunk = _windows_at_a_time(x, self.window)
+        for start in range(0, len(cells), chunk):
+            here = slice(start, start + chunk)
+            shown = real[here]
+            attended = self.attn(
+                self.norm1(rows[cells[here]]) * shown.unsqueeze(-1), None if masks is None else masks[here]
+            )
+            source = cells[here][shown]
+            keep_attention, keep_mlp = kept[source // (h * w)].split(1, dim=1)
+            row = rows[source] + keep_attention * attended[shown]
+            outputs.append(row + keep_mlp * self.mlp(self.norm2(row)))
+        return torch.cat(outputs)[(layout.position.to(x.device) + first.view(-1, 1)).flatten()].view_as(x)
 
 
 class WindowAttention(nn.Module):
@@ -213,9 +214,35 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def _chunk_of(x: Tensor) -> int:
-    """How many cells go through a layer at a time: on a CPU as many as leave the wide layers in its cache."""
-    return CPU_CHUNK if x.device.type == "cpu" else x.numel()
+def _windows_at_a_time(x: Tensor, window: int) -> int:
+    """How many windows go through a block together: on a CPU as many as leave the widest layer in its cache."""
+    return max(1, CPU_CHUNK // window**2) if x.device.type == "cpu" else x.numel()
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """Which cell of a map sits where once it is padded to whole windows and shifted.
+
+    Attributes:
+        cells: (windows, cells) int64, row of the map (h·w) that a window's cell shows; 0 where it shows padding.
+        real: (windows, cells) bool, False where a window's cell shows padding.
+        position: (h·w,) int64, where each cell of the map stands among the real cells, window by window.
+    """
+
+    cells: Tensor
+    real: Tensor
+    position: Tensor
+
+
+@lru_cache(maxsize=64)  # a handful of picture sizes is in use at a time
+def window_layout(size_hw: SizeHW, window: int, shift: int) -> WindowLayout:
+    """Return the layout of a map of ``size_hw``; the padding comes before the shift."""
+    h, w = size_hw
+    padded_h, padded_w = _padded_hw(size_hw, window)
+    cell = F.pad(torch.arange(1, h * w + 1).view(h, w), (0, padded_w - w, 0, padded_h - h)) - 1  # -1 is padding
+    cell = window_partition(cell.roll((-shift, -shift), dims=(0, 1))[None, :, :, None], (window, window)).flatten(1)
+    real = cell >= 0
+    return WindowLayout(cell.clamp(min=0), real, cell[real].argsort())
 
 
 def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:
