@@ -13,7 +13,7 @@ import torch
 
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.captions import Caption
-from glip_adapt.data.odinw import known_datasets
+from glip_adapt.data.odinw import known_datasets, rendered_datasets
 from glip_adapt.memory import estimate_memory
 from glip_adapt.model.build import GLIP_T, build_glip
 from glip_adapt.model.text import Tokenizer
@@ -44,7 +44,7 @@ def trunks() -> list[dict[str, Any]]:
 
 def datasets() -> list[dict[str, Any]]:
     """Return one row per known dataset: names, classes, pictures per split, licence."""
-    return [
+    real = [
         {
             "dataset": spec.official_name,
             "short name": spec.short_name,
@@ -54,6 +54,17 @@ def datasets() -> list[dict[str, Any]]:
         }
         for spec in known_datasets()
     ]
+    rendered = [
+        {
+            "dataset": name,
+            "short name": "synthetic",
+            "classes": len(spec.classes),
+            **dict(zip(("train", "val", "test"), spec.pictures, strict=True)),
+            "licence": "rendered from the DejaVu and STIX fonts",
+        }
+        for name, spec in rendered_datasets().items()
+    ]
+    return real + rendered
 
 
 def methods() -> list[dict[str, Any]]:

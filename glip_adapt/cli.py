@@ -15,16 +15,15 @@ from rich.text import Text
 
 import glip_adapt
 from glip_adapt import terminal
+from glip_adapt.cli_data import AsJson, data_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
-data_app = typer.Typer(no_args_is_help=True, help="Check datasets and draw few-shot subsets.")
 app.add_typer(data_app, name="data")
 
 TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
 CacheFolder = Annotated[
     Path | None, typer.Option("--cache", help="Folder for frozen features that memory has no room for; may be shared.")
@@ -71,60 +70,6 @@ def list_names(
 
     rows = {"trunks": catalogue.trunks, "datasets": catalogue.datasets, "methods": catalogue.methods}[what]()
     terminal.print_rows(what, rows, as_json)
-
-
-@data_app.command("check")
-def check_data(
-    path: Annotated[Path, typer.Argument(help="Dataset folder, or one COCO JSON file.")],
-    images: Annotated[Path | None, typer.Option(help="Picture folder of a single file; default: beside it.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """List every defect of a COCO dataset, with counts and examples; exit code 1 if there is one.
-
-    Example: glip-adapt data check odinw/Raccoon
-    """
-    from glip_adapt.data.check import check_split
-    from glip_adapt.data.odinw import find_splits
-
-    files = {path.stem: (path, images or path.parent)} if path.is_file() else find_splits(path)
-    defects = {name: check_split(*pair) for name, pair in files.items()}
-    rows = [
-        {"split": name, "defect": d.kind, "count": d.count, "examples": ", ".join(d.examples)}
-        for name, found in defects.items()
-        for d in found
-    ]
-    if rows or as_json:
-        terminal.print_rows("defects", rows, as_json)
-    else:
-        terminal.console.print(f"No defects in {', '.join(files)}.")
-    raise typer.Exit(1 if rows else 0)
-
-
-@data_app.command("sample")
-def sample_data(
-    path: Annotated[str, typer.Argument(help="Dataset name or folder, or one COCO JSON file.")],
-    shots: Annotated[int, typer.Option(min=1, help="Pictures wanted per class.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="COCO JSON file to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="0 takes pictures in the order of their ids.")] = 3,
-) -> None:
-    """Write a few-shot subset of a training split as COCO JSON.
-
-    Example: glip-adapt data sample odinw/Raccoon --shots 5 --seed 3 -o raccoon-5.json
-    """
-    from glip_adapt.data.coco import coco_ground_truth, load_split
-    from glip_adapt.data.fewshot import few_shot_split
-    from glip_adapt.data.odinw import load_dataset
-
-    file = Path(path)
-    if file.is_file():
-        split = load_split(file, file.parent, f"{file.stem}/train", require_images=False)
-    else:
-        split = load_dataset(path).train
-    subset = few_shot_split(split, shots, seed)
-    temporary = output.with_name(f".{output.name}")
-    temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
-    temporary.replace(output)
-    terminal.console.print(f"{len(subset)} pictures ({subset.source}) → {output}")
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from glip_adapt import cli, terminal
+from glip_adapt.data import odinw
 
 SMALL = ["--short-side", "64"]
 
@@ -28,8 +30,20 @@ def glip(monkeypatch, capsys):
 
 
 def test_every_verb_has_help_with_an_example(glip):
-    verbs = ["quickstart", "ls", "data check", "data sample", "detect", "adapt", "eval", "bench", "report", "audit"]
-    for verb in [*verbs, "convert", "doctor"]:
+    verbs = [
+        "quickstart",
+        "ls",
+        "data check",
+        "data sample",
+        "data export",
+        "detect",
+        "adapt",
+        "eval",
+        "bench",
+        "report",
+        "audit",
+    ]
+    for verb in [*verbs, "report", "audit", "convert", "doctor"]:
         code, out, _ = glip(*verb.split(), "--help")
         assert code == 0
         assert f"Example: glip-adapt {verb}" in " ".join(out.split()), verb
@@ -145,3 +159,21 @@ def test_an_expected_error_is_one_message_and_exit_code_1(glip, arguments, expec
 def test_wrong_usage_is_exit_code_2(glip):
     assert glip("adapt")[0] == 2
     assert glip("adapt", "x", "--method", "prompt", "--shots", "none", "--out", "y")[0] == 2
+
+
+def test_data_export_writes_a_synthetic_set(glip, tmp_path, monkeypatch):
+    tiny = replace(odinw.GLYPHS13[5], pictures=(2, 1, 1))
+    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    code, out, err = glip("data", "export", "glyphs13", "--out", tmp_path)
+    assert code == 0, err
+    assert "1 synthetic datasets" in out
+    assert glip("data", "check", tmp_path / "glyphs13" / tiny.name)[0] == 0
+    code, _, err = glip("data", "export", "glyphs14", "--out", tmp_path)
+    assert code == 1
+    assert "did you mean 'glyphs13'" in err
+
+
+def test_doctor_estimates_the_memory_of_every_method(glip):
+    code, out, _ = glip("doctor", "--trunk", "glip-nano", "--size", "160", "160", "--json")
+    assert code == 0
+    assert {row["method"] for row in json.loads(out)} >= {"prompt", "linear_probe", "full"}

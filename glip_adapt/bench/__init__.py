@@ -22,7 +22,7 @@ from glip_adapt.cache import FeatureCache
 from glip_adapt.config import from_mapping, override, to_mapping
 from glip_adapt.data.coco import Split
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
-from glip_adapt.data.odinw import Dataset, known_datasets, load_dataset
+from glip_adapt.data.odinw import Dataset, known_datasets, load_dataset, rendered_datasets
 from glip_adapt.evaluation import Evaluation, evaluate
 from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
 from glip_adapt.prediction import PredictConfig
@@ -31,7 +31,10 @@ from glip_adapt.train import FitConfig, History, Step, fit, published_recipe
 
 def read_plan(path: Path | str) -> BenchPlan:
     """Return the plan of a TOML file, checked against the methods, trunks and suites that exist."""
-    suites = {"odinw13": tuple(spec.official_name for spec in known_datasets())}
+    suites = {
+        "odinw13": tuple(spec.official_name for spec in known_datasets()),
+        "glyphs13": tuple(rendered_datasets()),
+    }
     return load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=suites)
 
 

@@ -34,6 +34,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {word: (r, g, b) for word, (r, g, b) 
 UPRIGHT_FONTS: tuple[str, ...] = tuple(_FACTS["fonts"]["upright"])
 ITALIC_FONTS: tuple[str, ...] = tuple(_FACTS["fonts"]["italic"])
 BACKGROUNDS = ("plain", "gradient", "blobs", "grain", "stripes", "checker")
+GLYPHS_VERSION = 1  # raise it when any picture changes, so that none rendered before is taken for it
 _SPLITS = ("train", "valid", "test")
 _MASK_SIDES = (96, 68, 48, 34, 24, 17)  # longest side of the kept masks in pixels, largest first
 _VISIBLE = [0] * 56 + [255] * 200  # which alphas, of 255, make a pixel part of an object
@@ -217,33 +218,17 @@ def write_glyph_set(spec: GlyphSet, folder: Path) -> None:
         for split in _SPLITS:
             _write_split(spec, split, partial / split)
         os.replace(partial, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has just finished the same
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def contact_sheet(sets: Sequence[GlyphSet] = GLYPHS13, per_set: int = 4) -> Image.Image:
-    """Return one picture that shows each set's name, purpose and classes over its first test pictures with boxes."""
-    height, heading, gap = 240, 44, 8
-    widest = max(spec.size_hw[1] * height // spec.size_hw[0] for spec in sets) + gap
-    rows = math.ceil(len(sets) / 2)
-    sheet = Image.new("RGB", (2 * per_set * widest + gap, rows * (height + heading)), "white")
-    canvas = ImageDraw.Draw(sheet)
-    for position, spec in enumerate(sets):
-        left, top = position // rows * per_set * widest + gap, position % rows * (height + heading)
-        canvas.text((left, top + 4), f"{spec.name} (synthetic): {spec.purpose}", "black", _font(UPRIGHT_FONTS[1], 17))
-        canvas.text((left, top + 25), ", ".join(spec.classes)[:175], "black", _font(UPRIGHT_FONTS[0], 12))
-        for column, (scene, labelled) in zip(range(per_set), _scenes(spec, "test"), strict=False):
-            picture = ImageOps.scale(scene.image, scale := height / scene.image.height)
-            for box in (scene.boxes_xyxy[labelled] + (-1, -1, 2, 2)) * scale:
-                ImageDraw.Draw(picture).rectangle(box.tolist(), outline=(0, 190, 80))
-            sheet.paste(picture, (left + column * widest, top + heading))
-    return sheet
 
 
 def _write_split(spec: GlyphSet, split: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     records = []
-    for image_id, (scene, labelled) in enumerate(_scenes(spec, split), start=1):
+    for image_id, (scene, labelled) in enumerate(scenes(spec, split), start=1):
         path = folder / f"{image_id:03d}.png"
         scene.image.save(path, compress_level=1)
         labels = torch.tensor([spec.classes.index(scene.names[position]) for position in labelled], dtype=torch.int64)
@@ -254,8 +239,8 @@ def _write_split(spec: GlyphSet, split: str, folder: Path) -> None:
     file.write_text(json.dumps(document), encoding="utf-8")
 
 
-def _scenes(spec: GlyphSet, split: str) -> Iterator[tuple[Scene, list[int]]]:
-    """Yield the pictures of a split, each with the positions of those objects that are labelled."""
+def scenes(spec: GlyphSet, split: str) -> Iterator[tuple[Scene, list[int]]]:
+    """Yield the pictures of a split (train, valid or test), each with the positions of its labelled objects."""
     by_name = {glyph.name: glyph for glyph in (*seen_glyphs(), *unseen_glyphs())}
     others = [glyph for glyph in seen_glyphs() if glyph.name not in spec.classes]
     generator = np.random.default_rng((zlib.crc32(spec.name.encode()), _SPLITS.index(split)))
@@ -288,7 +273,7 @@ def _build_glyph(character: str, name: str) -> Glyph:
     """Return a glyph with the fonts that draw it as something else than nothing or the box for a missing one."""
     fonts = []
     for file in UPRIGHT_FONTS + ITALIC_FONTS:
-        drawn, missing = (bytes(_font(file, 20).getmask(text)) for text in (character, "\ufffe"))
+        drawn, missing = (bytes(font(file, 20).getmask(text)) for text in (character, "\ufffe"))
         if any(drawn) and drawn != missing:
             fonts.append(file)
     if not fonts:
@@ -297,7 +282,8 @@ def _build_glyph(character: str, name: str) -> Glyph:
 
 
 @cache
-def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+def font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return one of the fonts that matplotlib ships, ``size`` pixels high."""
     import matplotlib  # only to find its fonts
 
     path = f"{matplotlib.get_data_path()}/fonts/ttf/{file}"
@@ -307,9 +293,9 @@ def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
 @cache
 def _masks(character: str, file: str, outline: bool) -> tuple[Image.Image, ...]:
     """Return a glyph's alpha at the sides of _MASK_SIDES, with an empty frame of one pixel."""
-    font = _font(file, 160)
+    large = font(file, 160)
     mask = Image.new("L", (640, 640))  # room for every glyph at this size
-    ImageDraw.Draw(mask).text((160, 160), character, 255, font)
+    ImageDraw.Draw(mask).text((160, 160), character, 255, large)
     mask = ImageOps.contain(mask.crop(mask.getbbox()), (_MASK_SIDES[0], _MASK_SIDES[0]), Image.Resampling.BOX)
     if outline:
         mask = ImageOps.expand(mask, 4)

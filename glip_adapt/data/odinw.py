@@ -1,4 +1,4 @@
-"""Datasets by name or folder: the 13 sets of ODinW-13, whose facts are in odinw13.toml, and any COCO-format folder.
+"""Datasets by name or folder: ODinW-13 (facts in odinw13.toml), any COCO folder, and glyphs13, rendered on first use.
 
 ODinW: GLIP, arXiv 2112.03857, section E.1, and configs/odinw_13 of the public code. Folder layouts that are understood
 without further word: the official ODinW one; ``train``, ``valid`` or ``val``, ``test`` folders with one COCO file each;
@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import from_mapping, read_toml
+from glip_adapt.config import describe_unknown, from_mapping, read_toml
 from glip_adapt.data.coco import Split, load_split
+from glip_adapt.data.glyphs import GLYPHS13, GLYPHS_VERSION, GlyphSet, write_glyph_set
 
 _SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ANNOTATION_FILES = ("annotations_without_background.json", "_annotations.coco.json", "annotations.json")
@@ -127,11 +128,17 @@ def known_datasets() -> tuple[DatasetSpec, ...]:
     return tuple(from_mapping(DatasetSpec, entry, file.name) for entry in read_toml(file)["dataset"])
 
 
+def rendered_datasets() -> dict[str, GlyphSet]:
+    """Return the synthetic sets by name, ``glyphs13/Dice`` for example."""
+    return {f"glyphs13/{spec.name}": spec for spec in GLYPHS13}
+
+
 def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
     """Return the dataset in a folder, or a known one by its official or short name.
 
     Args:
-        name_or_path: an existing folder, or a name such as ``"Raccoon"``.
+        name_or_path: an existing folder, or a name such as ``"Raccoon"`` or ``"glyphs13/Dice"``. The latter is rendered
+            on first use, and kept below ``root``, ``$GLIP_ADAPT_DATA`` or the user's cache folder.
         root: the folder that holds the known datasets; without it, ``$GLIP_ADAPT_DATA``, then ``./odinw``.
 
     Raises:
@@ -142,6 +149,8 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
     folder = Path(os.path.abspath(name_or_path))
     if folder.is_dir():
         return _load_folder(folder)
+    if str(name_or_path) in rendered_datasets():
+        return _load_rendered(str(name_or_path), root)
     spec = _find_spec(str(name_or_path))
     roots = _roots(root)
     for base in roots:
@@ -155,8 +164,20 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
     )
 
 
+def _load_rendered(name: str, root: Path | None) -> Dataset:
+    """Return a synthetic set, rendered before if it is not there yet."""
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glip_adapt"
+    base = root or Path(os.environ.get("GLIP_ADAPT_DATA") or cache_home)
+    folder = base / f"glyphs13-v{GLYPHS_VERSION}" / name.rpartition("/")[2]
+    write_glyph_set(rendered_datasets()[name], folder)
+    splits = {split: load_split(*files, f"{name}/{split}") for split, files in find_splits(folder).items()}
+    return _build_dataset(name, splits)
+
+
 def _find_spec(name: str) -> DatasetSpec:
     """Return the known dataset called ``name``, whatever the case."""
+    if name.startswith("glyphs13"):
+        raise ValueError(f"Unknown synthetic dataset {describe_unknown(name, rendered_datasets())}.")
     by_name = {key.casefold(): spec for spec in known_datasets() for key in (spec.official_name, spec.short_name)}
     if name.casefold() in by_name:
         return by_name[name.casefold()]

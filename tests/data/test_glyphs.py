@@ -10,6 +10,7 @@ from PIL import Image
 from glip_adapt.captions import build_caption
 from glip_adapt.data import glyphs
 from glip_adapt.data.check import check_split
+from glip_adapt.data.contact_sheet import contact_sheet
 from glip_adapt.data.odinw import find_splits, load_dataset
 
 NONE = (0, 0, 0)
@@ -184,11 +185,11 @@ def test_sets_of_new_names_hold_no_seen_one_and_every_unseen_name_is_tested():
 
 @pytest.mark.parametrize("spec", glyphs.GLYPHS13, ids=BY_SET)
 def test_training_splits_serve_ten_shots_and_splits_share_no_picture(spec):
-    train = list(glyphs._scenes(spec, "train"))
+    train = list(glyphs.scenes(spec, "train"))
     pictures = Counter(name for scene, labelled in train for name in {scene.names[position] for position in labelled})
     assert all(pictures[name] >= 10 for name in spec.classes)
     others = [
-        scene for split in ("valid", "test") for scene, _ in glyphs._scenes(replace(spec, pictures=(9, 9, 9)), split)
+        scene for split in ("valid", "test") for scene, _ in glyphs.scenes(replace(spec, pictures=(9, 9, 9)), split)
     ]
     drawn = [scene.image.tobytes() for scene, _ in train] + [scene.image.tobytes() for scene in others]
     assert len(set(drawn)) == len(drawn)
@@ -203,7 +204,7 @@ def test_a_written_set_is_a_dataset_without_defects(tmp_path):
         assert data.classes == spec.classes
         assert (len(data.train), len(data.val), len(data.test)) == spec.pictures
         assert {record.size_hw for record in data.train.records} == {spec.size_hw}
-        scenes = [(scene, labelled) for scene, labelled in glyphs._scenes(spec, "train")]
+        scenes = [(scene, labelled) for scene, labelled in glyphs.scenes(spec, "train")]
         for record, (scene, labelled) in zip(data.train.records, scenes, strict=True):
             assert np.array_equal(np.asarray(Image.open(record.path)), np.asarray(scene.image))
             assert np.array_equal(record.target.boxes_xyxy.numpy(), scene.boxes_xyxy[labelled])
@@ -211,7 +212,7 @@ def test_a_written_set_is_a_dataset_without_defects(tmp_path):
 
 
 def test_only_the_classes_are_labelled_and_some_pictures_are_empty():
-    scenes = list(glyphs._scenes(BY_SET["Transport"], "valid"))
+    scenes = list(glyphs.scenes(BY_SET["Transport"], "valid"))
     assert any(not labelled for _, labelled in scenes)
     assert any(len(labelled) < len(scene.names) for scene, labelled in scenes)
     assert {scene.names[position] for scene, labelled in scenes for position in labelled} == {"airplane"}
@@ -239,6 +240,6 @@ def test_an_interrupted_writing_leaves_nothing_under_the_final_name(tmp_path, mo
 
 
 def test_the_contact_sheet_shows_every_set():
-    sheet = glyphs.contact_sheet(glyphs.GLYPHS13[:3], per_set=2)
+    sheet = contact_sheet(glyphs.GLYPHS13[:3], per_set=2)
     rows = np.asarray(sheet.convert("L"))
     assert (rows < 128).any(axis=1).mean() > 0.7

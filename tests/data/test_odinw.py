@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from glip_adapt.captions import ClassPrompt, build_caption
+from glip_adapt.data import odinw
 from glip_adapt.data.check import check_split
 from glip_adapt.data.odinw import known_datasets, load_dataset
 
@@ -259,3 +261,36 @@ def test_the_real_sets_load_by_name_and_by_folder(name):
         assert len(data.train.few_shot(3, seed=3)) >= 3
     for split in (data.val, data.test):
         assert check_split(split.annotation_file, split.image_dir) == []
+
+
+# Synthetic sets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_synthetic_set_is_rendered_on_first_use_and_kept(tmp_path, monkeypatch):
+    tiny = replace(odinw.GLYPHS13[5], pictures=(3, 2, 2))
+    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    name = f"glyphs13/{tiny.name}"
+    data = load_dataset(name, tmp_path)
+    assert data.name == name
+    assert [len(split) for split in (data.train, data.val, data.test)] == [3, 2, 2]
+    assert data.classes == tiny.classes
+    assert data.train.name == f"{name}/train"
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert [record.path for record in load_dataset(name, tmp_path).train.records] == [
+        r.path for r in data.train.records
+    ]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+
+
+def test_where_nothing_is_named_synthetic_sets_go_into_the_users_cache(tmp_path, monkeypatch):
+    tiny = replace(odinw.GLYPHS13[5], pictures=(1, 1, 1))
+    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_dataset(f"glyphs13/{tiny.name}")
+    assert [path.name for path in (tmp_path / "glip_adapt").glob("glyphs13-v*/*")] == [tiny.name]
+
+
+def test_an_unknown_synthetic_set_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'glyphs13/Dice'"):
+        load_dataset("glyphs13/Dices")
