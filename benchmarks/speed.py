@@ -120,12 +120,10 @@ class Workload:
 
     def __post_init__(self) -> None:
         self.trains = bool(self.model.owned)
+        recipe = published_recipe(self.model.adapter.name, 10)
         self.model.train(self.trains)
-        self.optimiser = (
-            torch.optim.AdamW(parameter_groups(self.model, published_recipe(self.model.adapter.name, 10)))
-            if self.trains
-            else None
-        )
+        self.recompute = recipe.recompute
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe), fused=True) if self.trains else None
         with torch.no_grad(), autocast(self.model.device, self.precision):
             # What ours has at hand in a warm run; for inference that is the text alone, as the picture is new.
             self.prefix = self.model.frozen_prefix(self.images) if self.trains else self.images
@@ -133,6 +131,7 @@ class Workload:
 
     def ours(self) -> HeadOutput:
         """One step from what is kept."""
+        self.model.glip.set_recompute(self.recompute)
         with autocast(self.model.device, self.precision), torch.set_grad_enabled(self.trains):
             prefix = self.prefix if self.trains else self.model.frozen_prefix(self.images)
             (output,) = self.model.finish(prefix)
@@ -141,6 +140,7 @@ class Workload:
     def reference(self) -> HeadOutput:
         """One step from pixels and token ids."""
         glip = self.model.glip
+        glip.set_recompute(False)
         with (
             reference_arithmetic(self.model),
             autocast(self.model.device, self.precision),

@@ -153,19 +153,17 @@ def test_in_half_precision_it_still_learns_and_its_losses_are_float32(build, dat
 
 
 @pytest.mark.parametrize("method", ["prompt", "full"])
-def test_computing_the_tower_again_changes_no_step(method, build, data):
-    kept, again = (
-        fit(build(method), data.train, None, replace(SMALL, checkpoint_tower=flag)) for flag in (False, True)
-    )
+def test_computing_blocks_again_changes_no_step(method, build, data):
+    kept, again = (fit(build(method), data.train, None, replace(SMALL, recompute=flag)) for flag in (False, True))
     assert [step.loss for step in again.steps] == pytest.approx([step.loss for step in kept.steps], rel=1e-5)
     assert [s.gradient_norm for s in again.steps] == pytest.approx([s.gradient_norm for s in kept.steps], rel=1e-4)
 
 
-def test_a_checkpointed_tower_keeps_less_for_the_backward_pass(build, data):
+def test_blocks_that_are_computed_again_keep_less_for_the_backward_pass(build, data):
     model, kept = build("prompt"), []
     prefix = of(model, FeatureCache(), data.train.records[0])
     for flag in (False, True):
-        model.glip.tower.checkpointing = flag
+        model.glip.set_recompute(flag)
         count = [0]
 
         def pack(tensor, count=count):

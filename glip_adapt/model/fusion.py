@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.model.dyhead import DyHeadBlock
+from glip_adapt.model.recompute import run_block
 from glip_adapt.structures import Fused, Pyramid, SizeHW, TextFeatures
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
@@ -197,15 +197,12 @@ class FusionTower(nn.Module):
     def __init__(self, blocks: list[TowerBlock]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self.checkpointing = False  # while training: keep only what enters a block, compute the rest again
+        self.recompute = False
 
     def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
         """Return both modalities after all blocks; one caption for the whole batch is repeated per picture."""
         image, batch = pyramid.cells, len(pyramid.sizes_hw)
         features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
         for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                image, features = checkpoint(block, image, pyramid.shapes_hw, features, mask, use_reentrant=False)
-            else:
-                image, features = block(image, pyramid.shapes_hw, features, mask)
+            image, features = run_block(block, image, pyramid.shapes_hw, features, mask, recompute=self.recompute)
         return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))

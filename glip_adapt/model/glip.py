@@ -9,7 +9,7 @@ from torch import nn
 
 from glip_adapt.model.fusion import FusionTower
 from glip_adapt.model.head import AlignmentHead
-from glip_adapt.model.image import ImageEncoder
+from glip_adapt.model.image import ImageEncoder, SwinBackbone
 from glip_adapt.model.text import TextEncoder
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
 
@@ -30,6 +30,12 @@ class Glip(nn.Module):
         self.text_prompt: nn.Module = nn.Identity()
         self.tower = tower
         self.head = head
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Choose whether Swin and tower blocks are computed again in the backward pass: slower, much less memory."""
+        for module in self.modules():
+            if isinstance(module, SwinBackbone | FusionTower):
+                module.recompute = recompute
 
     def forward(self, images: ImageBatch, tokens: Tokens) -> HeadOutput:
         """Return raw predictions for B pictures and one caption, or one caption per picture."""

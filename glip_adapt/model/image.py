@@ -26,6 +26,7 @@ from timm.models.swin_transformer import (
 from torch import Tensor, nn
 
 from glip_adapt.model.linear import Linear
+from glip_adapt.model.recompute import run_block
 from glip_adapt.structures import ImageBatch, Pyramid, SizeHW
 
 # Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
@@ -93,14 +94,15 @@ class SwinBackbone(nn.Module):
             for i in range(len(depths))
         )
         self.output_norms = nn.ModuleList(nn.LayerNorm(w) for w in widths[1:])
+        self.recompute = False
         self.output_widths = tuple(widths[1:])
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""
-        x = self.stages[0](self.patch_embed(pixels))
+        x = self.stages[0](self.patch_embed(pixels), self.recompute)
         outputs = []
         for stage, norm in zip(list(self.stages)[1:], self.output_norms, strict=True):
-            x = stage(x)
+            x = stage(x, self.recompute)
             outputs.append(norm(x).permute(0, 3, 1, 2))  # (B, h, w, C) → (B, C, h, w)
         return tuple(outputs)
 
@@ -132,12 +134,12 @@ class SwinStage(nn.Module):
             for i, rate in enumerate(drop_path)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, h, w, C) at the stage's resolution."""
+    def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
+        """Return (B, h, w, C) at the stage's resolution; ``recompute`` as in ``run_block``."""
         x = self.downsample(x)
         mask = shifted_window_mask(_padded_hw((x.shape[1], x.shape[2]), self.window), self.window).to(x)
         for block in self.blocks:
-            x = block(x, mask)
+            x = run_block(block, x, mask, recompute=recompute)
         return x
 
 
