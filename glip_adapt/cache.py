@@ -1,8 +1,8 @@
 """The frozen prefix of the pipeline, computed once per picture and view, then read from memory or from disk.
 
 Few-shot training draws from a fixed set of pictures × views, uniformly and for ever. Under such draws no entry is worth
-more than another, so none is evicted from memory: the first that fit stay, the others go to files in a folder. The
-folder outlives runs and may be shared by processes; what earlier runs left there makes room, least recently used first.
+more than another, so within a run none is evicted: the first that fit into memory stay, the others go to files in a
+folder. What earlier runs left, in memory or in the folder, makes room for the present one, oldest first.
 
 Every use of an entry gets the bits, strides and alignment of the first, so a cached run follows an uncached one.
 """
@@ -57,9 +57,9 @@ class CacheKey:
         trunk: checksum of the trunk's weights.
         picture: digest of the picture file, see ``picture_digest``.
         view: how the picture is shown, for example "480-1333-flip".
-        stage: whose result it is, for example "ENCODE_IMAGE".
-        text: digest of the caption's token ids where the stage depends on them, else "".
-        numerics: what moves the last bits: device type and precision, for example "cpu-float32".
+        stage: what the result is, for example "Pyramid".
+        text: digest of the caption's token ids where the result depends on them, else "".
+        numerics: what moves the last bits: device type, precision, versions of libraries.
     """
 
     trunk: str
@@ -110,6 +110,7 @@ class FeatureCache:
         """
         self._memory_bytes = memory_bytes
         self._memory: dict[CacheKey, State] = {}
+        self._used: set[CacheKey] = set()  # in this run: forgetting them would be churn
         self._mapped: dict[CacheKey, State] = {}  # verified files
         self._folder = None if folder is None else _Folder(Path(folder), disk_bytes)
         self._counts: Counter[str] = Counter()  # by field of CacheStatistics
@@ -121,6 +122,14 @@ class FeatureCache:
         """The counts so far."""
         with self._lock:
             return CacheStatistics(**self._counts, disk_bytes=self._folder.used_bytes if self._folder else 0)
+
+    def begin_run(self) -> None:
+        """Let the entries used so far make room, where it runs short, for those used from now on."""
+        with self._lock:
+            self._used.clear()
+            self._mapped.clear()
+        if self._folder is not None:
+            self._folder.begin_run()
 
     def get(self, key: CacheKey, compute: Callable[[], AnyState], *, spill: bool = True) -> AnyState:
         """Return what is kept under ``key``, else what ``compute`` returns, which is then kept if there is room.
@@ -143,6 +152,8 @@ class FeatureCache:
     @torch.inference_mode(False)  # see _settled
     def _recall(self, key: CacheKey, folder: _Folder | None) -> State | None:
         if (state := self._memory.get(key)) is not None:
+            with self._lock:
+                self._used.add(key)
             self._count("memory_hits")
             return state
         if folder is None:
@@ -150,10 +161,10 @@ class FeatureCache:
         if (state := self._mapped.get(key)) is None:
             if (state := folder.read(key)) is None:
                 return None
-            if self._fits(state):
-                state = self._remember(key, _map_tensors(Tensor.clone, state)) or state
-            else:
+            remembered = self._remember(key, state, copy=True)
+            if remembered is None:
                 self._mapped[key] = state
+            state = remembered or state
         folder.touch(key)
         self._count("disk_hits")
         return state
@@ -172,16 +183,25 @@ class FeatureCache:
             )
         return state
 
-    def _fits(self, state: State) -> bool:
-        return self._counts["memory_bytes"] + _size(state) <= self._memory_bytes
-
-    def _remember(self, key: CacheKey, state: State) -> State | None:
-        """Return what memory now holds under ``key``; another thread may have been first."""
+    def _remember(self, key: CacheKey, state: State, *, copy: bool = False) -> State | None:
+        """Return what memory now holds under ``key``, None without room; another thread may have been first."""
         with self._lock:
-            if key not in self._memory and self._fits(state):
-                self._memory[key] = state
+            if key not in self._memory and self._make_room(_size(state)):
+                self._memory[key] = _map_tensors(Tensor.clone, state) if copy else state
                 self._counts["memory_bytes"] += _size(state)
+            self._used.add(key)
             return self._memory.get(key)
+
+    def _make_room(self, size: int) -> bool:
+        """Forget entries of earlier runs, oldest first, until ``size`` bytes fit; the lock is held."""
+        free = self._memory_bytes - self._counts["memory_bytes"]
+        earlier = [key for key in self._memory if key not in self._used] if size > free else []
+        if size > free + sum(_size(self._memory[key]) for key in earlier):
+            return False
+        for key in earlier:
+            if size > self._memory_bytes - self._counts["memory_bytes"]:
+                self._counts["memory_bytes"] -= _size(self._memory.pop(key))
+        return True
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -209,6 +229,16 @@ class _Folder:
                 self._by_age.append((path.stat().st_mtime_ns, path))
                 self._record(path, path.stat().st_size)
         heapq.heapify(self._by_age)
+
+    def begin_run(self) -> None:
+        """Let the files used so far make room, least recently used first."""
+        with self._lock:
+            self._in_use.clear()
+            self._by_age = []
+            for path in self._sizes:
+                with contextlib.suppress(OSError):
+                    self._by_age.append((path.stat().st_mtime_ns, path))
+            heapq.heapify(self._by_age)
 
     def __str__(self) -> str:
         return f"{self._root} ({_mib(self._budget_bytes)})"

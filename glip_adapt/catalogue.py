@@ -105,7 +105,7 @@ def memory(trunk: str, size_hw: SizeHW) -> list[dict[str, Any]]:
     rows = []
     for name in ADAPTERS:
         estimate = estimate_memory(stand_in, name, size_hw)
-        parts = {"weights": estimate.weights, "gradients and optimiser": estimate.trained}
+        parts = {"weights": estimate.weights, "gradients, optimiser, best state": estimate.trained}
         parts |= {"activations": estimate.activations, "total": estimate.total}
         rows.append({"method": name, **{part: f"{size / 1e9:.2f}" for part, size in parts.items()}})
     return rows

@@ -26,7 +26,7 @@ Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-b
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
 CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", help="Folder for frozen features that memory has no room for; may be shared.")
+    Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps frozen features for later runs too.")
 ]
 ShortSide = Annotated[int, typer.Option(help="Length of the shorter side as the network sees it, pixels.")]
 
@@ -96,6 +96,9 @@ def detect(
     from glip_adapt.prediction import PredictConfig, predict
     from glip_adapt.structures import Detections
 
+    written = [(out / f"{path.stem}{suffix}").resolve() for path in images for suffix in (".json", ".png")]
+    if len(set(written)) < len(written) or {path.resolve() for path in images} & set(written):
+        raise ValueError(f"Results in {out} would overwrite each other or a picture. Name another --out folder.")
     model = _model(trunk, checkpoint, vocabulary, device, adapter, _split_names(classes, ",") or caption.split(". "))
     out.mkdir(parents=True, exist_ok=True)
     results = []
@@ -144,7 +147,7 @@ def adapt(
 
     Example: glip-adapt adapt odinw/Raccoon --method prompt --shots 5 --seed 3 --out adapters/raccoon
     """
-    from glip_adapt import FeatureCache, attach, evaluate, fit, load_dataset, published_recipe
+    from glip_adapt import attach, evaluate, fit, load_dataset, published_recipe
     from glip_adapt.config import override, read_toml
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
@@ -155,7 +158,7 @@ def adapt(
     train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
     loaded = _trunk(trunk, checkpoint, vocabulary, device)
     model = attach(loaded, method, classes=data.classes)
-    features = FeatureCache(folder=cache)
+    features = _feature_cache(cache)
     zero_shot = attach(loaded, "zero_shot", classes=data.classes)
     before = evaluate(zero_shot, data.test, recipe.predict_config, cache=features)
     with terminal.training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
@@ -196,6 +199,7 @@ def evaluate_adapter(
             model, getattr(data, split), shown, on_image=lambda done, all_: bar.update(task, completed=done, total=all_)
         )
     if predictions is not None:
+        predictions.parent.mkdir(parents=True, exist_ok=True)
         predictions.write_text(json.dumps(found.predictions), encoding="utf-8")
     metrics = {name: value for name, value in asdict(found).items() if name not in ("per_class", "predictions")}
     rows = [{"metric": name, "value": value} for name, value in metrics.items()]
@@ -296,6 +300,13 @@ def doctor(
         terminal.print_rows("this machine", catalogue.machine(), as_json)
 
 
+def _feature_cache(folder: Path | None) -> Any:
+    """Return a cache in memory, or one that leaves everything in ``folder``, from where it is memory-mapped."""
+    from glip_adapt import FeatureCache
+
+    return FeatureCache() if folder is None else FeatureCache(folder=folder, memory_bytes=0)
+
+
 def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
     from glip_adapt import load_trunk
 
@@ -332,7 +343,6 @@ def _run_plan(
     plan: Any, out: Path, device: str = "cpu", vocabulary: Path | None = None, cache: Path | None = None
 ) -> int:
     """Run a plan under a progress bar and return how many runs failed."""
-    from glip_adapt import FeatureCache
     from glip_adapt.bench import run_benchmark
 
     with terminal.progress_bar() as bar:
@@ -354,7 +364,7 @@ def _run_plan(
             out,
             device=device,
             vocabulary=vocabulary,
-            cache=FeatureCache(folder=cache),
+            cache=_feature_cache(cache),
             on_start=on_start,
             on_step=lambda step, total: terminal.show_step(bar, steps, "steps", step, total),
             on_finish=on_finish,

@@ -1,4 +1,4 @@
-"""Model or predict function + split → COCO metrics, through pycocotools. Knows nothing of the network."""
+"""Predict function + split → COCO metrics, through pycocotools; ``evaluate`` alone knows that there is a model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def evaluate(
     """
     check_scorable(model, split)
     config = config or PredictConfig()
-    features = FrozenFeatures(model, cache or FeatureCache(memory_bytes=0), config.max_long_side, config.precision)
+    features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
+    model.train(False)
 
     def detect(record: ImageRecord) -> Detections:
         return detections(model, features.of(record, config.view), picture_size(record.path), config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 
 import torch
 
@@ -12,6 +13,9 @@ from glip_adapt.data.coco import ImageRecord, load_rgb
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.structures import Fused, ImageBatch
 
+# Kernels and decoders move the last bits from one release to the next.
+VERSIONS = "-".join(f"{name}-{version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "pillow"))
+
 
 class FrozenFeatures:
     """The frozen prefix of one model for pictures in any view; its adapter decides which stage that is.
@@ -19,12 +23,14 @@ class FrozenFeatures:
     Nothing here depends on the method: a picture that two methods freeze up to the same stage is encoded once for both.
     """
 
-    def __init__(self, model: AdaptedGlip, cache: FeatureCache, max_long_side: int, precision: Precision) -> None:
+    def __init__(
+        self, model: AdaptedGlip, cache: FeatureCache | None, max_long_side: int, precision: Precision
+    ) -> None:
         """Bind what a key holds besides the picture and the view.
 
         Args:
             model: whose frozen stages run.
-            cache: where results are kept.
+            cache: where results are kept; None keeps none.
             max_long_side: of every view, pixels.
             precision: in which the stages run.
         """
@@ -35,7 +41,7 @@ class FrozenFeatures:
             "trunk": "" if self._pixels_only else model.trunk.checksum,
             "stage": stage.__name__,
             "text": _text_digest(model) if stage is Fused else "",
-            "numerics": f"{model.device.type}-{precision}-torch-{torch.__version__}",
+            "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{torch.get_float32_matmul_precision()}",
         }
 
     def of(self, record: ImageRecord, view: View) -> Prefix:
@@ -45,6 +51,8 @@ class FrozenFeatures:
             FileNotFoundError: if the picture is missing.
             ValueError: if Pillow cannot decode it.
         """
+        if self.cache is None:
+            return self._compute(record, view)
         shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}"
         key = CacheKey(picture=picture_digest(record.path), view=shown, **self._shared)
         # Decoding a picture again costs no more than reading its pixels from a file.

@@ -23,7 +23,7 @@ from glip_adapt.model.weights import Trunk
 from glip_adapt.structures import ImageBatch, SizeHW, Target
 
 PROBES_HW = ((192, 256), (256, 384))  # pixels; large enough for every level to have some cells
-OPTIMISER_COPIES = 3  # of a trained number: its gradient and the two moments of AdamW
+COPIES = 4  # of a trained number: its gradient, the two moments of AdamW, and the best state so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class MemoryEstimate:
 
     Attributes:
         weights: of the network, in float32.
-        trained: gradients and optimiser state of what the method owns.
+        trained: gradients, optimiser state and best state of what the method owns.
         activations: what one picture leaves for the backward pass, or needs at once without one; the pictures of a
             batch go through one by one, so that their number does not matter.
     """
@@ -62,9 +62,7 @@ def estimate_memory(trunk: Trunk, method: str, size_hw: SizeHW, classes: int = 1
     activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))
     parameters = {id(p): p.nbytes for p in (*trunk.glip.parameters(), *model.glip.parameters())}
     trained = sum(t.nbytes for t in model.owned_tensors().values() if t.requires_grad)
-    return MemoryEstimate(
-        weights=sum(parameters.values()), trained=OPTIMISER_COPIES * trained, activations=round(activations)
-    )
+    return MemoryEstimate(weights=sum(parameters.values()), trained=COPIES * trained, activations=round(activations))
 
 
 def _activations(model: AdaptedGlip, size_hw: SizeHW) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from PIL import Image
 
 from glip_adapt import boxes
 from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
+from glip_adapt.config import describe_unknown
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.decode import decode, merge
 from glip_adapt.structures import Detections, SizeHW, Target
@@ -31,6 +33,8 @@ class PredictConfig:
                 f"A picture is resized to short_side ≥ 32 and at most max_long_side; got {self.short_side} and "
                 f"{self.max_long_side}."
             )
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"Unknown precision {describe_unknown(self.precision, get_args(Precision))}.")
 
     @property
     def view(self) -> View:
@@ -52,6 +56,7 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
         ``model.classes``.
     """
     config = config or PredictConfig()
+    model.train(False)
     nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
     pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)
     with autocast(model.device, config.precision):
@@ -61,8 +66,10 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
 
 @torch.no_grad()
 def detections(model: AdaptedGlip, prefix: Prefix, size_hw: SizeHW, config: PredictConfig) -> Detections:
-    """Return what follows from the frozen prefix of one picture, in inclusive pixels of its own ``size_hw``."""
-    model.train(False)
+    """Return what follows from the frozen prefix of one picture, in inclusive pixels of its own ``size_hw``.
+
+    The model must be in eval mode already when the prefix is computed.
+    """
     with autocast(model.device, config.precision):
         outputs = model.finish(prefix)
     parts, first_label = [], 0

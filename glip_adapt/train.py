@@ -7,6 +7,7 @@ one, as they do there on four GPUs, and their losses share the batch's normalisa
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Target
 
 logger = logging.getLogger(__name__)
+
+KEPT_SAMPLES = 500  # anchor assignments, up to 200 kB each
 
 # Parameters that count as biases: the public code takes every name that holds "bias" (solver/build.py).
 BIAS_NAMES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})
@@ -112,12 +115,15 @@ def published_recipe(method: str, shots: int | Literal["all"]) -> FitConfig:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: losses as they went into it, learning rate of the first group, gradient norm, seconds."""
+    """One optimiser step: losses as they went into it, learning rate of the first group, gradient norm, seconds.
+
+    The norm is None where a float16 gradient overflowed: such a step is skipped and the loss scale halved.
+    """
 
     step: int
     losses: Mapping[str, float]
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
     seconds: float
 
     @property
@@ -168,7 +174,8 @@ def fit(
 ) -> History:
     """Train the tensors that ``model`` owns; afterwards it holds the state that was best on ``val``.
 
-    Deterministic for a given seed, device and number of threads. Ctrl-C ends training and keeps the best state so far.
+    The seed fixes every draw; on a CPU with one thread also every bit (kernels that add in parallel, on a GPU for
+    example, differ in the last ones). Ctrl-C ends training and keeps the best state so far.
 
     Args:
         model: from ``attach``.
@@ -191,7 +198,9 @@ def fit(
         check_scorable(model, val)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        return _Fit(model, train, val, config, cache or FeatureCache(), on_step, on_validation).run()
+        cache = cache or FeatureCache()
+        cache.begin_run()
+        return _Fit(model, train, val, config, cache, on_step, on_validation).run()
 
 
 def _check_trainable(model: AdaptedGlip, train: Split) -> None:
@@ -221,7 +230,7 @@ class _Fit:
     ) -> None:
         self.model, self.train, self.val, self.config, self.cache = model, train, val, config, cache
         self.features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
-        self.samples: dict[tuple[int, View], _Sample] = {}
+        self.sample = functools.lru_cache(maxsize=KEPT_SAMPLES)(self._build_sample)
         self.on_step, self.on_validation = on_step, on_validation
         self.optimiser = torch.optim.AdamW(parameter_groups(model, config), fused=True)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -243,7 +252,7 @@ class _Fit:
         self.model.glip.set_recompute(self.config.recompute)
         try:
             for step in range(1, self.history.total_steps + 1):
-                self._step(step, [self._sample(*drawn) for drawn in next(batches)])
+                self._step(step, [self.sample(*drawn) for drawn in next(batches)])
                 if self.val is not None and (step % self.steps_per_epoch == 0 or step == self.history.total_steps):
                     self._validate(step)
                     if self.bad_validations >= self.config.stop_patience:
@@ -278,7 +287,9 @@ class _Fit:
                 losses[name] += part.item()
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.clip_norm)
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():  # with float16 a step is skipped instead
+        overflowed = not torch.isfinite(norm)
+        # The loss scale starts high and is halved at each overflow; below one, it is not the scale that is to blame.
+        if overflowed and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise NonFiniteLossError(
                 f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
                 f"The batch holds pictures {_ids(batch)}. Lower the learning rate, or look at their boxes."
@@ -286,22 +297,19 @@ class _Fit:
         rate = self.optimiser.param_groups[0]["lr"]
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        done = Step(step, losses, rate, norm.item(), time.perf_counter() - started)
+        done = Step(step, losses, rate, None if overflowed else norm.item(), time.perf_counter() - started)
         self.history.steps.append(done)
         if self.on_step:
             self.on_step(done, self.history.total_steps)
 
-    def _sample(self, position: int, view: View) -> _Sample:
+    def _build_sample(self, position: int, view: View) -> _Sample:
         """Return a picture of the split in one view; the picture itself is not opened beyond its size."""
-        if (position, view) not in self.samples:
-            record = self.train.records[position]
-            size_hw = picture_size(record.path)
-            target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
-            seen_hw = resize_shape(size_hw, view.short_side, self.config.max_long_side)
-            shapes_hw = level_shapes(padded_shape(seen_hw))
-            assignment = assign(anchor_grid(shapes_hw, self.model.device), shapes_hw, target)
-            self.samples[position, view] = _Sample(record, view, target, assignment)
-        return self.samples[position, view]
+        record = self.train.records[position]
+        size_hw = picture_size(record.path)
+        target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
+        seen_hw = resize_shape(size_hw, view.short_side, self.config.max_long_side)
+        shapes_hw = level_shapes(padded_shape(seen_hw))
+        return _Sample(record, view, target, assign(anchor_grid(shapes_hw, self.model.device), shapes_hw, target))
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for group in self.optimiser.param_groups for p in group["params"])

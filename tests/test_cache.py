@@ -437,3 +437,31 @@ def test_a_picture_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch)
 def test_a_missing_picture_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         picture_digest(tmp_path / "nowhere.png")
+
+
+def test_what_an_earlier_run_left_in_memory_makes_room_oldest_first():
+    size = pyramid().cells.nbytes
+    cache = FeatureCache(memory_bytes=2 * size)
+    for i in range(2):
+        cache.get(key(i), lambda i=i: pyramid(i))
+    cache.begin_run()
+    cache.get(key(1), fail)
+    cache.get(key(2), lambda: pyramid(2))  # in place of 0
+    assert cache.statistics.memory_bytes == 2 * size
+    for i in (1, 2):
+        cache.get(key(i), fail)
+    cache.get(key(0), pyramid)  # no room: this run uses both others
+    assert cache.statistics.misses == 4
+    for i in (1, 2):
+        cache.get(key(i), fail)
+
+
+def test_files_that_this_process_used_in_an_earlier_run_make_room_too(tmp_path):
+    (file,) = fill(tmp_path, 1)
+    cache = FeatureCache(memory_bytes=0, folder=tmp_path, disk_bytes=file.stat().st_size + 100)
+    cache.get(key(0), fail)
+    cache.get(key(1), lambda: pyramid(1))
+    assert file.exists()
+    cache.begin_run()
+    cache.get(key(1), lambda: pyramid(1))
+    assert not file.exists()

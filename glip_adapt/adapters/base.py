@@ -182,7 +182,12 @@ class AdaptedGlip:
         if self.adapter.stage <= Stage.ENCODE_TEXT:
             return [self.glip.encode_text(tokens) for tokens in self.captions]
         if self._texts is None:
-            with torch.no_grad():
+            # In full precision whatever the caller runs in, since they stay; and fit for training later.
+            with (
+                torch.autocast(self.device.type, enabled=False),
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):
                 self._texts = [self.glip.encode_text(tokens) for tokens in self.captions]
         return self._texts
 

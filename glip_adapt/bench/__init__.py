@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import resource
@@ -112,6 +113,7 @@ class _Bench:
     def execute(self, key: RunKey, config: Mapping[str, Any], directory: Path) -> RunOutcome:
         """Fit, score once, and leave predictions, history and adapter in ``directory``."""
         started = time.perf_counter()
+        _reset_peak(self.device)
         data = self.load_dataset(key.dataset)
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
         classes = (protocol.prompts == "official" and data.prompts) or data.classes
@@ -161,11 +163,22 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
+def _reset_peak(device: str) -> None:
+    """Forget the highest memory in use so far, where the system allows it, so that a run reports its own."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+
+
 def _peak_bytes(device: str) -> int:
-    """Return the highest memory in use: of the GPU, or of this process so far."""
+    """Return the highest memory in use since ``_reset_peak``: of the GPU, or of this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes, of the whole process
 
 
 def _describe(device: str) -> str:

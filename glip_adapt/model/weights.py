@@ -109,11 +109,13 @@ def load_trunk(
         seed: of random weights; unused when there is a checkpoint.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or there is no such device.
         FileNotFoundError: if a file is missing and the Hub cannot be reached.
         CheckpointError: if the file is not a checkpoint of this trunk.
     """
     spec = trunk_spec(name)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"No GPU for device {str(device)!r}: torch {torch.__version__} sees none here. Use cpu.")
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
@@ -138,7 +140,7 @@ def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -
         torch.manual_seed(seed)
         glip = build_glip(config)
     words = [*SPECIAL_TOKENS, ".", *(f"w{i}" for i in range(config.text.vocabulary_size - len(SPECIAL_TOKENS) - 1))]
-    return Trunk(name, glip.requires_grad_(False).to(device), Tokenizer(words), checksum=f"random {seed}")
+    return Trunk(name, glip.requires_grad_(False).to(device), Tokenizer(words), checksum=f"random {name} {seed}")
 
 
 def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer:
