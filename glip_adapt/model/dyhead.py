@@ -53,10 +53,11 @@ class DyHeadBlock(nn.Module):
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
         """Mean of the branches, each scaled by its attention in [0, 1]."""
-        first, *others = (
-            x * F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches
-        )
-        return sum(others, start=first) / len(branches)
+        attention = [F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches]
+        total = branches[0] * (attention[0] / len(branches))
+        for x, weight in zip(branches[1:], attention[1:], strict=True):
+            total = torch.addcmul(total, x, weight / len(branches))  # one pass over the map
+        return total
 
 
 class DeformableConvNorm(nn.Module):

@@ -61,9 +61,9 @@ class CrossAttention(nn.Module):
     def _dense(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         query = self._split_heads(self.query_image(image)) * self._scale
         key = self._split_heads(self.key_text(text))
-        over_tokens, over_positions = self._probabilities(query @ key.transpose(-1, -2), text_mask)
-        to_image = over_tokens @ self._split_heads(self.value_text(text))  # (B, k, N, d)
-        to_text = over_positions @ self._split_heads(self.value_image(image))  # (B, k, T, d)
+        over_tokens, over_positions = self._probabilities((query @ key.transpose(-1, -2)).transpose(1, 2), text_mask)
+        to_image = over_tokens.transpose(1, 2) @ self._split_heads(self.value_text(text))  # (B, k, N, d)
+        to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
         return self.out_image(_merge_heads(to_image)), self.out_text(_merge_heads(to_text))
 
     def _reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,25 +77,25 @@ class CrossAttention(nn.Module):
         scores = torch.baddbmm(
             score_bias.view(batch, 1, -1), image, score_weight.flatten(1, 2).transpose(1, 2)
         )  # (B, N, k·T)
-        over_tokens, over_positions = self._probabilities(
-            scores.unflatten(-1, (self.heads, tokens)).transpose(1, 2), text_mask
-        )  # (B, k, N, T), (B, k, T, N)
+        over_tokens, over_positions = self._probabilities(scores.unflatten(-1, (self.heads, tokens)), text_mask)
 
         # A (L Wo): the value of each token goes through the output matrix before it meets the positions.
         value = self._split_heads(self.value_text(text))  # (B, k, T, d)
         value = value @ self.out_image.weight.unflatten(1, heads).permute(1, 2, 0)  # (B, k, T, C)
-        to_image = torch.baddbmm(self.out_image.bias, over_tokens.transpose(1, 2).flatten(2), value.flatten(1, 2))
+        to_image = torch.baddbmm(self.out_image.bias, over_tokens.flatten(2), value.flatten(1, 2))
 
         # (A' v) Wv + (Σ A') bv: raw features are pooled before they are projected. The sum is one but for dropout.
-        pooled = (over_positions.flatten(1, 2) @ image).unflatten(1, (self.heads, tokens))  # (B, k, T, C)
+        over_positions = over_positions.flatten(2).transpose(1, 2)  # (B, k·T, N)
+        pooled = (over_positions @ image).unflatten(1, (self.heads, tokens))  # (B, k, T, C)
         to_text = pooled @ self.value_image.weight.unflatten(0, heads).transpose(1, 2)  # (B, k, T, d)
-        to_text = to_text + over_positions.sum(-1, keepdim=True) * self.value_image.bias.view(self.heads, 1, -1)
+        total = over_positions.sum(-1).view(batch, self.heads, tokens, 1)
+        to_text = to_text + total * self.value_image.bias.view(self.heads, 1, -1)
         return to_image, self.out_text(_merge_heads(to_text))
 
     def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Softmax of (B, k, N, T) scores over tokens, and transposed over positions, with dropout on both."""
+        """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
         scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
-        over_positions = scores.transpose(-1, -2).softmax(-1)
+        over_positions = scores.softmax(1)
         if not text_mask.all():
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         over_tokens = scores.softmax(-1)
@@ -135,7 +135,7 @@ class FusionLayer(nn.Module):
         """Return fused (B, N, C) and (B, T, D)."""
         image, text = self.norm_image(image), self.norm_text(text)
         to_image, to_text = self.attention(image, text, text_mask)
-        return image + self.scale_image * to_image, text + self.scale_text * to_text
+        return torch.addcmul(image, self.scale_image, to_image), torch.addcmul(text, self.scale_text, to_text)
 
 
 class TextLayer(nn.Module):

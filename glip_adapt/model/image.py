@@ -31,8 +31,11 @@ from glip_adapt.structures import ImageBatch, Pyramid, SizeHW
 
 # Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
 PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
-CPU_CHUNK = 4800  # cells; the widest layer then takes 7 MB, which stays in the cache
 PIXEL_STD_BGR = (57.375, 57.12, 58.395)
+
+# Cells whose windows go through a Swin block together on a CPU; the widest layer of GLIP-T then takes 7 MB and stays in
+# the cache.
+CPU_WINDOWS = 4800
 
 
 class ImageEncoder(nn.Module):
@@ -158,26 +161,26 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
         batch, h, w, channels = x.shape
-        layout = window_layout((h, w), self.window, self.shift)
-        first = h * w * torch.arange(batch, device=x.device).view(-1, 1, 1)  # row of each picture's first cell
-        cells = (layout.cells.to(x.device) + first).flatten(0, 1)
-        real = layout.real.to(x.device).repeat(batch, 1)
-        masks = shifted_mask.repeat(batch, 1, 1) if self.shift else None
+        chunk = max(1, CPU_WINDOWS // self.window**2) if x.device.type == "cpu" else batch * h * w
+        layout = window_layout((h, w), self.window, self.shift, batch, chunk, x.device)
+        rows = x.reshape(-1, channels)
         # Stochastic depth leaves out whole pictures, so it is drawn before the cells are dealt out.
-        kept = torch.cat([self.drop_path(x.new_ones(batch, 1)) for _ in range(2)], dim=1)
-        rows, outputs = x.reshape(-1, channels), []
-        chunk = _windows_at_a_time(x, self.window)
-        for start in range(0, len(cells), chunk):
-            here = slice(start, start + chunk)
-            shown = real[here]
-            attended = self.attn(
-                self.norm1(rows[cells[here]]) * shown.unsqueeze(-1), None if masks is None else masks[here]
-            )
-            source = cells[here][shown]
-            keep_attention, keep_mlp = kept[source // (h * w)].split(1, dim=1)
-            row = rows[source] + keep_attention * attended[shown]
-            outputs.append(row + keep_mlp * self.mlp(self.norm2(row)))
-        return torch.cat(outputs)[(layout.position.to(x.device) + first.view(-1, 1)).flatten()].view_as(x)
+        kept = torch.cat([self.drop_path(x.new_ones(batch, 1)) for _ in range(2)], dim=1)[layout.source // (h * w)]
+        counts = [len(slot) for slot in layout.slots]
+        outputs = []
+        for windows, real, mask, own, slot, (keep_attention, keep_mlp) in zip(
+            rows[layout.cells].split(chunk),
+            layout.real.split(chunk),
+            (shifted_mask.repeat(batch, 1, 1).split(chunk) if self.shift else [None] * len(counts)),
+            rows[layout.source].split(counts),
+            layout.slots,
+            (part.split(1, dim=1) for part in kept.split(counts)),
+            strict=True,
+        ):
+            attended = self.attn(self.norm1(windows) * real, mask)
+            row = torch.addcmul(own, keep_attention, attended.flatten(0, 1)[slot])
+            outputs.append(torch.addcmul(row, keep_mlp, self.mlp(self.norm2(row))))
+        return torch.cat(outputs)[layout.position].view_as(x)
 
 
 class WindowAttention(nn.Module):
@@ -216,35 +219,48 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def _windows_at_a_time(x: Tensor, window: int) -> int:
-    """How many windows go through a block together: on a CPU as many as leave the widest layer in its cache."""
-    return max(1, CPU_CHUNK // window**2) if x.device.type == "cpu" else x.numel()
-
-
 @dataclass(frozen=True)
 class WindowLayout:
-    """Which cell of a map sits where once it is padded to whole windows and shifted.
+    """Which cell sits where once B maps (h, w) are padded to whole windows, shifted and dealt out.
 
     Attributes:
-        cells: (windows, cells) int64, row of the map (h·w) that a window's cell shows; 0 where it shows padding.
-        real: (windows, cells) bool, False where a window's cell shows padding.
-        position: (h·w,) int64, where each cell of the map stands among the real cells, window by window.
+        cells: (windows, cells) int64, row among B·h·w that a window's cell shows; 0 where it shows padding.
+        real: (windows, cells, 1) float, 0 where a window's cell shows padding, else 1.
+        source: (B·h·w,) int64, the rows that are shown, window by window.
+        slots: for each chunk of windows, int64 positions of its shown rows among its cells.
+        position: (B·h·w,) int64, where each row stands in ``source``.
     """
 
     cells: Tensor
     real: Tensor
+    source: Tensor
+    slots: tuple[Tensor, ...]
     position: Tensor
 
 
 @lru_cache(maxsize=64)  # a handful of picture sizes is in use at a time
-def window_layout(size_hw: SizeHW, window: int, shift: int) -> WindowLayout:
-    """Return the layout of a map of ``size_hw``; the padding comes before the shift."""
+def window_layout(
+    size_hw: SizeHW, window: int, shift: int, batch: int, chunk: int, device: torch.device
+) -> WindowLayout:
+    """Return the layout of ``batch`` maps whose windows go through a block ``chunk`` at a time.
+
+    The padding comes before the shift.
+    """
     h, w = size_hw
     padded_h, padded_w = _padded_hw(size_hw, window)
-    cell = F.pad(torch.arange(1, h * w + 1).view(h, w), (0, padded_w - w, 0, padded_h - h)) - 1  # -1 is padding
-    cell = window_partition(cell.roll((-shift, -shift), dims=(0, 1))[None, :, :, None], (window, window)).flatten(1)
+    cell = torch.arange(1, batch * h * w + 1, device="cpu").view(batch, h, w)
+    cell = F.pad(cell, (0, padded_w - w, 0, padded_h - h)) - 1  # -1 is padding
+    cell = window_partition(cell.roll((-shift, -shift), dims=(1, 2)).unsqueeze(-1), (window, window)).flatten(1)
     real = cell >= 0
-    return WindowLayout(cell.clamp(min=0), real, cell[real].argsort())
+    source = cell[real]
+    slots = tuple(part.flatten().nonzero().flatten().to(device) for part in real.split(chunk))
+    return WindowLayout(
+        cells=cell.clamp(min=0).to(device),
+        real=real.unsqueeze(-1).float().to(device),
+        source=source.to(device),
+        slots=slots,
+        position=source.argsort().to(device),
+    )
 
 
 def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:

@@ -55,7 +55,7 @@ def test_going_through_a_layer_in_chunks_changes_nothing(chunk, monkeypatch):
     network, batch = encoder(swin()), pictures((64, 90), (50, 96), padded_hw=(64, 96))
     with torch.no_grad():
         expected = network(batch).cells
-        monkeypatch.setattr(image, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(image, "CPU_WINDOWS", chunk)
         torch.testing.assert_close(network(batch).cells, expected, rtol=1e-4, atol=1e-5)
 
 
