@@ -174,3 +174,29 @@ def test_blocks_that_are_computed_again_keep_less_for_the_backward_pass(build, d
             model.finish(prefix)
         kept.append(count[0])
     assert kept[1] < kept[0] / 2
+
+
+def test_text_features_stay_in_full_precision_whatever_used_them_first(build, data):
+    model = build("linear_probe")
+    evaluate(model, data.val, PredictConfig(short_side=64, precision="bfloat16"))
+    config = PredictConfig(short_side=64)
+    assert evaluate(model, data.val, config) == evaluate(build("linear_probe"), data.val, config)
+
+
+def test_a_model_left_in_train_mode_keeps_no_random_feature(build, data):
+    model, cache = build("zero_shot"), FeatureCache()
+    model.glip.train()
+    config = PredictConfig(short_side=64)
+    found = evaluate(model, data.val, config, cache=cache)
+    assert found == evaluate(build("zero_shot"), data.val, config)
+
+
+def test_an_unknown_precision_is_refused_by_name():
+    with pytest.raises(ValueError, match="'half'; valid are 'bfloat16', 'float16', 'float32'"):
+        FitConfig(precision="half")
+
+
+def test_a_step_whose_float16_gradient_overflows_is_skipped_and_says_so(build, data):
+    config = replace(SMALL, precision="float16", epochs=1)
+    history = fit(build("linear_probe"), data.train, None, config)
+    assert all(step.gradient_norm is None or step.gradient_norm > 0 for step in history.steps)

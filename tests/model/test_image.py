@@ -247,3 +247,42 @@ def test_a_timm_model_without_the_strides_is_refused_by_name():
 def test_an_unknown_timm_model_is_refused_by_name():
     with pytest.raises(RuntimeError, match="no_such_net"):
         TimmBackbone("no_such_net")
+
+
+# Windows, chunk by chunk --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 100_000])
+def test_chunks_change_no_gradient(chunk, monkeypatch):
+    def gradients():
+        torch.manual_seed(0)
+        stage = SwinStage(width=8, input_width=None, heads=2, window=WINDOW, drop_path=[0.0, 0.0]).double()
+        x = torch.randn(2, 7, 9, 8, dtype=torch.float64, requires_grad=True)
+        stage(x).square().sum().backward()
+        return [x.grad, *(p.grad for p in stage.parameters())]
+
+    expected = gradients()
+    monkeypatch.setattr(image, "CPU_WINDOWS", chunk)
+    torch.testing.assert_close(gradients(), expected)
+
+
+def test_stochastic_depth_leaves_out_whole_pictures(monkeypatch):
+    monkeypatch.setattr(image, "CPU_WINDOWS", 1)  # so that every window is a chunk of its own
+    torch.manual_seed(0)
+    block = SwinBlock(width=8, heads=2, window=WINDOW, shift=0, drop_path=0.5).train()
+    x = torch.randn(16, 8, 8, 8)
+    with torch.no_grad():
+        changed = (block(x, shifted_window_mask((8, 8), WINDOW)) != x).any(-1).flatten(1)
+    assert (changed.all(1) | ~changed.any(1)).all()  # for both residuals to be dropped, or one to stay: all cells alike
+    assert 0 < changed.any(1).sum() < 16
+
+
+def test_blocks_computed_again_give_the_same_gradient_with_stochastic_depth():
+    def gradients(recompute):
+        torch.manual_seed(0)
+        stage = SwinStage(width=8, input_width=None, heads=2, window=WINDOW, drop_path=[0.3, 0.3]).double().train()
+        x = torch.randn(4, 7, 9, 8, dtype=torch.float64, requires_grad=True)
+        stage(x, recompute).square().sum().backward()
+        return [x.grad, *(p.grad for p in stage.parameters())]
+
+    torch.testing.assert_close(gradients(True), gradients(False))
