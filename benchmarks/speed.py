@@ -134,6 +134,8 @@ class Workload:
     def ours(self) -> HeadOutput:
         """One step from what is kept."""
         self.model.glip.set_recompute(self.recompute)
+        if self.optimiser is not None:
+            self.optimiser.zero_grad()  # before the forward pass, as fit does
         with autocast(self.model.device, self.precision), torch.set_grad_enabled(self.trains):
             prefix = self.prefix if self.trains else self.model.frozen_prefix(self.images)
             (output,) = self.model.finish(prefix)
@@ -161,7 +163,7 @@ class Workload:
 
     def _learn(self, output: HeadOutput) -> HeadOutput:
         if self.optimiser is not None:
-            self.optimiser.zero_grad()
+            self.optimiser.zero_grad()  # after the forward pass, as the public trainer does
             torch.stack(list(detection_loss(output, self.targets).values())).sum().backward()
             self.optimiser.step()
         if self.model.device.type == "cuda":
