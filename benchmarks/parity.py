@@ -31,6 +31,7 @@ from glip_adapt.adapters.base import AdaptedGlip, Prefix
 from glip_adapt.cache import CacheKey, FeatureCache
 from glip_adapt.data.transforms import collate
 from glip_adapt.model.decode import decode
+from glip_adapt.model.fusion import CrossAttention
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk, public_name, public_names
 from glip_adapt.structures import Detections, HeadOutput, ImageBatch, Target
@@ -125,9 +126,9 @@ def compare(file: Path, weights: ModuleType, vocabulary: Path) -> Iterator[Line]
             yield Line(file.name, quantity, error, limit)
         model = attach(trunk, "linear_probe", classes=model.class_names)  # what it freezes reaches up to the head
     for way in WAYS if method == "prompt" or file.name.startswith("eval_") else WAYS[:1]:
-        for block in model.glip.tower.blocks:
-            if block.fusion is not None:
-                block.fusion.attention.order = way.order
+        for module in model.glip.modules():
+            if isinstance(module, CrossAttention):
+                module.order = way.order
         compare_kind = compare_eval if file.name.startswith("eval_") else compare_train
         for quantity, error, limit in compare_kind(golden, model, forward(model, images, way.cached), weights):
             yield Line(file.name, f"{quantity}{way}", error, limit)

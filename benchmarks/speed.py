@@ -23,7 +23,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -35,14 +37,16 @@ from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip, Precision, autocast
 from glip_adapt.adapters.prompt import TextOffset
 from glip_adapt.model import dyhead
+from glip_adapt.model.fusion import CrossAttention, FusionLayer, Order
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.text import MAX_TOKENS
 from glip_adapt.model.weights import TRUNKS, Trunk, random_trunk
-from glip_adapt.structures import HeadOutput, ImageBatch, Target, Tokens, split_levels
+from glip_adapt.structures import HeadOutput, ImageBatch, Target, TextFeatures, Tokens, split_levels
 from glip_adapt.train import parameter_groups, published_recipe
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")
+ORDERS: tuple[Order, ...] = ("auto", "reassociated", "dense")
 GROWTH_TOKENS = (15, 31, 63, 127, 191, 253)  # two per class and one more
 GROWTH_SIZES_HW = ((256, 320), (320, 448), (480, 640), (640, 832), (800, 1088))
 
@@ -77,7 +81,7 @@ def main() -> None:
 @contextmanager
 def reference_arithmetic(model: AdaptedGlip) -> Iterator[None]:
     """While open, the network computes as the public code does."""
-    attentions = [block.fusion.attention for block in model.glip.tower.blocks if block.fusion is not None]
+    attentions = [module for module in model.glip.modules() if isinstance(module, CrossAttention)]
     for attention in attentions:
         attention.order = "dense"
     try:
@@ -190,7 +194,7 @@ def build_workload(
 # Measurements --------------------------------------------------------------------------------------------------------
 
 
-def compare(arguments: argparse.Namespace) -> dict[str, object]:
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return medians of both sides, their ratios, peak memory and the largest difference of their outputs."""
     size_hw = tuple(arguments.size)
     peaks = {task: {side: peak_in_own_process(side, task) for side in SIDES} for task in arguments.tasks}
@@ -284,16 +288,8 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
         with torch.no_grad():
             image = work.model.glip.encode_image(work.images).cells
             (text,) = work.model.texts()
-        layer = trunk.glip.tower.blocks[0].fusion
-
-        def fuse(order: str, layer=layer, image=image, text=text) -> None:
-            layer.attention.order = order
-            with torch.no_grad():
-                layer(image, text.features.expand(len(image), -1, -1), text.mask.expand(len(image), -1))
-            layer.attention.order = "auto"
-
-        orders = ("auto", "reassociated", "dense")
-        growth["tokens"][tokens] = interleaved({o: lambda o=o: fuse(o) for o in orders}, arguments.repeats)
+        sides: dict[str, Callable[[], object]] = {o: partial(fuse, trunk, o, image, text) for o in ORDERS}
+        growth["tokens"][tokens] = interleaved(sides, arguments.repeats)
         progress(f"{tokens} tokens: {growth['tokens'][tokens]}")
     for size in GROWTH_SIZES_HW:
         work = build_workload(trunk, "inference", arguments, size, arguments.classes)
@@ -306,6 +302,15 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
     return growth
 
 
+@torch.no_grad()
+def fuse(trunk: Trunk, order: Order, image: Tensor, text: TextFeatures) -> None:
+    """Run the first fusion layer in one order of its products."""
+    layer = next(module for module in trunk.glip.modules() if isinstance(module, FusionLayer))
+    layer.attention.order = order
+    layer(image, text.features.expand(len(image), -1, -1), text.mask.expand(len(image), -1))
+    layer.attention.order = "auto"
+
+
 # What people see -----------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +318,7 @@ def progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def report(found: dict[str, object], arguments: argparse.Namespace) -> None:
+def report(found: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print the comparison as a table, or as one JSON object."""
     if arguments.json:
         print(json.dumps(found))
