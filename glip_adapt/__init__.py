@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glip_adapt.evaluation import evaluate
     from glip_adapt.model.weights import load_trunk
     from glip_adapt.prediction import PredictConfig, predict
-    from glip_adapt.train import FitConfig, fit, published_recipe
+    from glip_adapt.train import FitConfig, default_recipe, fit, published_recipe
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ _HOMES = {
     "FitConfig": "glip_adapt.train",
     "PredictConfig": "glip_adapt.prediction",
     "attach": "glip_adapt.adapters",
+    "default_recipe": "glip_adapt.train",
     "evaluate": "glip_adapt.evaluation",
     "fit": "glip_adapt.train",
     "load_adapter": "glip_adapt.adapters",
@@ -46,6 +47,7 @@ __all__ = [
     "PredictConfig",
     "__version__",
     "attach",
+    "default_recipe",
     "evaluate",
     "fit",
     "load_adapter",

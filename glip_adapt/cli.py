@@ -147,11 +147,11 @@ def adapt(
 
     Example: glip-adapt adapt odinw/Raccoon --method prompt --shots 5 --seed 3 --out adapters/raccoon
     """
-    from glip_adapt import attach, evaluate, fit, load_dataset, published_recipe
+    from glip_adapt import attach, default_recipe, evaluate, fit, load_dataset
     from glip_adapt.config import override, read_toml
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
-    recipe = replace(published_recipe(method, count), seed=seed)
+    recipe = replace(default_recipe(trunk, method, count), seed=seed)
     if config is not None:
         recipe = override(recipe, read_toml(config), str(config))
     data = load_dataset(dataset)

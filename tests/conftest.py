@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from glip_adapt.model.build import GLIP_NANO, TextConfig, build_glip
-from glip_adapt.model.weights import Trunk, load_trunk, weights_checksum
+from glip_adapt.model.weights import Trunk, load_tokenizer, weights_checksum
 
 TINY = replace(
     GLIP_NANO,
     backbone="test_convnext",
-    text=TextConfig(vocabulary_size=109, width=32, layers=1, heads=2, hidden_width=64, dropout=0.1),
+    text=TextConfig(vocabulary_size=950, width=32, layers=1, heads=2, hidden_width=64, dropout=0.1),
     image_width=32,
     joint_width=64,
     joint_heads=2,
@@ -38,7 +38,7 @@ def tiny_trunk() -> Trunk:
     glip = build_glip(TINY).requires_grad_(False)
     with torch.no_grad():  # random heads score everything near the prior; spread them so that decoding has work
         glip.head.bias0.fill_(0.0)
-    return Trunk("glip-nano", glip, load_trunk("glip-nano").tokenizer, weights_checksum(glip))
+    return Trunk("glip-nano", glip, load_tokenizer("glip-nano"), weights_checksum(glip))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The recipe, step by step, on the tiny trunk."""
 
+import math
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.evaluation import evaluate
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.weights import load_trunk
+from glip_adapt.optimise import NonFiniteLossError
 from glip_adapt.structures import Target
-from glip_adapt.train import FitConfig, NonFiniteLossError, fit, parameter_groups, published_recipe
+from glip_adapt.train import FitConfig, default_recipe, fit, parameter_groups, published_recipe
 
 CLASSES = ("red box", "blue box")
 SMALL = FitConfig(short_sides=(64,), test_short_side=64, batch_size=2, epochs=1)
@@ -276,7 +278,18 @@ def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
 
 
 @pytest.mark.parametrize(
-    "name", ["batch_size", "learning_rate", "clip_norm", "epochs", "copies", "stop_patience", "test_short_side"]
+    "name",
+    [
+        "batch_size",
+        "learning_rate",
+        "clip_norm",
+        "epochs",
+        "copies",
+        "stop_patience",
+        "test_short_side",
+        "max_steps",
+        "validate_every",
+    ],
 )
 @pytest.mark.parametrize("value", [0, -1])
 def test_a_recipe_of_nothing_is_refused_by_name(name, value):
@@ -288,6 +301,34 @@ def test_a_recipe_of_nothing_is_refused_by_name(name, value):
 def test_a_recipe_that_no_validation_could_use_is_refused_at_once(change):
     with pytest.raises(ValueError, match=r"short_side .* and at most max_long_side"):
         FitConfig(**change)
+
+
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
+@pytest.mark.parametrize("shots", PUBLISHED)
+def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
+    assert default_recipe("glip-t", method, shots) == published_recipe(method, shots)
+    recipe = default_recipe("glip-nano-a", method, shots)
+    assert recipe == default_recipe("glip-nano", method, shots)
+    assert (recipe.test_short_side, recipe.flip, recipe.schedule) == (160, False, "cosine")
+    others = default_recipe("glip-nano", method, 5)
+    ratio = 1 / 3 if shots == 1 else 1
+    assert recipe.learning_rate == pytest.approx(ratio * others.learning_rate)
+    assert recipe.text_learning_rate == pytest.approx(ratio * others.text_learning_rate)
+    assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
+
+
+def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(build, data, score_with, monkeypatch):
+    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
+    score_with(n / 1000 for n in range(1000))
+    history = fit(build(), data.train, data.val, replace(SMALL, max_steps=11, validate_every=4))
+    assert history.total_steps == 11
+    assert [validation.step for validation in history.validations] == [4, 8, 11]
+
+
+def test_a_cosine_falls_from_the_rate_to_nothing_whatever_the_validations_say(build, single, data, score_with):
+    history, *_ = run_aps(build, single, data, score_with, [0.5] + [0.1] * 5, schedule="cosine", plateau_patience=0)
+    expected = [1e-4 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    assert [step.learning_rate for step in history.steps] == pytest.approx(expected)
 
 
 # Plateau, early stopping, the best state -----------------------------------------------------------------------------

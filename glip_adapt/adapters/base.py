@@ -106,7 +106,9 @@ class AdaptedGlip:
                 "Use fewer or shorter class names, or zero_shot."
             )
         self.glip, self.owned = _attach(trunk.glip, adapter, self.captions[0])
-        self._texts: list[TextFeatures] | None = None
+        self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith("text_encoder.")]
+        self._texts: list[TextFeatures] = []
+        self._texts_version: tuple[int, ...] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -178,10 +180,11 @@ class AdaptedGlip:
         return self.finish(self.frozen_prefix(images))
 
     def texts(self) -> list[TextFeatures]:
-        """Return the text features of each caption; computed once where no owned tensor influences them."""
-        if self.adapter.stage <= Stage.ENCODE_TEXT:
+        """Return the text features of each caption; outside of training, computed again only when weights moved."""
+        if self._text_weights and torch.is_grad_enabled():
             return [self.glip.encode_text(tokens) for tokens in self.captions]
-        if self._texts is None:
+        version = tuple(weight._version for weight in self._text_weights)  # counts changes in place
+        if self._texts_version != version:
             # In full precision whatever the caller runs in, since they stay; and fit for training later.
             with (
                 torch.autocast(self.device.type, enabled=False),
@@ -189,6 +192,7 @@ class AdaptedGlip:
                 torch.no_grad(),
             ):
                 self._texts = [self.glip.encode_text(tokens) for tokens in self.captions]
+            self._texts_version = version
         return self._texts
 
     def save(self, folder: str | Path) -> None:

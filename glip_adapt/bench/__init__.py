@@ -27,7 +27,7 @@ from glip_adapt.data.odinw import Dataset, known_datasets, load_dataset, rendere
 from glip_adapt.evaluation import Evaluation, evaluate
 from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
 from glip_adapt.prediction import PredictConfig
-from glip_adapt.train import FitConfig, History, Step, fit, published_recipe
+from glip_adapt.train import FitConfig, History, Step, default_recipe, fit
 
 
 def read_plan(path: Path | str) -> BenchPlan:
@@ -102,7 +102,9 @@ class _Bench:
         """Return all settings of a run, defaults included; the key's seed also drives training."""
         self.load_dataset(key.dataset)  # fails before the first run if it is not there
         where = f"[fit] for {key.name}"
-        recipe = override(published_recipe(key.method, key.shots or 1), {"seed": key.seed, **given["fit"]}, where)
+        recipe = override(
+            default_recipe(key.trunk, key.method, key.shots or 1), {"seed": key.seed, **given["fit"]}, where
+        )
         return {
             **given,
             "trunk_checksum": self.checksum(key.trunk),

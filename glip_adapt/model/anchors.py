@@ -17,15 +17,18 @@ from torch import Tensor
 from glip_adapt.structures import SizeHW
 
 STRIDES = (8, 16, 32, 64, 128)  # pixels between cells of each level
-SIZES = (64, 128, 256, 512, 1024)  # side of an anchor in pixels
+ANCHOR_SCALE = 8  # side of an anchor over the stride of its level
 CODEC_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times the anchor's
 
 
-def anchor_grid(level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu") -> Tensor:
-    """Return (A, 4) float32 anchors, finest level first, row by row within a level."""
+def anchor_grid(
+    level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu", scale: int = ANCHOR_SCALE
+) -> Tensor:
+    """Return (A, 4) float32 anchors with sides of ``scale`` strides, finest level first, row by row within a level."""
     levels = []
-    for (h, w), stride, size in zip(level_shapes_hw, STRIDES, SIZES, strict=True):
+    for (h, w), stride in zip(level_shapes_hw, STRIDES, strict=True):
+        size = scale * stride
         y = torch.arange(h, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
         x = torch.arange(w, dtype=torch.float32, device=device) * stride + (stride - 1) / 2
         centres = torch.cartesian_prod(y, x).flip(-1)  # (h·w, 2) as (x, y)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from glip_adapt.model.anchors import ANCHOR_SCALE
 from glip_adapt.model.dyhead import DyHeadBlock
 from glip_adapt.model.fusion import FusionLayer, FusionTower, TextLayer, TowerBlock
 from glip_adapt.model.glip import Glip
@@ -47,6 +48,8 @@ class TextConfig:
     "channels of the feed-forward layer"
     dropout: float = 0.1
     "in the tower's text layers while training"
+    separators: tuple[int, ...] = ()
+    "WordPiece ids between which a phrase is read by itself; without, the whole caption is read as one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class GlipConfig:
     "heads of the cross attention"
     fusion_dropout: float = 0.1
     "of the cross attention while training"
+    anchor_scale: int = ANCHOR_SCALE
+    "side of an anchor over the stride of its level"
     drop_block: float = 0.3
     "rate at which patches are cut out of the pyramid while training"
 
@@ -79,15 +84,19 @@ GLIP_L = GlipConfig(
     backbone=SwinConfig(width=192, depths=(2, 2, 18, 2), heads=(6, 12, 24, 48), window=12, drop_path=0.4), blocks=8
 )
 GLIP_NANO = GlipConfig(
-    backbone="convnext_zepto_rms",
-    text=TextConfig(vocabulary_size=109, width=64, layers=2, heads=4, hidden_width=256, dropout=0.0),
-    image_width=64,
+    backbone="edgenext_xx_small",
+    text=TextConfig(
+        vocabulary_size=950, width=128, layers=2, heads=4, hidden_width=512, dropout=0.0, separators=(2, 3, 5)
+    ),
+    image_width=96,
     blocks=2,
     joint_width=128,
     joint_heads=4,
     fusion_dropout=0.0,
+    anchor_scale=4,
     drop_block=0.0,
 )
+GLIP_NANO_A = replace(GLIP_NANO, deep_fusion=False)
 
 
 def build_glip(config: GlipConfig) -> Glip:
@@ -110,9 +119,10 @@ def build_glip(config: GlipConfig) -> Glip:
             layers=text.layers,
             heads=text.heads,
             hidden_width=text.hidden_width,
+            separators=text.separators,
         ),
         tower=FusionTower([_build_block(config) for _ in range(config.blocks)]),
-        head=AlignmentHead(image_width=config.image_width, text_width=text.width),
+        head=AlignmentHead(image_width=config.image_width, text_width=text.width, anchor_scale=config.anchor_scale),
     )
     return glip.eval()
 

@@ -8,13 +8,14 @@ Shape letters: B batch, A anchors over all levels, T tokens, C visual channels, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glip_adapt.model.anchors import STRIDES, anchor_grid
-from glip_adapt.structures import Fused, HeadOutput
+from glip_adapt.model.anchors import ANCHOR_SCALE, STRIDES, anchor_grid
+from glip_adapt.structures import Fused, HeadOutput, SizeHW
 
 LOGIT_LIMIT = 50_000.0
 PRIOR_PROBABILITY = 0.01  # of an anchor being positive, the usual start of focal-loss detectors
@@ -36,8 +37,9 @@ class AlignmentHead(nn.Module):
         "bias0",
     )
 
-    def __init__(self, *, image_width: int, text_width: int) -> None:
+    def __init__(self, *, image_width: int, text_width: int, anchor_scale: int = ANCHOR_SCALE) -> None:
         super().__init__()
+        self.anchor_scale = anchor_scale
         self.box_deltas = nn.Conv2d(image_width, 4, kernel_size=1)
         self.centerness = nn.Conv2d(image_width, 1, kernel_size=1)
         self.text_projection = nn.Linear(text_width, image_width)
@@ -58,12 +60,16 @@ class AlignmentHead(nn.Module):
             token_logits=self._align(pyramid.cells, text.features),
             box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
             centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
-            anchors_xyxy=anchor_grid(pyramid.shapes_hw, device=pyramid.cells.device),
+            anchors_xyxy=self.anchors(pyramid.shapes_hw, pyramid.cells.device),
             level_shapes_hw=pyramid.shapes_hw,
             token_mask=text.mask,
             token_map=text.token_map,
             sizes_hw=pyramid.sizes_hw,
         )
+
+    def anchors(self, level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu") -> Tensor:
+        """Return the (A, 4) anchors that predictions refer to, finest level first."""
+        return anchor_grid(level_shapes_hw, device, self.anchor_scale)
 
     def _align(self, image: Tensor, text: Tensor) -> Tensor:
         """Dot products of (B, A, C) positions with projected (B, T, D) tokens."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tokenizers import Encoding
 from tokenizers.implementations import BertWordPieceTokenizer
-from torch import nn
+from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from glip_adapt.captions import Caption, ClassPrompt, build_caption
@@ -137,9 +137,31 @@ class TextEncoder(nn.Module):
     """BERT; the features are its last hidden layer."""
 
     def __init__(
-        self, *, vocabulary_size: int, width: int, layers: int, heads: int, hidden_width: int, max_positions: int = 512
+        self,
+        *,
+        vocabulary_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden_width: int,
+        max_positions: int = 512,
+        separators: Sequence[int] = (),
     ) -> None:
+        """Build with random weights.
+
+        Args:
+            vocabulary_size: WordPiece entries.
+            width: channels D.
+            layers: encoder layers.
+            heads: attention heads.
+            hidden_width: channels of the feed-forward layer.
+            max_positions: longest caption in tokens.
+            separators: ids that end a phrase. With them, attention and positions stay within a phrase, so that a
+                name has the same features in every caption, as in Grounding DINO (arXiv 2303.05499, section 3.4);
+                without, as in GLIP, each token sees the whole caption.
+        """
         super().__init__()
+        self.separators = tuple(separators)
         config = BertConfig(
             vocab_size=vocabulary_size,
             hidden_size=width,
@@ -152,7 +174,23 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> TextFeatures:
         """Return the features of each token, (B or 1, T, D)."""
-        # Without padding the mask says nothing, and leaving it out keeps attention on its fastest path.
-        mask = None if tokens.mask.all() else tokens.mask.long()
-        features = self.bert(input_ids=tokens.ids, attention_mask=mask).last_hidden_state
+        mask, positions = None, None
+        if self.separators:
+            mask, positions = phrase_attention(tokens.ids, self.separators)
+        elif not tokens.mask.all():  # without padding, no mask keeps attention on its fastest path
+            mask = tokens.mask.long()
+        features = self.bert(input_ids=tokens.ids, attention_mask=mask, position_ids=positions).last_hidden_state
         return TextFeatures(features, tokens.mask, tokens.token_map)
+
+
+def phrase_attention(ids: Tensor, separators: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return which tokens see each other, (B, 1, T, T) bool, and the place of each in its phrase, (B, T) int64.
+
+    A separator sees only itself. What follows the last one, [PAD] after [SEP], is a phrase like any other.
+    """
+    separates = torch.isin(ids, torch.tensor(separators, device=ids.device))
+    phrase = 2 * separates.cumsum(1) - separates.long()  # odd for the separators, even for what stands between
+    together = phrase[:, None, :, None] == phrase[:, None, None, :]
+    place = torch.arange(ids.shape[1], device=ids.device)
+    first = together[:, 0].int().argmax(-1)  # of the tokens that one sees
+    return together, place - first

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from glip_adapt.config import describe_unknown
 from glip_adapt.model.anchors import STRIDES
-from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
+from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
 
@@ -51,7 +51,8 @@ class TrunkSpec:
 
 
 TRUNKS: dict[str, TrunkSpec] = {
-    "glip-nano": TrunkSpec(config=GLIP_NANO, public_file=None, data="none: random weights"),
+    "glip-nano": TrunkSpec(config=GLIP_NANO, public_file=None, data="rendered scenes (synthetic)"),
+    "glip-nano-a": TrunkSpec(config=GLIP_NANO_A, public_file=None, data="rendered scenes (synthetic)"),
     "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365"),
     "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365"),
     "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG"),

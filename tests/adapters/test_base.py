@@ -18,7 +18,7 @@ from glip_adapt.model.weights import Trunk, weights_checksum
 from glip_adapt.prediction import PredictConfig, predict
 
 CLASSES = ("red box", "blue box")
-MANY = tuple(f"{colour} {shape}" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
+MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
 
 
 @pytest.fixture
@@ -277,11 +277,25 @@ def test_a_class_list_without_a_readable_name_is_refused(tiny_trunk, classes):
         attach(tiny_trunk, "prompt", classes=classes)
 
 
-def test_text_features_are_computed_once_unless_the_text_is_trained(tiny_trunk):
-    for method, once in (("prompt", True), ("linear_probe", True), ("text_encoder", False), ("full", False)):
-        model = attach(tiny_trunk, method, classes=CLASSES)
-        assert (model.texts()[0] is model.texts()[0]) == once, method
-        assert model.texts()[0].features.requires_grad == (not once), method
+@pytest.mark.parametrize("method", ["zero_shot", "prompt", "linear_probe", "text_encoder", "full"])
+def test_text_features_are_computed_again_only_when_their_weights_have_moved(tiny_trunk, method):
+    model = attach(tiny_trunk, method, classes=CLASSES)
+    with torch.no_grad():
+        first = model.texts()
+        assert model.texts()[0] is first[0]
+        trained = [name for name in model.owned if name.startswith("text_encoder.")]
+        for name in trained:
+            model.owned_tensors()[name].add_(0.01)
+        moved = model.texts()
+    assert (moved[0] is not first[0]) == bool(trained) == (method in ("text_encoder", "full"))
+    assert torch.equal(moved[0].features, model.glip.encode_text(model.captions[0]).features)
+
+
+def test_text_features_carry_gradients_where_the_text_is_trained(tiny_trunk):
+    model = attach(tiny_trunk, "text_encoder", classes=CLASSES)
+    with torch.no_grad():
+        assert not model.texts()[0].features.requires_grad
+    assert model.texts()[0].features.requires_grad
 
 
 def test_stages_stand_in_the_order_of_the_pipeline():

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glip_adapt.model.anchors import (
+    ANCHOR_SCALE,
     MAX_LOG_SCALE,
-    SIZES,
     STRIDES,
     anchor_grid,
     centres,
@@ -32,21 +32,21 @@ def box_lists(draw, count=5):
 @few
 def test_encoding_then_decoding_returns_the_boxes(boxes_xyxy, levels, cell):
     # Within the limit of 62.5 times the anchor's side: at most 2000 / 64.
-    sides = torch.tensor([SIZES[i] for i in levels], dtype=torch.float64)
+    sides = torch.tensor([ANCHOR_SCALE * STRIDES[i] for i in levels], dtype=torch.float64)
     corner = torch.tensor([STRIDES[i] * cell for i in levels], dtype=torch.float64)
     anchors = torch.stack((corner, corner, corner + sides - 1, corner + sides - 1), dim=-1)
     torch.testing.assert_close(decode(encode(boxes_xyxy, anchors), anchors), boxes_xyxy, rtol=1e-9, atol=1e-7)
 
 
-@given(padded_sides, padded_sides)
+@given(padded_sides, padded_sides, st.sampled_from([4, ANCHOR_SCALE]))
 @few
-def test_the_grid_has_one_anchor_per_cell_centred_on_it(height, width):
+def test_the_grid_has_one_anchor_per_cell_centred_on_it(height, width, scale):
     shapes_hw = level_shapes((height, width))
-    grid = anchor_grid(shapes_hw)
+    grid = anchor_grid(shapes_hw, scale=scale)
     assert grid.dtype == torch.float32
     expected = [
-        (stride * x + (stride - 1) / 2, stride * y + (stride - 1) / 2, size)
-        for (h, w), stride, size in zip(shapes_hw, STRIDES, SIZES, strict=True)
+        (stride * x + (stride - 1) / 2, stride * y + (stride - 1) / 2, scale * stride)
+        for (h, w), stride in zip(shapes_hw, STRIDES, strict=True)
         for y in range(h)
         for x in range(w)
     ]

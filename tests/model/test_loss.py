@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import sigmoid_focal_loss
 
-from glip_adapt.model.anchors import SIZES, STRIDES, anchor_grid, encode, level_shapes
+from glip_adapt.model.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, encode, level_shapes
 from glip_adapt.model.loss import LossScale, assign, centerness_targets, detection_loss, focal_loss
 from glip_adapt.structures import HeadOutput, Target
 
@@ -59,10 +59,11 @@ def test_the_assignment_equals_atss_written_as_loops(seed):
 def atss_as_loops(truth):
     """Adaptive training sample selection of the paper, one box after the other."""
     anchors = []  # (level, centre x, centre y, side)
-    for level, ((h, w), stride, side) in enumerate(zip(SHAPES_HW, STRIDES, SIZES, strict=True)):
+    for level, ((h, w), stride) in enumerate(zip(SHAPES_HW, STRIDES, strict=True)):
         for y in range(h):
             for x in range(w):
-                anchors.append((level, stride * x + (stride - 1) / 2, stride * y + (stride - 1) / 2, side))
+                centre = (stride * x + (stride - 1) / 2, stride * y + (stride - 1) / 2)
+                anchors.append((level, *centre, ANCHOR_SCALE * stride))
     best = {}  # anchor → (IoU, box)
     for n, box in enumerate(truth):
         candidates = []

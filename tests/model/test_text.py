@@ -7,16 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import glip_adapt
 from glip_adapt.captions import ClassPrompt, build_caption
-from glip_adapt.model.text import MAX_TOKENS, CaptionTooLongError, TextEncoder, Tokenizer
+from glip_adapt.model.text import (
+    MAX_TOKENS,
+    SPECIAL_TOKENS,
+    CaptionTooLongError,
+    TextEncoder,
+    Tokenizer,
+    phrase_attention,
+)
 from glip_adapt.structures import Tokens
 
 TESTS = Path(__file__).resolve().parents[1]
 VOCABULARY = TESTS.parents[1] / "shared" / "parity" / "vocab.txt"
 GOLDEN = json.loads((TESTS / "parity" / "text.json").read_text())
+SIGNS = string.ascii_lowercase + string.digits
 # One token per letter or digit, so token counts can be told by looking.
-NANO = Tokenizer.from_file(Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt")
+SPELLING = [*SPECIAL_TOKENS, ".", *SIGNS, *(f"##{sign}" for sign in SIGNS), *string.punctuation.replace(".", "")]
+NANO = Tokenizer(SPELLING)
 
 few = settings(max_examples=40, deadline=None)
 words = st.text(string.ascii_letters + string.digits, min_size=1, max_size=8)
@@ -148,10 +156,9 @@ def test_a_file_that_is_no_vocabulary_is_refused_with_what_it_lacks(tmp_path):
 
 def test_a_vocabulary_from_windows_reads_the_same(tmp_path):
     path = tmp_path / "vocab.txt"
-    entries = (Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt").read_text().splitlines()
-    path.write_bytes("\r\n".join([*entries, ""]).encode())
+    path.write_bytes("\r\n".join([*SPELLING, ""]).encode())
     tokenizer = Tokenizer.from_file(path)
-    assert tokenizer.size == NANO.size == len(entries)
+    assert tokenizer.size == NANO.size == len(SPELLING)
     caption = build_caption(["cab"])
     assert torch.equal(tokenizer.encode(caption).ids, NANO.encode(caption).ids)
 
@@ -195,3 +202,73 @@ def test_the_features_are_the_last_hidden_layer_without_a_pooler(encoder):
         hidden = encoder.bert(input_ids=tokens.ids, output_hidden_states=True).hidden_states[-1]
         torch.testing.assert_close(encoder(tokens).features, hidden)
     assert not [key for key in encoder.state_dict() if "pooler" in key]
+
+
+# Phrases read by themselves
+
+
+@pytest.fixture(scope="module")
+def phrase_encoder():
+    torch.manual_seed(0)
+    separators = [SPELLING.index(token) for token in ("[CLS]", "[SEP]", ".")]
+    sizes = {"width": 16, "layers": 2, "heads": 2, "hidden_width": 32}
+    return TextEncoder(vocabulary_size=NANO.size, separators=separators, **sizes).eval()
+
+
+def name_features(encoder, tokens, row=0):
+    """The features of each class's tokens."""
+    with torch.no_grad():
+        features = encoder(tokens).features[row]
+    return [features[own] for own in tokens.token_map[row] if own.any()]
+
+
+@given(st.lists(words, min_size=2, max_size=5, unique_by=str.lower), st.randoms())
+@few
+def test_a_phrase_means_the_same_in_every_caption(phrase_encoder, classes, dice):
+    shuffled = dice.sample(classes, len(classes))
+    here = dict(zip(classes, name_features(phrase_encoder, NANO.encode(build_caption(classes))), strict=True))
+    there = dict(zip(shuffled, name_features(phrase_encoder, NANO.encode(build_caption(shuffled))), strict=True))
+    for name in classes:
+        alone = name_features(phrase_encoder, NANO.encode(build_caption([name])))[0]
+        torch.testing.assert_close(here[name], alone, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(there[name], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_without_separators_a_phrase_depends_on_its_neighbours(encoder):
+    first, second = (
+        name_features(encoder, NANO.encode(build_caption(names)))[0] for names in (["ab", "c"], ["ab", "d"])
+    )
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_captions_of_several_lengths_are_encoded_as_each_alone(encoder, phrase_encoder):
+    captions = [NANO.encode(build_caption(names)) for names in (["cab"], ["a", "dog 7", "b"])]
+    batch = Tokens.stack(captions)
+    for model in (encoder, phrase_encoder):
+        for row, tokens in enumerate(captions):
+            together, alone = name_features(model, batch, row), name_features(model, tokens)
+            for found, expected in zip(together, alone, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_phrase_starts_counting_after_each_separator():
+    together, place = phrase_attention(torch.tensor([[2, 7, 8, 5, 9, 3, 0, 0]]), (2, 3, 5))
+    assert place.tolist() == [[0, 0, 1, 0, 0, 0, 0, 1]]
+    blocks = [[0], [1, 2], [3], [4], [5], [6, 7]]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    for block in blocks:
+        expected[torch.tensor(block)[:, None], torch.tensor(block)] = True
+    assert torch.equal(together, expected[None, None])
+
+
+def test_stacked_captions_are_padded_and_keep_their_classes():
+    captions = [NANO.encode(build_caption(names)) for names in (["cab"], ["a", "b"])]
+    batch = Tokens.stack(captions)
+    assert batch.ids.shape == batch.mask.shape == (2, 5)
+    assert batch.token_map.shape == (2, 2, 5)
+    for row, tokens in enumerate(captions):
+        count, length = tokens.token_map.shape[1:]
+        assert torch.equal(batch.ids[row, :length], tokens.ids[0])
+        assert torch.equal(batch.token_map[row, :count, :length], tokens.token_map[0])
+        assert batch.mask[row].tolist() == [position < length for position in range(5)]
+    assert not batch.token_map[0, 1].any()

@@ -34,7 +34,7 @@ from glip_adapt.model.weights import (
 VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 SMALL = GlipConfig(
     backbone=SwinConfig(width=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=4),
-    text=TextConfig(vocabulary_size=109, width=16, layers=1, heads=2, hidden_width=32),
+    text=TextConfig(vocabulary_size=950, width=16, layers=1, heads=2, hidden_width=32),
     image_width=32,
     blocks=2,
     joint_width=32,
@@ -125,7 +125,7 @@ def test_a_trunk_from_a_public_file_has_its_weights_frozen_in_eval_mode(glip, pu
     assert same(trunk.glip.state_dict(), glip.state_dict())
     assert not any(x.requires_grad for x in trunk.glip.parameters())
     assert not any(module.training for module in trunk.glip.modules())
-    assert (trunk.name, trunk.tokenizer.size) == ("small", 109)
+    assert (trunk.name, trunk.tokenizer.size) == ("small", 950)
     assert trunk.checksum == weights_checksum(glip)
 
 
@@ -370,7 +370,7 @@ def test_an_unknown_trunk_lists_the_choices_and_the_nearest(name, nearest):
 def test_a_vocabulary_of_another_size_is_refused(public_file, tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_text(VOCABULARY.read_text() + "##zzz\n")
-    with pytest.raises(ValueError, match="vocabulary has 110 entries, the text encoder 109"):
+    with pytest.raises(ValueError, match="vocabulary has 951 entries, the text encoder 950"):
         load_trunk("small", checkpoint=public_file, vocabulary=path)
 
 

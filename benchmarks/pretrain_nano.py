@@ -1,0 +1,365 @@
+"""Pre-train glip-nano (deep fusion) or glip-nano-a (none) on rendered scenes, and write the weights that ship.
+
+    python benchmarks/pretrain_nano.py --trunk glip-nano --out runs/pretrain/glip-nano
+
+A scene holds 3 to 9 pictograms of ``glip_adapt.data.glyphs``. Its caption is, seven times of ten, a list of names with
+what is there and much that is not, shuffled; else a sentence of what is there. Step *i* draws its scenes from (seed, i)
+alone, so both trunks see the same scenes, a stopped run goes on as if it had not been stopped, and a second run repeats
+the first. Network, loss, views and optimiser step are the library's own. The folder gets ``log.jsonl`` (losses, and
+zero-shot AP on the validation pictures of glyphs13 by the averaged weights) and ``state.pt``, from which the same
+command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset
+
+from glip_adapt import attach, evaluate, load_dataset
+from glip_adapt.adapters.base import autocast
+from glip_adapt.captions import SEPARATOR, Caption, build_caption
+from glip_adapt.data.glyphs import (
+    COLOURS,
+    GLYPHS13,
+    TRAINING_STYLE,
+    Glyph,
+    Scene,
+    is_held_out,
+    render_scene,
+    seen_glyphs,
+)
+from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.model.build import build_glip
+from glip_adapt.model.glip import Glip
+from glip_adapt.model.loss import detection_loss
+from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
+from glip_adapt.model.weights import Trunk, load_tokenizer, save_tensors, trunk_spec, weights_checksum
+from glip_adapt.optimise import Step, Stepper
+from glip_adapt.prediction import PredictConfig
+from glip_adapt.structures import ImageBatch, Target, Tokens
+
+SIDE = 160  # pixels of a scene, and of the shorter side of every test picture
+OBJECTS = (3, 9)  # least and most on a scene
+PHRASES = (4, 12)  # least and most names in a list
+REPEATED, RELATED = 0.25, 0.2  # share of objects that repeat one on the scene, or share a word with one
+COLOURED = 0.4  # share of captions that name colours
+SENTENCES = 0.3  # share of captions that are sentences
+HARD = 0.5  # share of absent names that are related to a present one
+LEARNING_RATE, DECAY, BETAS, CLIP_NORM = 1e-3, 0.03, (0.9, 0.98), 2.0
+WARM_UP, LAST_RATE = 200, 0.02  # steps; share of the rate that the cosine ends at
+AVERAGED = 0.997  # decay of the exponential moving average of the weights
+LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 25, 250, 1000  # steps
+TEST_VIEW = PredictConfig(short_side=SIDE, max_long_side=2 * SIDE)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.write_vocabulary:
+        arguments.write_vocabulary.write_text("\n".join(train_vocabulary()) + "\n", encoding="utf-8")
+        return
+    torch.set_num_threads(arguments.threads)
+    run = PreTraining(
+        arguments.trunk, arguments.out, arguments.steps, arguments.batch, arguments.seed, arguments.device
+    )
+    run.resume()
+    run.train(arguments.until or arguments.steps, arguments.workers)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trunk", choices=("glip-nano", "glip-nano-a"), default="glip-nano")
+    parser.add_argument("--out", type=Path, help="folder of the run", default=Path("runs/pretrain/glip-nano"))
+    parser.add_argument("--steps", type=int, default=2000, help="length of the schedule")
+    parser.add_argument("--until", type=int, help="stop after this step of it, to go on later")
+    parser.add_argument("--batch", type=int, default=16, help="scenes per step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the processor; one repeats a run to the last bit")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render scenes, for a GPU")
+    parser.add_argument("--write-vocabulary", type=Path, metavar="FILE", help="train the vocabulary instead")
+    return parser.parse_args()
+
+
+def train_vocabulary(size: int = 1000) -> list[str]:
+    """Return WordPiece entries learnt from the names that pre-training shows; ties make each run a little different."""
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = ["a an and the", " ".join(COLOURS), *(glyph.name for glyph in seen_glyphs())]
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(
+        [*words, *words, characters, characters[::-1], ", ' - / ( )"],  # twice is enough for an entry, once is not
+        vocab_size=size,
+        special_tokens=[*SPECIAL_TOKENS, SEPARATOR.strip()],
+        show_progress=False,
+    )
+    entries: dict[str, int] = tokenizer.get_vocab()
+    return sorted(entries, key=entries.__getitem__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes with a caption each, and where its names are on them."""
+
+    images: ImageBatch
+    tokens: Tokens
+    targets: list[Target]
+
+
+class Scenes(Dataset[Batch]):
+    """Batch *i* of the training data, drawn from (seed, i)."""
+
+    def __init__(self, tokenizer: Tokenizer, batch: int, seed: int) -> None:
+        self.tokenizer, self.batch, self.seed = tokenizer, batch, seed
+        self.glyphs = seen_glyphs()
+        self.related = related_glyphs(self.glyphs)
+
+    def __getitem__(self, step: int) -> Batch:
+        dice = np.random.default_rng((self.seed, step))
+        pictures, captions, targets = [], [], []
+        for _ in range(self.batch):
+            scene = render_scene(self.choose_glyphs(dice), None, TRAINING_STYLE, dice, (SIDE, SIDE))
+            caption, labels = self.describe(scene, dice)
+            target = Target(torch.from_numpy(scene.boxes_xyxy), torch.tensor(labels))
+            pixels, target = apply_view(scene.image, target, View(SIDE, flip=False))
+            pictures.append(pixels)
+            captions.append(self.tokenizer.encode(caption))
+            targets.append(target)
+        return Batch(collate(pictures), Tokens.stack(captions), targets)
+
+    def choose_glyphs(self, dice: np.random.Generator) -> list[Glyph]:
+        """Return what a scene shows: any pictograms, some of them again, some with relatives."""
+        chosen = [pick(self.glyphs, dice)]
+        for _ in range(int(dice.integers(*OBJECTS, endpoint=True)) - 1):
+            draw, model = dice.random(), pick(chosen, dice)
+            if draw < REPEATED:
+                chosen.append(model)
+            else:
+                chosen.append(pick(self.related[model.name] if draw < REPEATED + RELATED else self.glyphs, dice))
+        return chosen
+
+    def describe(self, scene: Scene, dice: np.random.Generator) -> tuple[Caption, list[int]]:
+        """Return a caption of a scene, and the position in it of each object's name."""
+        coloured, sentence = dice.random() < COLOURED, dice.random() < SENTENCES
+        found = [f"{c} {n}" if coloured else n for n, c in zip(scene.names, scene.colours, strict=True)]
+        phrases = list(dict.fromkeys(found))
+        if not sentence:
+            wanted = max(len(phrases) + 1, int(dice.integers(*PHRASES, endpoint=True)))
+            while len(phrases) < wanted:
+                absent = self.absent_name(scene, coloured, dice)
+                if absent not in phrases:
+                    phrases.append(absent)
+        phrases = [phrases[i] for i in dice.permutation(len(phrases))]
+        caption = build_sentence(phrases) if sentence else build_caption(phrases)
+        return caption, [phrases.index(phrase) for phrase in found]
+
+    def absent_name(self, scene: Scene, coloured: bool, dice: np.random.Generator) -> str:
+        """Return a name that is not on the scene, half the time one that is easily taken for one that is."""
+        here = set(zip(scene.names, scene.colours, strict=True))
+        name = pick(scene.names, dice)
+        hard, keep = dice.random() < HARD, dice.random() < 0.5
+        if not (hard and keep and coloured):  # else the right pictogram in another colour
+            name = pick(self.related[name] if hard else self.glyphs, dice).name
+        while not (absent := absent_phrases(name, here, coloured)):
+            name = pick(self.glyphs, dice).name
+        return pick(absent, dice)
+
+
+def absent_phrases(name: str, here: set[tuple[str, str]], coloured: bool) -> list[str]:
+    """Return the ways to call for a pictogram that none of those (name, colour) ``here`` answers."""
+    if not coloured:
+        return [name] if all(name != other for other, _ in here) else []
+    return [f"{word} {name}" for word in COLOURS if not is_held_out(word, name) and (name, word) not in here]
+
+
+def pick(choices: Sequence[Any], dice: np.random.Generator) -> Any:
+    return choices[int(dice.integers(len(choices)))]
+
+
+def related_glyphs(glyphs: Sequence[Glyph]) -> dict[str, list[Glyph]]:
+    """Return for each name the pictograms that share a word with it, or all others where none does."""
+    words = {glyph.name: set(glyph.name.split()) for glyph in glyphs}
+    return {
+        name: [other for other in glyphs if other.name != name and words[other.name] & mine]
+        or [other for other in glyphs if other.name != name]
+        for name, mine in words.items()
+    }
+
+
+def build_sentence(phrases: Sequence[str]) -> Caption:
+    """Return "a red star, an anchor and a comet" with the span of each phrase, without its article."""
+    text, spans = "", []
+    for position, phrase in enumerate(phrases):
+        if position:
+            text += " and " if position == len(phrases) - 1 else ", "
+        text += "an " if phrase[0] in "aeiou" else "a "
+        spans.append((len(text), len(text) + len(phrase)))
+        text += phrase
+    return Caption(text, tuple(spans), tuple(phrases))
+
+
+class PreTraining:
+    """One run: the network, its average, the optimiser, and where they stand."""
+
+    def __init__(self, trunk: str, out: Path, steps: int, batch: int, seed: int, device: str) -> None:
+        self.trunk, self.out, self.steps, self.batch, self.seed = trunk, out, steps, batch, seed
+        self.device = torch.device(device)
+        self.tokenizer = load_tokenizer(trunk)
+        torch.manual_seed(seed)
+        self.glip = build_glip(trunk_spec(trunk).config).to(self.device)
+        self.average = AveragedModel(self.glip, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED))
+        self.stepper = Stepper(
+            decay_groups(self.glip), device=self.device, precision=self.precision, clip_norm=CLIP_NORM, betas=BETAS
+        )
+        self.schedule = LambdaLR(self.stepper.optimiser, self.rate_at)
+        self.done, self.seconds = 0, 0.0
+
+    @property
+    def precision(self) -> Any:
+        return "bfloat16" if self.device.type == "cuda" else "float32"
+
+    def rate_at(self, step: int) -> float:
+        """Return the share of the learning rate in the step after ``step``: a linear warm-up, then a cosine."""
+        progress = min(1.0, step / self.steps)
+        cosine = LAST_RATE + (1 - LAST_RATE) * (1 + math.cos(math.pi * progress)) / 2
+        return min(1.0, (step + 1) / WARM_UP) * cosine
+
+    def resume(self) -> None:
+        """Go on from the state in the folder, if there is one."""
+        path = self.out / "state.pt"
+        if not path.is_file():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        recipe = {"trunk": self.trunk, "steps": self.steps, "batch": self.batch, "seed": self.seed}
+        if state["recipe"] != recipe:
+            raise ValueError(f"{path} belongs to the run {state['recipe']}, not to {recipe}. Name another --out.")
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.done, self.seconds = state["done"], state["seconds"]
+        lines = [json.loads(line) for line in (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= self.done)
+        (self.out / "log.jsonl").write_text(kept, encoding="utf-8")
+
+    def parts(self) -> dict[str, Any]:
+        return {
+            "glip": self.glip,
+            "average": self.average,
+            "optimiser": self.stepper.optimiser,
+            "schedule": self.schedule,
+        }
+
+    def save(self) -> None:
+        recipe = {"trunk": self.trunk, "steps": self.steps, "batch": self.batch, "seed": self.seed}
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        temporary = self.out / ".state.pt"
+        torch.save({"recipe": recipe, "done": self.done, "seconds": self.seconds, **state}, temporary)
+        os.replace(temporary, self.out / "state.pt")
+
+    def train(self, until: int, workers: int) -> None:
+        """Take the steps that are left, log and score on the way, and write the averaged weights at the end."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        steps = range(self.done + 1, until + 1)
+        scenes = Scenes(self.tokenizer, self.batch, self.seed)
+        loader = DataLoader(scenes, batch_size=None, sampler=list(steps), num_workers=workers)
+        recent: list[Step] = []
+        started = time.perf_counter()
+        for step, batch in zip(steps, track(loader, self.trunk, total=len(steps)), strict=True):
+            self.glip.train()
+            recent.append(self.stepper.take(step, f"batch {step} of seed {self.seed}", self.losses(batch)))
+            self.schedule.step()
+            self.average.update_parameters(self.glip)
+            self.done = step
+            if step % LOG_EVERY == 0:
+                self.seconds, started = self.seconds + time.perf_counter() - started, time.perf_counter()
+                self.log(summary(recent, self.seconds))
+                recent = []
+            if step % SCORE_EVERY == 0 or step == until:
+                scores = zero_shot(self.averaged(), "val")
+                self.log({"step": step, "zero_shot": scores, "mean": round(mean(scores.values()), 4)})
+                started = time.perf_counter()
+            if step % SAVE_EVERY == 0 or step == until:
+                self.save()
+        if self.done == self.steps:
+            self.write_weights()
+
+    def losses(self, batch: Batch) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Yield the losses of a batch, all scenes at once."""
+        with autocast(self.device, self.precision):
+            output = self.glip(batch.images.to(self.device), batch.tokens.to(self.device))
+        yield "the scenes", detection_loss(output, [target.to(self.device) for target in batch.targets])
+
+    def averaged(self) -> Trunk:
+        """Return the averaged weights, rounded as they are shipped, as a trunk."""
+        with torch.random.fork_rng(devices=[]):
+            glip = build_glip(trunk_spec(self.trunk).config)
+        glip.load_state_dict({name: tensor.float() for name, tensor in self.rounded().items()})
+        return Trunk(self.trunk, glip.requires_grad_(False).to(self.device), self.tokenizer, weights_checksum(glip))
+
+    def rounded(self) -> dict[str, torch.Tensor]:
+        """Return the averaged weights in float16: half the size of the package, no figure changes."""
+        return {name: tensor.half() for name, tensor in self.average.module.state_dict().items()}
+
+    def write_weights(self) -> None:
+        path = self.out / f"{self.trunk}.safetensors"
+        checksum = self.averaged().checksum
+        save_tensors(self.rounded(), path, {"trunk": self.trunk, "checksum": checksum})
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB, checksum {checksum}, {self.seconds / 60:.0f} minutes")
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def decay_groups(glip: Glip) -> list[dict[str, Any]]:
+    """Return AdamW groups: vectors and single numbers (biases, norms, scales) without weight decay."""
+    matrices = [p for p in glip.parameters() if p.ndim > 1]
+    others = [p for p in glip.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "lr": LEARNING_RATE, "weight_decay": DECAY},
+        {"params": others, "lr": LEARNING_RATE, "weight_decay": 0.0},
+    ]
+
+
+def summary(steps: Sequence[Step], seconds: float) -> dict[str, Any]:
+    """Return the mean of what some steps recorded."""
+    names = steps[0].losses
+    return {
+        "step": steps[-1].step,
+        **{name: round(mean(step.losses[name] for step in steps), 6) for name in names},
+        "gradient_norm": round(mean(step.gradient_norm or math.inf for step in steps), 4),
+        "learning_rate": steps[-1].learning_rate,
+        "seconds": round(seconds, 1),
+    }
+
+
+def zero_shot(trunk: Trunk, split: str) -> dict[str, float]:
+    """Return AP without any training on each of the thirteen sets, as fractions."""
+    scores = {}
+    for spec in GLYPHS13:
+        data = load_dataset(f"glyphs13/{spec.name}")
+        found = evaluate(attach(trunk, "zero_shot", classes=data.classes), getattr(data, split), TEST_VIEW)
+        scores[spec.name] = round(found.ap or 0.0, 4)
+    return scores
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""One optimiser step, whatever is trained: precision, clipping, and a check that all that enters it is finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glip_adapt.adapters.base import Precision
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: losses as they went into it, learning rate of the first group, gradient norm, seconds.
+
+    The norm is None where a float16 gradient overflowed: such a step is skipped and the loss scale halved.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    gradient_norm: float | None
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The sum that was minimised."""
+        return sum(self.losses.values())
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class Stepper:
+    """AdamW over parameter groups, one step at a time."""
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        device: torch.device,
+        precision: Precision,
+        clip_norm: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        """Build the optimiser.
+
+        Args:
+            groups: of ``torch.optim.AdamW``, with their own rates and decays.
+            device: where the parameters are.
+            precision: of the forward pass; float16 scales the loss.
+            clip_norm: limit of the L2 norm of all gradients together.
+            betas: of AdamW.
+        """
+        self.optimiser = torch.optim.AdamW(list(groups), betas=betas, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        self.clip_norm = clip_norm
+
+    def take(self, step: int, batch: str, parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Step:
+        """Take one step on the sum of all losses, and return what happened.
+
+        Args:
+            step: its number, from 1.
+            batch: what it learns from, for an error message.
+            parts: what a part is, and its losses by name; each part's graph is gone before the next one is asked for.
+
+        Raises:
+            NonFiniteLossError: if a loss or gradient is NaN or infinite; the parameters are as before.
+        """
+        started = time.perf_counter()
+        losses: dict[str, float] = {}
+        self.optimiser.zero_grad()
+        for what, part in parts:
+            loss = torch.stack(list(part.values())).sum()
+            if not torch.isfinite(loss):
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in part.items())
+                raise NonFiniteLossError(
+                    f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
+                    "Lower the learning rate, or look at the boxes of these pictures."
+                )
+            self.scaler.scale(loss).backward()
+            for name, value in part.items():
+                losses[name] = losses.get(name, 0.0) + value.item()
+        self.scaler.unscale_(self.optimiser)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+        overflowed = not torch.isfinite(norm)
+        # The loss scale starts high and is halved at each overflow; below one, it is not the scale that is to blame.
+        if overflowed and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
+            raise NonFiniteLossError(
+                f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
+                f"The batch holds {batch}. Lower the learning rate, or look at their boxes."
+            )
+        rate = self.optimiser.param_groups[0]["lr"]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return Step(step, losses, rate, None if overflowed else norm.item(), time.perf_counter() - started)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (p for group in self.optimiser.param_groups for p in group["params"])
