@@ -58,7 +58,7 @@ def evaluate(
     Args:
         model: from ``attach`` or ``load_adapter``, for as many classes as the split has.
         split: what to score on.
-        config: resizing and precision; the public test setting by default.
+        config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
         cache: keeps what the frozen stages make of each picture, for the next evaluation.
         on_image: called after each picture with its position from 1 and the number of pictures.
 
@@ -66,7 +66,7 @@ def evaluate(
         ValueError: if the split is empty, or has another number of classes than the model.
     """
     check_scorable(model, split)
-    config = config or PredictConfig()
+    config = config or PredictConfig.of(model.trunk.name)
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     model.train(False)
 

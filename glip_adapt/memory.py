@@ -22,7 +22,7 @@ from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.weights import Trunk
 from glip_adapt.structures import ImageBatch, SizeHW, Target
 
-PROBES_HW = ((192, 256), (256, 384))  # pixels; large enough for every level to have some cells
+PROBES_HW = ((256, 384), (384, 512))  # pixels; more cells than the deformable convolution takes at a time
 COPIES = 4  # of a trained number: its gradient, the two moments of AdamW, and the best state so far
 
 

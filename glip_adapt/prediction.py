@@ -13,6 +13,7 @@ from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
 from glip_adapt.config import describe_unknown
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.decode import decode, merge
+from glip_adapt.model.weights import trunk_spec
 from glip_adapt.structures import Detections, SizeHW, Target
 
 
@@ -36,6 +37,12 @@ class PredictConfig:
         if self.precision not in get_args(Precision):
             raise ValueError(f"Unknown precision {describe_unknown(self.precision, get_args(Precision))}.")
 
+    @classmethod
+    def of(cls, trunk: str) -> PredictConfig:
+        """Return how a trunk is shown pictures: the public test setting, or for the nano trunks what they know."""
+        spec = trunk_spec(trunk)
+        return cls(short_side=spec.short_side, max_long_side=spec.max_long_side)
+
     @property
     def view(self) -> View:
         """The one view that is tested."""
@@ -49,13 +56,13 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
     Args:
         model: from ``attach`` or ``load_adapter``.
         image: RGB picture of any size.
-        config: resizing; the public test setting by default.
+        config: resizing; by default that of the trunk, ``PredictConfig.of``.
 
     Returns:
         At most 100 boxes (more only where scores tie) in inclusive pixels of ``image``, labels in the order of
         ``model.classes``.
     """
-    config = config or PredictConfig()
+    config = config or PredictConfig.of(model.trunk.name)
     model.train(False)
     nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
     pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)

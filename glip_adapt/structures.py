@@ -192,3 +192,8 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def above(self, score: float) -> Detections:
+        """Return those that score at least ``score``."""
+        sure = self.scores >= score
+        return Detections(self.boxes_xyxy[sure], self.scores[sure], self.labels[sure])

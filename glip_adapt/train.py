@@ -118,7 +118,7 @@ SHOT_RECIPES: dict[int | Literal["all"], dict[str, Any]] = {
 # validation pictures of glyphs13; the published rates hardly move a network of 3 million parameters.
 NANO_RECIPE: dict[str, Any] = {
     "short_sides": (160,),
-    "test_short_side": 160,
+    "test_short_side": 160,  # as TRUNKS says
     "max_long_side": 320,
     "flip": False,
     "schedule": "cosine",
@@ -127,7 +127,7 @@ NANO_RECIPE: dict[str, Any] = {
 }
 NANO_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"learning_rate": 0.1},
-    "linear_probe": {"learning_rate": 1e-2},
+    "linear_probe": {"learning_rate": 3e-3},
     "text_encoder": {"text_learning_rate": 5e-4},
     "full": {"learning_rate": 5e-4, "text_learning_rate": 5e-4},
 }

@@ -106,7 +106,7 @@ def test_audit_prints_tokens_per_class(glip):
     code, out, _ = glip("audit", "--classes", "dog, stop_sign", "--trunk", "glip-nano", "--json")
     assert code == 0
     rows = json.loads(out)
-    assert [row["words"] for row in rows] == ["d ##o ##g", "s ##t ##o ##p s ##i ##g ##n"]
+    assert [row["words"] for row in rows] == ["do ##g", "st ##op sig ##n"]
     assert rows[0]["characters"] == "0–3"
 
 

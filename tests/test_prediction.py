@@ -1,5 +1,7 @@
 """Boxes come back in pixels of the picture that went in."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from glip_adapt.data.transforms import resize_shape
 from glip_adapt.model.anchors import anchor_grid, encode, level_shapes
 from glip_adapt.prediction import PredictConfig, predict
 from glip_adapt.structures import HeadOutput
+from glip_adapt.train import default_recipe
 
 CLASSES = ("red box", "blue box")
 SMALL = PredictConfig(short_side=64, max_long_side=120)
@@ -26,6 +29,7 @@ class Rigged:
     def __init__(self, *boxes_norm):
         self.boxes_norm = boxes_norm
         self.device = torch.device("cpu")
+        self.trunk = SimpleNamespace(name="glip-t")
         self.modes = []
         self.keeps_graph = True
 
@@ -100,11 +104,18 @@ def test_the_long_side_is_limited():
     assert model.images.sizes_hw == ((12, 120),)
 
 
-def test_the_public_test_setting_is_the_default():
+@pytest.mark.parametrize(("trunk", "seen_hw"), [("glip-t", (800, 1066)), ("glip-nano", (160, 213))])
+def test_the_default_is_what_the_trunk_is_used_to(trunk, seen_hw):
     model = Rigged((0.1, 0.1, 0.5, 0.5))
+    model.trunk.name = trunk
     predict(model, Image.new("RGB", (40, 30)))
-    assert model.images.sizes_hw == ((800, 1066),)
-    assert PredictConfig() == PredictConfig(short_side=800, max_long_side=1333)
+    assert model.images.sizes_hw == (seen_hw,)
+
+
+def test_the_public_test_setting_is_the_default_of_the_public_trunks():
+    assert PredictConfig() == PredictConfig(short_side=800, max_long_side=1333) == PredictConfig.of("glip-t")
+    assert PredictConfig.of("glip-nano-a") == default_recipe("glip-nano-a", "full", 5).predict_config
+    assert PredictConfig.of("glip-l") == default_recipe("glip-l", "full", 5).predict_config
 
 
 @pytest.fixture(scope="module")

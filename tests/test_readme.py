@@ -17,9 +17,9 @@ def test_the_ten_lines_run_as_printed(tiny_trunk, coco_folder, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(glip_adapt, "load_trunk", lambda name: tiny_trunk, raising=False)
     monkeypatch.setattr(glip_adapt, "load_dataset", lambda path: data, raising=False)
-    monkeypatch.setattr(glip_adapt, "published_recipe", lambda method, shots: small, raising=False)
+    monkeypatch.setattr(glip_adapt, "default_recipe", lambda trunk, method, shots: small, raising=False)
     exec(code, {})
-    assert (tmp_path / "adapters" / "raccoon-5-shot" / "adapter.json").is_file()
+    assert (tmp_path / "adapters" / "tools-5-shot" / "adapter.json").is_file()
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))

@@ -16,7 +16,7 @@ import torch
 
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.adapters.base import AdaptedGlip
-from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, load_plan
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan, load_plan
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, capture_environment
 from glip_adapt.bench.runner import RunOutcome, RunSummary, run_plan
 from glip_adapt.cache import FeatureCache
@@ -32,11 +32,14 @@ from glip_adapt.train import FitConfig, History, Step, default_recipe, fit
 
 def read_plan(path: Path | str) -> BenchPlan:
     """Return the plan of a TOML file, checked against the methods, trunks and suites that exist."""
-    suites = {
+    return load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+
+
+def _suites() -> dict[str, tuple[str, ...]]:
+    return {
         "odinw13": tuple(spec.official_name for spec in known_datasets()),
         "glyphs13": tuple(rendered_datasets()),
     }
-    return load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=suites)
 
 
 def run_benchmark(
@@ -53,7 +56,7 @@ def run_benchmark(
     """Do every run of ``plan`` that ``out`` does not hold yet; see ``runner.run_plan``.
 
     Args:
-        plan: from ``read_plan``.
+        plan: from ``read_plan``, or made by hand; suites are spelled out.
         out: the results folder.
         device: where the networks go.
         vocabulary: ``vocab.txt`` of bert-base-uncased, for trunks that read it and machines without a network.
@@ -62,6 +65,7 @@ def run_benchmark(
         on_step: called after each training step with it and the number of steps.
         on_finish: called with the record of a run, done or failed.
     """
+    plan = check_plan(plan, "plan", methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
     bench = _Bench(plan, device, vocabulary, cache or FeatureCache(), on_step)
     return run_plan(
         plan,

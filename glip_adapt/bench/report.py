@@ -1,4 +1,4 @@
-"""Records → tables and figures; the only place where AP is a percentage, and where seeds and datasets are averaged.
+"""Records → tables and figures. Here and in ``comparison`` alone AP is a percentage, and runs are averaged.
 
 A cell is one (trunk, dataset, method, shots); it is complete when every seed has a finished run with a defined AP.
 Which cells and seeds are expected follows from the records, failed ones included: per trunk, every dataset × method ×

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
 HUB_REPOSITORY = "GLIPModel/GLIP"
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
 
@@ -39,20 +39,28 @@ class TrunkSpec:
 
     Attributes:
         config: sizes.
-        public_file: file name in the Hub repository, or None where weights are random until trained.
+        public_file: file name in the Hub repository, or None where weights and vocabulary come with the package.
         data: pre-training data, as the public model zoo names it.
+        short_side: of a picture while testing, in pixels.
+        max_long_side: limit of the longer one.
         licence: of the weights.
     """
 
     config: GlipConfig
     public_file: str | None
     data: str
+    short_side: int = 800
+    max_long_side: int = 1333
     licence: str = "MIT"
 
 
 TRUNKS: dict[str, TrunkSpec] = {
-    "glip-nano": TrunkSpec(config=GLIP_NANO, public_file=None, data="rendered scenes (synthetic)"),
-    "glip-nano-a": TrunkSpec(config=GLIP_NANO_A, public_file=None, data="rendered scenes (synthetic)"),
+    "glip-nano": TrunkSpec(
+        config=GLIP_NANO, public_file=None, data="rendered scenes (synthetic)", short_side=160, max_long_side=320
+    ),
+    "glip-nano-a": TrunkSpec(
+        config=GLIP_NANO_A, public_file=None, data="rendered scenes (synthetic)", short_side=160, max_long_side=320
+    ),
     "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365"),
     "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365"),
     "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG"),
@@ -97,17 +105,15 @@ def load_trunk(
     checkpoint: str | Path | None = None,
     vocabulary: str | Path | None = None,
     device: torch.device | str = "cpu",
-    seed: int = 0,
 ) -> Trunk:
     """Return a trunk with its weights and tokenizer.
 
     Args:
         name: one of ``TRUNKS``.
         checkpoint: public ``.pth`` or safetensors file; without it the public file is fetched from the Hub and kept
-            in its cache. A trunk without a public file gets random weights.
+            in its cache. The weights of the nano trunks come with the package.
         vocabulary: ``vocab.txt`` of bert-base-uncased; without it, fetched from the Hub.
         device: where the network goes.
-        seed: of random weights; unused when there is a checkpoint.
 
     Raises:
         ValueError: if the name is unknown, or there is no such device.
@@ -120,13 +126,11 @@ def load_trunk(
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
-    if checkpoint is not None:
-        _check_exists(Path(checkpoint), name)  # before the network is built, which takes seconds
+    checkpoint = checkpoint or ASSETS / f"{name}.safetensors"
+    _check_exists(Path(checkpoint), name)  # before the network is built, which takes seconds
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         glip = build_glip(spec.config)
-    if checkpoint is not None:
-        glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
+    glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
     return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
 
 
@@ -145,18 +149,16 @@ def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -
 
 
 def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer:
-    """Return the tokenizer of a trunk: from a file, from the package (glip-nano), or from the Hub.
+    """Return the tokenizer of a trunk: from a file, from the package (the nano trunks), or from the Hub.
 
     Raises:
         FileNotFoundError: if the file is missing, or the Hub cannot be reached.
         ValueError: if the vocabulary has another size than the text encoder.
     """
     spec = trunk_spec(name)
-    if spec.public_file is None and vocabulary is None:
-        packaged = resources.files("glip_adapt") / "assets" / "glip-nano-vocab.txt"
-        tokenizer = Tokenizer(packaged.read_text(encoding="utf-8").rstrip("\n").split("\n"))
-    else:
-        tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
+    if vocabulary is None and spec.public_file is None:
+        vocabulary = ASSETS / "glip-nano-vocab.txt"
+    tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
     if tokenizer.size != spec.config.text.vocabulary_size:
         raise ValueError(
             f"The vocabulary has {tokenizer.size} entries, the text encoder {spec.config.text.vocabulary_size}. "
@@ -314,7 +316,7 @@ def _is_zip(path: Path) -> bool:
 def _how_to_get(name: str) -> str:
     public_file = TRUNKS[name].public_file
     if public_file is None:
-        return f"{name} needs no checkpoint."
+        return f"The weights of {name} come with the package; leave the checkpoint out."
     return f"The public file of {name} is {public_file} in the Hub repository {HUB_REPOSITORY}."
 
 

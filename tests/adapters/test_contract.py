@@ -33,10 +33,10 @@ ROWS = {
     "prompt": ("prompt", {}, lambda t: (1, 32 * t)),
     # box (32 + 1) × 4, centerness 32 + 1, projection 32 × 32 + 32, scale 1, text bias 32, bias 1
     "linear_probe": ("linear_probe", {}, lambda t: (9, 132 + 33 + 1056 + 1 + 32 + 1)),
-    "full": ("full", {}, lambda t: (256, 404_812)),
+    "full": ("full", {}, lambda t: (256, 431_724)),
     "full above a frozen bottom": ("full", {"frozen": BOTTOM}, None),
-    # embeddings 109 + 512 + 2 rows and a norm; one layer of four 32 × 32 projections, 64 hidden, two norms
-    "text_encoder": ("text_encoder", {}, lambda t: (21, 32 * 623 + 64 + 4 * 1056 + 2112 + 2080 + 128)),
+    # embeddings 950 + 512 + 2 rows and a norm; one layer of four 32 × 32 projections, 64 hidden, two norms
+    "text_encoder": ("text_encoder", {}, lambda t: (21, 32 * 1464 + 64 + 4 * 1056 + 2112 + 2080 + 128)),
 }
 TRAINED = [row for row in ROWS if row != "zero_shot"]
 

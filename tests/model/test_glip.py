@@ -109,7 +109,7 @@ def test_a_prompt_enters_between_the_text_encoder_and_the_tower(glip, tokens, mo
 @torch.no_grad()
 def test_the_words_decide_where_it_looks(glip, tokens, tiny_trunk):
     images = pictures((64, 96))
-    other = tiny_trunk.tokenizer.encode(build_caption(["cat toy", "gold fox"]))
+    other = tiny_trunk.tokenizer.encode(build_caption(["red die", "blue star"]))
     assert other.ids.shape == tokens.ids.shape
     assert not torch.allclose(glip(images, other).box_deltas, glip(images, tokens).box_deltas, atol=1e-4)
 

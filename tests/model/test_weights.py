@@ -18,6 +18,7 @@ import glip_adapt
 from glip_adapt.model import weights
 from glip_adapt.model.build import GlipConfig, SwinConfig, TextConfig, build_glip
 from glip_adapt.model.weights import (
+    ASSETS,
     CheckpointError,
     TrunkSpec,
     convert,
@@ -372,6 +373,18 @@ def test_a_vocabulary_of_another_size_is_refused(public_file, tmp_path):
     path.write_text(VOCABULARY.read_text() + "##zzz\n")
     with pytest.raises(ValueError, match="vocabulary has 951 entries, the text encoder 950"):
         load_trunk("small", checkpoint=public_file, vocabulary=path)
+
+
+@pytest.mark.parametrize("name", ["glip-nano", "glip-nano-a"])
+def test_the_nano_trunks_come_with_the_package(name):
+    trunk = load_trunk(name)
+    file = ASSETS / f"{name}.safetensors"
+    assert file.stat().st_size < 12 * 2**20
+    with safe_open(file, "pt") as stored:
+        assert stored.metadata() == {"trunk": name, "checksum": trunk.checksum}
+    card = (ASSETS / f"{name}.md").read_text(encoding="utf-8")
+    assert trunk.checksum in card
+    assert "synthetic" in card
 
 
 def test_loading_neither_reads_nor_moves_the_global_random_state():

@@ -1,0 +1,175 @@
+"""benchmarks/pretrain_nano.py: what the scenes and captions say is true, and a stopped run goes on as if it had not."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glip_adapt.data import glyphs
+from glip_adapt.model.weights import load_tokenizer
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "pretrain_nano.py"
+
+
+@pytest.fixture(scope="module")
+def nano():
+    spec = importlib.util.spec_from_file_location("pretrain_nano", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain_nano"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["pretrain_nano"]
+
+
+@pytest.fixture(scope="module")
+def scenes(nano):
+    return nano.Scenes(load_tokenizer("glip-nano"), batch=4, seed=1)
+
+
+@pytest.fixture(scope="module")
+def described(scenes):
+    """Scenes with their captions and labels."""
+    dice = np.random.default_rng(5)
+    found = []
+    for _ in range(60):
+        scene = glyphs.render_scene(scenes.choose_glyphs(dice), None, glyphs.TRAINING_STYLE, dice)
+        found.append((scene, *scenes.describe(scene, dice)))
+    return found
+
+
+def is_coloured(phrase):
+    return phrase.split()[0] in glyphs.COLOURS
+
+
+def test_each_object_is_called_by_its_name_or_its_colour_and_name(described):
+    for scene, caption, labels in described:
+        assert len(labels) == len(scene.names)
+        for name, colour, label in zip(scene.names, scene.colours, labels, strict=True):
+            assert caption.names[label] in (name, f"{colour} {name}")
+            start, end = caption.spans[label]
+            assert caption.text[start:end] == caption.names[label]
+
+
+def test_what_is_named_but_not_labelled_is_not_there(described):
+    absent = 0
+    for scene, caption, labels in described:
+        pairs = set(zip(scene.colours, scene.names, strict=True))
+        for phrase in set(caption.names) - {caption.names[label] for label in labels}:
+            absent += 1
+            if is_coloured(phrase):
+                assert tuple(phrase.split(" ", 1)) not in pairs
+            else:
+                assert phrase not in scene.names
+    assert absent > 100
+
+
+def test_names_stand_once_and_in_any_order(described):
+    for _, caption, _ in described:
+        assert len(set(caption.names)) == len(caption.names)
+    first = [labels[0] for _, caption, labels in described if len(caption.names) > 5]
+    assert len(set(first)) > 4  # the first object is not always named first
+
+
+def test_held_out_pairs_and_unseen_names_never_occur(described):
+    unseen = {glyph.name for glyph in glyphs.unseen_glyphs()}
+    for scene, caption, _ in described:
+        assert unseen.isdisjoint(scene.names)
+        for phrase in caption.names:
+            colour, _, name = phrase.partition(" ") if is_coloured(phrase) else ("", "", phrase)
+            assert name not in unseen
+            assert not colour or not glyphs.is_held_out(colour, name)
+
+
+def test_a_scene_full_of_one_name_still_gets_absent_ones(scenes, monkeypatch):
+    """All colours that pre-training shows of a name are there: nothing of that name can be absent."""
+    name = max(
+        (g.name for g in glyphs.seen_glyphs()), key=lambda n: sum(glyphs.is_held_out(c, n) for c in glyphs.COLOURS)
+    )
+    colours = [colour for colour in glyphs.COLOURS if not glyphs.is_held_out(colour, name)]
+    scene = glyphs.Scene(None, np.zeros((len(colours), 4), np.float32), (name,) * len(colours), tuple(colours))
+    dice = np.random.default_rng(0)
+    for _ in range(200):
+        assert not scenes.absent_name(scene, True, dice).endswith(f" {name}")
+        assert scenes.absent_name(scene, False, dice) != name
+
+
+def test_a_sentence_has_an_article_before_each_phrase(nano):
+    caption = nano.build_sentence(["red star", "anchor", "comet"])
+    assert caption.text == "a red star, an anchor and a comet"
+    assert [caption.text[start:end] for start, end in caption.spans] == ["red star", "anchor", "comet"]
+
+
+def test_a_batch_depends_on_seed_and_step_alone(nano, scenes):
+    first, again = scenes[7], nano.Scenes(scenes.tokenizer, batch=4, seed=1)[7]
+    assert torch.equal(first.images.pixels, again.images.pixels)
+    assert torch.equal(first.tokens.ids, again.tokens.ids)
+    assert [t.labels.tolist() for t in first.targets] == [t.labels.tolist() for t in again.targets]
+    assert not torch.equal(first.images.pixels, scenes[8].images.pixels)
+    assert not torch.equal(first.images.pixels, nano.Scenes(scenes.tokenizer, batch=4, seed=2)[7].images.pixels)
+
+
+def test_the_rate_rises_falls_to_a_fiftieth_and_starts_again_at_half(nano):
+    rate = nano.PreTraining.rate_at
+    assert rate(0) == pytest.approx(1 / 200)
+    assert rate(99) == pytest.approx(0.5, rel=0.01)
+    assert rate(1000) == pytest.approx(0.51)
+    assert rate(1999) == pytest.approx(0.02, rel=1e-3)
+    assert max(map(rate, range(2000))) < 1
+    assert [rate(2000 + step) for step in range(2000)] == pytest.approx([rate(step) / 2 for step in range(2000)])
+
+
+def test_vectors_have_no_weight_decay(nano, tmp_path):
+    matrices, others = nano.decay_groups(nano.PreTraining("glip-nano-a", tmp_path, 10, 1, 0, "cpu").glip)
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.03, 0.0)
+    assert all(p.ndim > 1 for p in matrices["params"])
+    assert all(p.ndim <= 1 for p in others["params"])
+
+
+def test_a_stopped_run_ends_where_an_undisturbed_one_does(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(nano, "zero_shot", lambda trunk, split: {"Dice": 0.25})
+    monkeypatch.setattr(nano, "LOG_EVERY", 1)
+
+    def start(folder):
+        run = nano.PreTraining("glip-nano-a", tmp_path / folder, 4, 2, 0, "cpu")
+        run.resume()
+        return run
+
+    start("whole").train(4, workers=0)
+    start("parts").train(2, workers=0)
+    with (tmp_path / "parts" / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "token": 0.0}) + "\n")  # what a kill after step 3 would have left
+    start("parts").train(4, workers=0)
+    whole, parts = (
+        [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
+        for folder in ("whole", "parts")
+    )
+    losses = [[line["token"] for line in log if "token" in line] for log in (whole, parts)]
+    assert len(losses[0]) == 4
+    assert losses[0] == losses[1]
+    assert all(map(math.isfinite, losses[0]))
+    weights = [load_file(tmp_path / folder / "glip-nano-a.safetensors") for folder in ("whole", "parts")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_folder_of_another_run_is_refused(nano, tmp_path):
+    run = nano.PreTraining("glip-nano-a", tmp_path, 4, 2, 0, "cpu")
+    run.save()
+    with pytest.raises(ValueError, match=r"state\.pt belongs to the run .*'seed': 0.*not to .*'seed': 1"):
+        nano.PreTraining("glip-nano-a", tmp_path, 4, 2, 1, "cpu").resume()
+
+
+def test_the_vocabulary_spells_every_name_and_holds_no_unseen_noun(nano):
+    entries = nano.train_vocabulary()
+    tokenizer = load_tokenizer("glip-nano")
+    assert abs(len(entries) - tokenizer.size) < 100  # the trainer breaks ties at random
+    assert "virgo" not in entries
+    for glyph in (*glyphs.seen_glyphs(), *glyphs.unseen_glyphs()):
+        pieces = tokenizer._tokenizer.encode(glyph.name).tokens
+        assert "[UNK]" not in pieces, glyph.name
