@@ -71,10 +71,11 @@ class TestStored:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs_in_a_clean_kernel(path, tmp_path):
+def test_it_runs_in_a_clean_kernel(path, tmp_path, monkeypatch):
     import nbclient
     import nbformat
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a second thread makes so small a trunk slower
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     client = nbclient.NotebookClient(
