@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -71,3 +75,15 @@ def write_split(folder: Path, count: int, generator: np.random.Generator) -> Non
     categories = [{"id": 7, "name": "blue box"}, {"id": 0, "name": "red box"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations_without_background.json").write_text(json.dumps(document))
+
+
+def load_benchmark(name: str) -> Iterator[ModuleType]:
+    """Yield a script of ``benchmarks/`` as a module, for as long as a fixture lives."""
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]

@@ -1,14 +1,13 @@
 """benchmarks/pretrain_nano.py: what the scenes and captions say is true, and a stopped run goes on as if it had not."""
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_benchmark
 from safetensors.torch import load_file
 
 from glip_adapt.data import glyphs
@@ -19,12 +18,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "pretrain_nano.py"
 
 @pytest.fixture(scope="module")
 def nano():
-    spec = importlib.util.spec_from_file_location("pretrain_nano", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain_nano"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["pretrain_nano"]
+    yield from load_benchmark("pretrain_nano")
 
 
 @pytest.fixture(scope="module")

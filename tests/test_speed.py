@@ -1,13 +1,13 @@
 """benchmarks/speed.py: both sides of the comparison compute the same, and the report holds what people ask for."""
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_benchmark
 
 from glip_adapt.model import deform, dyhead
 from glip_adapt.model.weights import random_trunk
@@ -17,12 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "speed.py"
 
 @pytest.fixture(scope="module")
 def speed():
-    spec = importlib.util.spec_from_file_location("speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["speed"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["speed"]
+    yield from load_benchmark("speed")
 
 
 @pytest.fixture(scope="module")
