@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ from safetensors.torch import load_file
 
 from glip_adapt.data import glyphs
 from glip_adapt.model.weights import load_tokenizer
-
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "pretrain_nano.py"
 
 
 @pytest.fixture(scope="module")
