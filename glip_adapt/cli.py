@@ -15,19 +15,17 @@ from rich.text import Text
 
 import glip_adapt
 from glip_adapt import terminal
-from glip_adapt.cli_data import AsJson, data_app
+from glip_adapt.cli_bench import bench_app
+from glip_adapt.cli_data import data_app
+from glip_adapt.cli_options import AsJson, CacheFolder, Device, Vocabulary, feature_cache
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
+app.add_typer(bench_app)
 app.add_typer(data_app, name="data")
 
 TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
-Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
-CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps frozen features for later runs too.")
-]
 ShortSide = Annotated[
     int | None,
     typer.Option(min=32, help="Shorter side as the network sees it, pixels; by default as the trunk is used to."),
@@ -44,32 +42,6 @@ def main() -> None:
     except KeyboardInterrupt:
         terminal.stderr.print("Interrupted; what was finished is kept.")
         sys.exit(130)
-
-
-@app.command()
-def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/quickstart"),
-    full: Annotated[bool, typer.Option("--full", help="0, 1, 3, 5, 10 shots and all, three seeds: hours.")] = False,
-) -> None:
-    """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about ten minutes.
-
-    Example: glip-adapt quickstart
-    """
-    import torch
-
-    from glip_adapt.bench.quickstart import NOTE, SHOTS, quickstart_plan
-    from glip_adapt.bench.strip import draw_strip
-
-    torch.set_num_threads(1)  # a second one makes this small trunk slower
-    results = out / ("full" if full else "results")
-    failed = _run_plan(quickstart_plan(full), results)
-    _print_report(results, NOTE)
-    strip = results / "report" / "strip.png"
-    draw_strip(results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects").save(
-        strip
-    )
-    terminal.console.print(Text(str(strip)), soft_wrap=True)
-    raise typer.Exit(1 if failed else 0)
 
 
 @app.command("ls")
@@ -171,7 +143,7 @@ def adapt(
     train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
     loaded = _trunk(trunk, checkpoint, vocabulary, device)
     model = attach(loaded, method, classes=data.classes)
-    features = _feature_cache(cache)
+    features = feature_cache(cache)
     zero_shot = attach(loaded, "zero_shot", classes=data.classes)
     before = evaluate(zero_shot, data.test, recipe.predict_config, cache=features)
     with terminal.training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
@@ -218,36 +190,6 @@ def evaluate_adapter(
     rows = [{"metric": name, "value": value} for name, value in metrics.items()]
     rows += [{"metric": f"ap of {name}", "value": value} for name, value in found.per_class.items()]
     terminal.print_rows(f"{data.name}/{split}", rows, as_json)
-
-
-@app.command()
-def bench(
-    plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
-    out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
-    cache: CacheFolder = None,
-    vocabulary: Vocabulary = None,
-    device: Device = "cpu",
-) -> None:
-    """Run or resume a plan; exit code 1 if a run failed.
-
-    Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos
-    """
-    from glip_adapt.bench import read_plan
-
-    failed = _run_plan(read_plan(plan), out, device, vocabulary, cache)
-    raise typer.Exit(1 if failed else 0)
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Results folder of `bench`.")],
-    note: Annotated[str, typer.Option(help="Sentence that heads the table and stands below the figure.")] = "",
-) -> None:
-    """Write tables and the data-efficiency plot from the records.
-
-    Example: glip-adapt report runs/real_photos
-    """
-    _print_report(folder, note)
 
 
 @app.command()
@@ -313,13 +255,6 @@ def doctor(
         terminal.print_rows("this machine", catalogue.machine(), as_json)
 
 
-def _feature_cache(folder: Path | None) -> Any:
-    """Return a cache in memory, or one that leaves everything in ``folder``, from where it is memory-mapped."""
-    from glip_adapt import FeatureCache
-
-    return FeatureCache() if folder is None else FeatureCache(folder=folder, memory_bytes=0)
-
-
 def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
     from glip_adapt import load_trunk
 
@@ -360,48 +295,3 @@ def _positive(text: str) -> int:
 
 def _peak_gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
-
-
-def _run_plan(
-    plan: Any, out: Path, device: str = "cpu", vocabulary: Path | None = None, cache: Path | None = None
-) -> int:
-    """Run a plan under a progress bar and return how many runs failed."""
-    from glip_adapt.bench import run_benchmark
-
-    with terminal.progress_bar() as bar:
-        runs, steps = bar.add_task("runs", total=None), bar.add_task("steps", total=None)
-
-        def on_start(key: Any, position: int, total: int) -> None:
-            bar.update(runs, completed=position - 1, total=total, description=f"runs: {key.name}")
-
-        def on_finish(record: Any) -> None:
-            ap = (
-                f"AP {terminal.percent(record.metrics.ap)}"
-                if record.metrics
-                else f"failed: {record.error.splitlines()[0]}"
-            )
-            bar.console.print(Text(f"{record.key.name}  {ap}"))
-
-        summary = run_benchmark(
-            plan,
-            out,
-            device=device,
-            vocabulary=vocabulary,
-            cache=_feature_cache(cache),
-            on_start=on_start,
-            on_step=lambda step, total: terminal.show_step(bar, steps, "steps", step, total),
-            on_finish=on_finish,
-        )
-    terminal.console.print(
-        f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}"
-    )
-    return summary.failed
-
-
-def _print_report(folder: Path, note: str) -> None:
-    from glip_adapt.bench.report import write_report
-
-    files = write_report(folder, note)
-    terminal.console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
-    for file in (files.csv, files.markdown, *files.figures):
-        terminal.console.print(Text(str(file)), soft_wrap=True)

@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from glip_adapt import terminal
+from glip_adapt.cli_options import AsJson
 
 data_app = typer.Typer(no_args_is_help=True, help="Check datasets, draw few-shot subsets, write synthetic sets.")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @data_app.command("check")

@@ -1,0 +1,22 @@
+"""Options that verbs of several files share, and what they turn into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+CacheFolder = Annotated[
+    Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps frozen features for later runs too.")
+]
+
+
+def feature_cache(folder: Path | None) -> Any:
+    """Return a cache in memory, or one that leaves everything in ``folder``, from where it is memory-mapped."""
+    from glip_adapt import FeatureCache
+
+    return FeatureCache() if folder is None else FeatureCache(folder=folder, memory_bytes=0)
