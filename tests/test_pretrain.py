@@ -67,6 +67,28 @@ def test_names_stand_once_and_in_any_order(described):
     assert len(set(first)) > 4  # the first object is not always named first
 
 
+def test_a_cut_list_keeps_a_few_names_and_labels_only_what_it_names(scenes, monkeypatch):
+    monkeypatch.setattr(scenes, "cut", 1.0)
+    dice, lengths = np.random.default_rng(5), set()
+    for _ in range(60):
+        scene = glyphs.render_scene(scenes.choose_glyphs(dice), None, glyphs.TRAINING_STYLE, dice)
+        caption, labels = scenes.describe(scene, dice)
+        if ". " not in caption.text and len(caption.names) > 1:
+            continue  # a sentence names all that is there
+        lengths.add(len(caption.names))
+        for name, colour, label in zip(scene.names, scene.colours, labels, strict=True):
+            called = {name, f"{colour} {name}"} & set(caption.names)
+            assert called == (set() if label is None else {caption.names[label]})
+    assert lengths == {1, 2, 3, 4}
+
+
+def test_a_batch_of_cut_lists_has_targets_for_named_objects_only(nano):
+    batch = nano.Scenes(load_tokenizer("glip-nano"), batch=16, seed=1, cut=1.0)[3]
+    for target, classes in zip(batch.targets, batch.tokens.token_map.any(-1).sum(-1), strict=True):
+        assert len(target.boxes_xyxy) == len(target.labels)
+        assert (target.labels < classes).all()
+
+
 def test_held_out_pairs_and_unseen_names_never_occur(described):
     unseen = {glyph.name for glyph in glyphs.unseen_glyphs()}
     for scene, caption, _ in described:
