@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.cache import FeatureCache
 from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
-from glip_adapt.features import FrozenFeatures
+from glip_adapt.features import FrozenFeatures, in_batches
 from glip_adapt.prediction import PredictConfig, detections
 from glip_adapt.structures import Detections
 
@@ -69,11 +69,16 @@ def evaluate(
     config = config or PredictConfig.of(model.trunk.name)
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     model.train(False)
+    return _score_all(_detect_all(model, split.records, features, config), split, on_image)
 
-    def detect(record: ImageRecord) -> Detections:
-        return detections(model, features.of(record, config.view), picture_size(record.path), config)
 
-    return evaluate_split(detect, split, on_image=on_image)
+def _detect_all(
+    model: AdaptedGlip, records: Iterable[ImageRecord], features: FrozenFeatures, config: PredictConfig
+) -> Iterator[Detections]:
+    """Yield the detections of each picture in turn; small ones go through the network together."""
+    prefixes = ((record, features.of(record, config.view)) for record in records)
+    for together, prefix in in_batches(prefixes):
+        yield from detections(model, prefix, [picture_size(record.path) for record in together], config)
 
 
 def evaluate_split(
@@ -90,9 +95,14 @@ def evaluate_split(
         ValueError: if the split is empty.
     """
     _check_filled(split)
+    return _score_all(map(detect, split.records), split, on_image)
+
+
+def _score_all(found: Iterable[Detections], split: Split, on_image: Callable[[int, int], None] | None) -> Evaluation:
+    """Score the detections of all pictures of a split, in order."""
     predictions: list[dict[str, Any]] = []
-    for position, record in enumerate(split.records, start=1):
-        predictions += to_coco_results(detect(record), record.image_id, split.category_ids)
+    for position, (record, detected) in enumerate(zip(split.records, found, strict=True), start=1):
+        predictions += to_coco_results(detected, record.image_id, split.category_ids)
         if on_image:
             on_image(position, len(split))
     return score(predictions, split)

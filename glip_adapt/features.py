@@ -1,17 +1,23 @@
-"""What the frozen stages of a model make of the pictures of a dataset, through the cache."""
+"""What the frozen stages of a model make of the pictures of a dataset, through the cache, and in batches from there."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+from typing import Any, TypeVar
 
 import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
 from glip_adapt.cache import CacheKey, FeatureCache, picture_digest, to
 from glip_adapt.data.coco import ImageRecord, load_rgb
-from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.data.transforms import View, apply_view, collate, padded_shape
 from glip_adapt.structures import Fused, ImageBatch
+
+BATCH_PIXELS = 2**19  # of small pictures together: beyond, a batch gains nothing and takes memory
+
+Item = TypeVar("Item")
 
 # Kernels and decoders move the last bits from one release to the next.
 VERSIONS = "-".join(f"{name}-{version(name)}" for name in ("torch", "torchvision", "timm", "transformers", "pillow"))
@@ -63,6 +69,35 @@ class FrozenFeatures:
         pixels, _ = apply_view(load_rgb(record.path), record.target, view, self.max_long_side)
         with autocast(self.model.device, self.precision):
             return self.model.frozen_prefix(collate([pixels]).to(self.model.device))
+
+
+def in_batches(pictures: Iterable[tuple[Item, Prefix]]) -> Iterator[tuple[list[Item], Prefix]]:
+    """Yield neighbours of one padded size as one batch, up to ``BATCH_PIXELS``; what is larger goes by itself.
+
+    Small networks on small pictures are bound by the number of operations, which a batch shares.
+
+    Args:
+        pictures: what a picture is, and its prefix.
+
+    Returns:
+        What the pictures of a batch are, in order, and their prefix.
+    """
+    held: list[tuple[Item, Prefix]] = []
+    for item, prefix in pictures:
+        shape = padded_shape(prefix.sizes_hw[0])
+        most = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
+        if held and (len(held) == most or shape != padded_shape(held[0][1].sizes_hw[0])):
+            yield _stack(held)
+            held = []
+        held.append((item, prefix))
+    if held:
+        yield _stack(held)
+
+
+def _stack(held: list[tuple[Item, Prefix]]) -> tuple[list[Item], Prefix]:
+    prefixes: list[Any] = [prefix for _, prefix in held]  # all of one kind
+    stacked = prefixes[0] if len(prefixes) == 1 else type(prefixes[0]).stack(prefixes)
+    return [item for item, _ in held], stacked
 
 
 def _text_digest(model: AdaptedGlip) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -68,22 +69,27 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
     pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)
     with autocast(model.device, config.precision):
         prefix = model.frozen_prefix(collate([pixels]).to(model.device))
-    return detections(model, prefix, (image.height, image.width), config)
+    (found,) = detections(model, prefix, [(image.height, image.width)], config)
+    return found
 
 
 @torch.no_grad()
-def detections(model: AdaptedGlip, prefix: Prefix, size_hw: SizeHW, config: PredictConfig) -> Detections:
-    """Return what follows from the frozen prefix of one picture, in inclusive pixels of its own ``size_hw``.
+def detections(
+    model: AdaptedGlip, prefix: Prefix, sizes_hw: Sequence[SizeHW], config: PredictConfig
+) -> list[Detections]:
+    """Return what follows from the frozen prefix of B pictures, in inclusive pixels of each of ``sizes_hw``.
 
     The model must be in eval mode already when the prefix is computed.
     """
     with autocast(model.device, config.precision):
         outputs = model.finish(prefix)
-    parts, first_label = [], 0
+    captions, first_label = [], 0
     for output in outputs:
-        (part,) = decode(output)
-        parts.append(replace(part, labels=part.labels + first_label))
+        captions.append([replace(part, labels=part.labels + first_label) for part in decode(output)])
         first_label += output.token_map.shape[1]
-    found = merge(parts)
-    (seen_hw,) = outputs[0].sizes_hw
-    return Detections(boxes.scale(found.boxes_xyxy, seen_hw, size_hw).cpu(), found.scores.cpu(), found.labels.cpu())
+    results = []
+    for parts, seen_hw, size_hw in zip(zip(*captions, strict=True), outputs[0].sizes_hw, sizes_hw, strict=True):
+        found = merge(parts)
+        boxes_xyxy = boxes.scale(found.boxes_xyxy, seen_hw, size_hw)
+        results.append(Detections(boxes_xyxy.cpu(), found.scores.cpu(), found.labels.cpu()))
+    return results

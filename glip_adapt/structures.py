@@ -32,6 +32,11 @@ class ImageBatch:
     pixels: Tensor
     sizes_hw: tuple[SizeHW, ...]
 
+    @classmethod
+    def stack(cls, parts: Sequence[ImageBatch]) -> ImageBatch:
+        """Return several batches of one padded size as one."""
+        return cls(torch.cat([part.pixels for part in parts]), _sizes(parts))
+
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return the batch on ``device``."""
         return ImageBatch(self.pixels.to(device), self.sizes_hw)
@@ -56,6 +61,11 @@ class Pyramid:
         """Return the pyramid of L maps (B, C, h, w), finest first."""
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
         return cls(cells, tuple((level.shape[2], level.shape[3]) for level in levels), sizes_hw)
+
+    @classmethod
+    def stack(cls, parts: Sequence[Pyramid]) -> Pyramid:
+        """Return several pyramids of the same level shapes as one."""
+        return cls(torch.cat([part.cells for part in parts]), parts[0].shapes_hw, _sizes(parts))
 
     @property
     def levels(self) -> tuple[Tensor, ...]:
@@ -130,6 +140,25 @@ class Fused:
 
     pyramid: Pyramid
     text: TextFeatures
+
+    @classmethod
+    def stack(cls, parts: Sequence[Fused]) -> Fused:
+        """Return several results for one caption as one; text features differ from picture to picture by now."""
+        text = TextFeatures(
+            torch.cat([part.text.features for part in parts]),
+            torch.cat([part.text.mask for part in parts]),
+            parts[0].text.token_map,
+        )
+        return cls(Pyramid.stack([part.pyramid for part in parts]), text)
+
+    @property
+    def sizes_hw(self) -> tuple[SizeHW, ...]:
+        """Real picture sizes in pixels."""
+        return self.pyramid.sizes_hw
+
+
+def _sizes(parts: Sequence[ImageBatch | Pyramid]) -> tuple[SizeHW, ...]:
+    return tuple(size_hw for part in parts for size_hw in part.sizes_hw)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 The recipe is the few-shot protocol of GLIP (arXiv 2112.03857, section E.3; README.md, tools/finetune.py and
 maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code). Pictures of a batch go through the network one by
-one, as they do there on four GPUs, and their losses share the batch's normalisation.
+one, as they do there on four GPUs, or together where they are small and of one size; either way their losses share the
+batch's normalisation.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split
 from glip_adapt.data.transforms import View, padded_shape, resize_shape, training_views, view_target
 from glip_adapt.evaluation import check_scorable, evaluate
-from glip_adapt.features import FrozenFeatures
+from glip_adapt.features import FrozenFeatures, in_batches
 from glip_adapt.model.anchors import level_shapes
 from glip_adapt.model.loss import Assignment, LossScale, assign, detection_loss
 from glip_adapt.optimise import Step, Stepper
@@ -310,14 +311,15 @@ class _Fit:
             self.on_step(done, self.history.total_steps)
 
     def _losses(self, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield each picture and its share of the batch's losses."""
+        """Yield what goes through the network together, and its share of the batch's losses."""
         scale = LossScale.of([sample.assignment for sample in batch])
-        for sample in batch:
-            prefix = self.features.of(sample.record, sample.view)
+        prefixes = ((sample, self.features.of(sample.record, sample.view)) for sample in batch)
+        for together, prefix in in_batches(prefixes):
             with autocast(self.model.device, self.config.precision):
                 (output,) = self.model.finish(prefix)
-            name = f"picture {sample.record.image_id} ({sample.record.path.name})"
-            yield name, detection_loss(output, [sample.target], scale, [sample.assignment])
+            names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
+            targets, assignments = ([s.target for s in together], [s.assignment for s in together])
+            yield f"picture {names}", detection_loss(output, targets, scale, assignments)
 
     def _build_sample(self, position: int, view: View) -> _Sample:
         """Return a picture of the split in one view; the picture itself is not opened beyond its size."""

@@ -9,9 +9,9 @@ from glip_adapt import features
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.cache import FeatureCache
 from glip_adapt.data.odinw import load_dataset
-from glip_adapt.data.transforms import View
+from glip_adapt.data.transforms import View, collate
 from glip_adapt.evaluation import evaluate
-from glip_adapt.features import FrozenFeatures
+from glip_adapt.features import FrozenFeatures, in_batches
 from glip_adapt.model.image import ImageEncoder
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Fused, ImageBatch, Pyramid
@@ -200,3 +200,27 @@ def test_a_step_whose_float16_gradient_overflows_is_skipped_and_says_so(build, d
     config = replace(SMALL, precision="float16", epochs=1)
     history = fit(build("linear_probe"), data.train, None, config)
     assert all(step.gradient_norm is None or step.gradient_norm > 0 for step in history.steps)
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build, data):
+    model = build(method)
+    prefixes = [of(model, None, record) for record in data.train.records[:3]]
+    ((positions, together),) = in_batches(enumerate(prefixes))
+    assert positions == [0, 1, 2]
+    (output,) = model.finish(together)
+    assert output.sizes_hw == tuple(prefix.sizes_hw[0] for prefix in prefixes)
+    for row, prefix in enumerate(prefixes):
+        (alone,) = model.finish(prefix)
+        for name in ("token_logits", "box_deltas", "centerness"):
+            torch.testing.assert_close(getattr(output, name)[row], getattr(alone, name)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_ends_where_the_size_changes_or_the_pixels_are_many(monkeypatch):
+    monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 64 * 96)
+    sizes = [(64, 96), (50, 80), (64, 96), (64, 64), (640, 640), (640, 640), (64, 90)]
+    pictures = [collate([torch.zeros(3, *size, dtype=torch.uint8)]) for size in sizes]
+    batches = list(in_batches(enumerate(pictures)))
+    assert [positions for positions, _ in batches] == [[0, 1], [2], [3], [4], [5], [6]]
+    assert batches[0][1].sizes_hw == ((64, 96), (50, 80))
+    assert list(in_batches(iter(()))) == []

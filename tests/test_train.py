@@ -454,7 +454,7 @@ def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
 
 
 def break_loss(monkeypatch, step, value):
-    """Make the box loss of this step ``value``; pictures go through one by one."""
+    """Make the box loss of this step ``value``; pictures of a step go through together."""
     calls = []
 
     def loss(*arguments):
@@ -482,7 +482,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pictures_and_keeps_the_best(
 def test_the_error_lists_the_whole_batch_and_the_bad_step_changes_nothing(build, data, monkeypatch):
     model = build()
     fresh = snapshot(model)
-    break_loss(monkeypatch, 2, float("nan"))
+    break_loss(monkeypatch, 1, float("nan"))
     split = replace(data.train, records=data.train.records[3:5])
     with pytest.raises(NonFiniteLossError, match=r"in step 1:.*pictures \[(4, 5|5, 4)\]"):
         fit(model, split, None, SMALL)

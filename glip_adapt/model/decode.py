@@ -8,6 +8,8 @@ Shape letters: B batch, A anchors over all levels, T tokens, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def class_probabilities(output: HeadOutput) -> Tensor:
     return output.token_logits.float().sigmoid() @ weights.transpose(-1, -2)
 
 
-def merge(parts: list[Detections]) -> Detections:
+def merge(parts: Sequence[Detections]) -> Detections:
     """Return the best 100 of several detections of one picture; parts must not share classes."""
     together = Detections(
         torch.cat([part.boxes_xyxy for part in parts]),
@@ -52,23 +54,19 @@ def merge(parts: list[Detections]) -> Detections:
 def _decode_picture(
     output: HeadOutput, class_scores: Tensor, centerness: Tensor, deltas: Tensor, size_hw: SizeHW
 ) -> Detections:
-    candidates, start = [], 0
-    for h, w in output.level_shapes_hw:
-        level = slice(start, start + h * w)
-        anchor, label = (class_scores[level] > SCORE_THRESHOLD).nonzero(as_tuple=True)
-        score = class_scores[level][anchor, label] * centerness[level][anchor]
-        score, best = score.topk(min(CANDIDATES_PER_LEVEL, len(score)))
-        anchor, label = anchor[best] + start, label[best]
-        boxes_xyxy = boxes.clip(codec.decode(deltas[anchor], output.anchors_xyxy[anchor]), size_hw)
-        candidates.append(Detections(boxes_xyxy, score.sqrt(), label))
-        start += h * w
-    together = Detections(
-        torch.cat([c.boxes_xyxy for c in candidates]),
-        torch.cat([c.scores for c in candidates]),
-        torch.cat([c.labels for c in candidates]),
-    )
-    kept = boxes.class_aware_nms(together.boxes_xyxy, together.scores, together.labels, NMS_IOU)
-    return _best(Detections(together.boxes_xyxy[kept], together.scores[kept], together.labels[kept]))
+    anchor, label = (class_scores > SCORE_THRESHOLD).nonzero(as_tuple=True)  # by anchor, hence level by level
+    score = class_scores[anchor, label] * centerness[anchor]
+    level_ends = torch.tensor([h * w for h, w in output.level_shapes_hw], device=anchor.device).cumsum(0)
+    counts = torch.searchsorted(anchor, level_ends).diff(prepend=level_ends.new_zeros(1)).tolist()
+    best, start = [], 0
+    for count in counts:
+        best.append(score[start : start + count].topk(min(CANDIDATES_PER_LEVEL, count)).indices + start)
+        start += count
+    chosen = torch.cat(best)
+    anchor, label, scores = anchor[chosen], label[chosen], score[chosen].sqrt()
+    boxes_xyxy = boxes.clip(codec.decode(deltas[anchor], output.anchors_xyxy[anchor]), size_hw)
+    kept = boxes.class_aware_nms(boxes_xyxy, scores, label, NMS_IOU)
+    return _best(Detections(boxes_xyxy[kept], scores[kept], label[kept]))
 
 
 def _best(detections: Detections) -> Detections:
