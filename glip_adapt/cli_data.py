@@ -11,7 +11,41 @@ import typer
 from glip_adapt import terminal
 from glip_adapt.cli_options import AsJson
 
-data_app = typer.Typer(no_args_is_help=True, help="Check datasets, draw few-shot subsets, write synthetic sets.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Fetch and check datasets, draw few-shot subsets, write synthetic sets."
+)
+
+
+@data_app.command("fetch")
+def fetch_data(
+    names: Annotated[list[str], typer.Argument(help="Names from `glip-adapt ls datasets`, or odinw13 for all 13.")],
+    root: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for datasets; default: $GLIP_ADAPT_DATA, then ./odinw.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download known datasets, verify and unpack them; what is there is left alone, what broke off goes on.
+
+    Exit code 1 if one could not be fetched; the others are.
+
+    Example: glip-adapt data fetch Raccoon NorthAmericaMushrooms --root odinw
+    """
+    from glip_adapt.data.fetch import FetchError, fetch_dataset, fetchable
+
+    rows, failed = [], False
+    for spec in fetchable(names):
+        try:
+            with terminal.bytes_bar(spec.official_name) as on_bytes:
+                fetched = fetch_dataset(spec.official_name, root, on_bytes)
+        except FetchError as error:
+            terminal.print_error(str(error))
+            failed = True
+            continue
+        state = "fetched" if fetched.is_new else "was there already"
+        rows.append({"dataset": fetched.name, "state": state, "folder": str(fetched.folder)})
+    if rows or as_json:
+        terminal.print_rows("datasets", rows, as_json)
+    raise typer.Exit(1 if failed else 0)
 
 
 @data_app.command("check")

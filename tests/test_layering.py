@@ -46,7 +46,7 @@ HOMES = {
     "matplotlib": {"bench/report.py", "bench/comparison.py", "data/glyphs.py"},
     "typer": {"cli.py", "cli_bench.py", "cli_data.py", "cli_options.py"},
     "rich": {"cli.py", "cli_bench.py", "terminal.py"},
-    "huggingface_hub": {"model/weights.py", "data/odinw.py"},
+    "huggingface_hub": {"model/weights.py", "data/fetch.py"},
 }
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "misc", "common"}
 MOST_LINES = 450

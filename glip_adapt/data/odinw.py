@@ -20,6 +20,8 @@ from glip_adapt.config import describe_unknown, from_mapping, read_toml
 from glip_adapt.data.coco import Split, load_split
 from glip_adapt.data.glyphs import GLYPHS13, GLYPHS_VERSION, GlyphSet, write_glyph_set
 
+ARCHIVE_REPOSITORY = "GLIPModel/GLIP"  # on the Hub
+
 _SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ANNOTATION_FILES = ("annotations_without_background.json", "_annotations.coco.json", "annotations.json")
 _MAX_DEPTH = 3  # folders between a dataset folder and its split folders, the latter included
@@ -55,7 +57,7 @@ class DatasetSpec:
         splits: by name: train, val, test, and minival where the public configs have one.
         licence: of the pictures, as its card states it.
         provider: who published the pictures.
-        archive: name of the official zip file, see ``archive_url``.
+        archive: name of the official zip file, see ``archive_path``.
         early_stopping: the split that public training watches.
         prompts: the paper's manual wording, one per class; None where it uses the plain names.
         note: something to know before reading numbers.
@@ -73,9 +75,19 @@ class DatasetSpec:
     note: str = ""
 
     @property
+    def archive_path(self) -> str:
+        """Where the official zip file lies in ``ARCHIVE_REPOSITORY``."""
+        return f"odinw_35/{self.archive}"
+
+    @property
     def archive_url(self) -> str:
-        """Where the official zip file lies."""
-        return f"https://huggingface.co/GLIPModel/GLIP/resolve/main/odinw_35/{self.archive}"
+        """The address of the official zip file; the public code's own, with ``tree``, answers a web page."""
+        return f"https://huggingface.co/{ARCHIVE_REPOSITORY}/resolve/main/{self.archive_path}"
+
+    @property
+    def folder(self) -> str:
+        """The folder below ``odinw`` that the zip file unpacks to."""
+        return PurePosixPath(self.splits["train"].img_dir).parts[1]
 
     @property
     def categories(self) -> dict[int, str]:
@@ -111,7 +123,10 @@ class Dataset:
 
     @property
     def test(self) -> Split:
-        """The split to report on; FileNotFoundError where the folder has none."""
+        """The split to report on; FileNotFoundError where the folder has none.
+
+        PascalVOC has none of its own: there, as in the paper and its public config, it is the pictures of ``val``.
+        """
         return self._split("test")
 
     def _split(self, name: str) -> Split:
@@ -151,12 +166,11 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
         return _load_folder(folder)
     if str(name_or_path) in rendered_datasets():
         return _load_rendered(str(name_or_path), root)
-    spec = _find_spec(str(name_or_path))
-    roots = _roots(root)
-    for base in roots:
-        for depth in (1, 0):  # the folder called odinw, or the one that holds it
-            if _holds(base, spec, depth):
-                return _load_known(base, spec, depth)
+    spec = find_spec(str(name_or_path))
+    roots = dataset_roots(root)
+    found = find_known(spec, roots)
+    if found is not None:
+        return _load_known(found[0], spec, found[1])
     raise FileNotFoundError(
         f"Dataset {spec.official_name!r} is known but not on this machine; looked in {' and '.join(map(str, roots))}. "
         f"`glip-adapt data fetch {spec.official_name}` gets it, or unpack {spec.archive_url} into {roots[0]}, "
@@ -174,13 +188,19 @@ def _load_rendered(name: str, root: Path | None) -> Dataset:
     return _build_dataset(name, splits)
 
 
-def _find_spec(name: str) -> DatasetSpec:
-    """Return the known dataset called ``name``, whatever the case."""
+def find_spec(name: str) -> DatasetSpec:
+    """Return the known dataset called ``name``, whatever the case, or called so below ``odinw/``.
+
+    Raises:
+        FileNotFoundError: if ``name`` is a path.
+        ValueError: if no dataset is called so; names the nearest.
+    """
     if name.startswith("glyphs13"):
         raise ValueError(f"Unknown synthetic dataset {describe_unknown(name, rendered_datasets())}.")
     by_name = {key.casefold(): spec for spec in known_datasets() for key in (spec.official_name, spec.short_name)}
-    if name.casefold() in by_name:
-        return by_name[name.casefold()]
+    short = name.casefold().removeprefix("odinw/")
+    if short in by_name:
+        return by_name[short]
     if len(Path(name).parts) > 1:
         raise FileNotFoundError(f"No folder {name}. Give an existing dataset folder or a known name.")
     near = difflib.get_close_matches(name.casefold(), by_name, n=1)
@@ -189,11 +209,27 @@ def _find_spec(name: str) -> DatasetSpec:
     raise ValueError(f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}.")
 
 
-def _roots(root: Path | None) -> list[Path]:
+def dataset_roots(root: Path | None) -> list[Path]:
+    """Return the folders that may hold the known datasets: ``root``, or ``$GLIP_ADAPT_DATA`` and ``./odinw``."""
     if root is not None:
         return [Path(root)]
     named = os.environ.get("GLIP_ADAPT_DATA")
     return ([Path(named)] if named else []) + [Path("odinw")]
+
+
+def find_known(spec: DatasetSpec, roots: list[Path]) -> tuple[Path, int] | None:
+    """Return the first of ``roots`` that holds a split of ``spec``, and how far into the official paths it lies."""
+    for base in roots:
+        for depth in (1, 0):  # the folder called odinw, or the one that holds it
+            if _holds(base, spec, depth):
+                return base, depth
+    return None
+
+
+def missing_files(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:
+    """Return the annotation files of the official layout that ``base`` lacks."""
+    files = (_below(base, split.ann_file, depth) for split in spec.splits.values())
+    return [path for path in dict.fromkeys(files) if not path.is_file()]
 
 
 def _below(folder: Path, official_path: str, depth: int) -> Path:

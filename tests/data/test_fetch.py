@@ -1,0 +1,385 @@
+"""Datasets from a stand-in of the Hub: what arrives, what is refused, and how a second try goes on."""
+
+import errno
+import fcntl
+import json
+import shutil
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+from zipfile import ZipFile, ZipInfo
+
+import pytest
+from conftest import SHARED
+from stand_in_hub import COMMIT, hub_within_reach
+
+from glip_adapt import cli, terminal
+from glip_adapt.data import fetch
+from glip_adapt.data.check import check_split
+from glip_adapt.data.fetch import ARCHIVE_REPOSITORY, FetchError, fetch_dataset, fetchable
+from glip_adapt.data.odinw import find_spec, known_datasets, load_dataset
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with hub_within_reach(monkeypatch, tmp_path / "cache") as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def made(tmp_path, coco_folder):
+    """Return a function: a known dataset in the official layout, made of generated pictures."""
+
+    def make(name="Raccoon"):
+        spec = find_spec(name)
+        folder = tmp_path / "made"
+        for split in ("train", "val", "test"):
+            source = coco_folder / Path(spec.splits[split].img_dir).name
+            target = folder / spec.splits[split].img_dir
+            shutil.copytree(source, target)
+            file = folder / spec.splits[split].ann_file
+            content = json.loads(file.read_text())
+            content["annotations"] = [{**entry, "category_id": 1} for entry in content["annotations"]]
+            file.write_text(json.dumps(content))
+        return folder / "odinw" / spec.folder
+
+    return make
+
+
+def zipped(folder, path, *more):
+    """Zip a dataset folder under its own name; ``more`` are (name or ZipInfo, content) pairs that come first."""
+    with ZipFile(path, "w") as archive:
+        for name, content in more:
+            archive.writestr(name, content)
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder.parent))
+    return path.read_bytes()
+
+
+@pytest.fixture
+def raccoon(hub, made, tmp_path):
+    """Serve a Raccoon of a few pictures; the folder that datasets go into."""
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", zipped(made(), tmp_path / "raccoon.zip"))
+    return tmp_path / "data"
+
+
+def content_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_fetched_dataset_is_whole_recorded_and_loads_by_name(hub, raccoon, tmp_path):
+    fetched = fetch_dataset("raccoon", raccoon)
+    assert (fetched.name, fetched.folder, fetched.is_new) == ("Raccoon", raccoon / "Raccoon", True)
+    found = content_of(fetched.folder)
+    record = json.loads(found.pop("fetched.json"))
+    assert found == content_of(tmp_path / "made" / "odinw" / "Raccoon")
+    archive = hub.files[ARCHIVE_REPOSITORY]["odinw_35/Raccoon.zip"]
+    assert record["size_bytes"] == len(archive)
+    assert record["files"] == len(found)
+    assert record["unpacked_bytes"] == sum(map(len, found.values()))
+    assert f"/{ARCHIVE_REPOSITORY}/resolve/{COMMIT}/odinw_35/Raccoon.zip" in record["url"]
+    assert names_in(raccoon) == ["Raccoon"]
+    assert len(load_dataset("Raccoon", raccoon).train) == len(load_dataset(fetched.folder).train) == 6
+
+
+def test_a_dataset_that_is_there_is_left_alone_without_a_word_to_the_hub(hub, raccoon):
+    fetch_dataset("Raccoon", raccoon)
+    before, asked = content_of(raccoon), len(hub.requests)
+    again = fetch_dataset("Raccoon", raccoon)
+    assert (again.folder, again.is_new) == (raccoon / "Raccoon", False)
+    assert content_of(raccoon) == before
+    assert len(hub.requests) == asked
+
+
+def test_a_root_that_holds_a_folder_called_odinw_gets_it_there(raccoon):
+    (raccoon / "odinw").mkdir(parents=True)
+    assert fetch_dataset("Raccoon", raccoon).folder == raccoon / "odinw" / "Raccoon"
+    assert fetch_dataset("Raccoon", raccoon).folder == raccoon / "odinw" / "Raccoon"
+    assert len(load_dataset("Raccoon", raccoon).test) == 3
+
+
+def test_without_a_root_it_goes_where_load_dataset_looks(raccoon, tmp_path, monkeypatch):
+    assert fetch_dataset("Raccoon").folder.resolve() == tmp_path / "elsewhere" / "odinw" / "Raccoon"
+    monkeypatch.setenv("GLIP_ADAPT_DATA", str(raccoon))
+    monkeypatch.chdir(tmp_path)
+    assert fetch_dataset("Raccoon").folder == raccoon / "Raccoon"
+    assert load_dataset("odinw/Raccoon").name == "Raccoon"
+
+
+def test_names_are_known_before_anything_is_fetched():
+    assert fetchable(["odinw13", "raccoon"]) == list(known_datasets())
+    assert [spec.official_name for spec in fetchable(["Vehicles", "odinw/pothole"])] == [
+        "VehiclesOpenImages",
+        "pothole",
+    ]
+    with pytest.raises(ValueError, match="mean 'Raccoon'"):
+        fetchable(["Racoon"])
+    for name in ("glyphs13", "glyphs13/Dice"):
+        with pytest.raises(ValueError, match="rendered on first use"):
+            fetchable([name])
+
+
+def test_the_callback_counts_bytes_up_to_all_of_them(hub, raccoon):
+    seen = []
+    fetch_dataset("Raccoon", raccoon, lambda *step: seen.append(step))
+    for what in ("download", "unpack"):
+        done, total = zip(*[step[1:] for step in seen if step[0] == what], strict=True)
+        assert list(done) == sorted(done)
+        assert done[-1] == total[-1] == max(total)
+    assert [step[0] for step in seen] == sorted(step[0] for step in seen)
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(hub, raccoon):
+    size = len(hub.files[ARCHIVE_REPOSITORY]["odinw_35/Raccoon.zip"])
+    hub.fault = "cut"
+    with pytest.raises(FetchError, match=rf"broke off after 4096 of {size} bytes.*Call again: it goes on from there"):
+        fetch_dataset("Raccoon", raccoon)
+    (part,) = raccoon.iterdir()  # no dataset
+    assert part.stat().st_size == 4096 < size // 2
+    hub.fault = None
+    hub.requests.clear()
+    assert fetch_dataset("Raccoon", raccoon).is_new
+    assert hub.asked("GET", "/blob/") == ["bytes=4096-"]
+    assert names_in(raccoon) == ["Raccoon"]
+    assert len(load_dataset("Raccoon", raccoon).train) == 6
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("page", "not answered by a Hub: size and SHA-256"),
+        ("page instead of file", "was answered by a page"),
+        ("damaged", "arrived damaged: SHA-256"),
+        ("endless", "More than the"),
+    ],
+)
+def test_an_answer_that_is_not_the_archive_is_one_error_leaves_nothing_and_the_next_try_succeeds(
+    hub, raccoon, fault, message
+):
+    hub.fault = fault
+    with pytest.raises(FetchError, match=message):
+        fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == []
+    hub.fault = None
+    assert fetch_dataset("Raccoon", raccoon).is_new
+
+
+def test_a_page_that_answers_a_resumed_download_is_not_glued_to_it(hub, raccoon):
+    for hub.fault in ("cut", "page instead of file"):
+        with pytest.raises(FetchError):
+            fetch_dataset("Raccoon", raccoon)
+    hub.fault = None
+    assert fetch_dataset("Raccoon", raccoon).is_new
+
+
+def test_a_damaged_part_of_an_earlier_try_is_found_and_dropped(hub, raccoon):
+    hub.fault = "cut"
+    with pytest.raises(FetchError):
+        fetch_dataset("Raccoon", raccoon)
+    hub.fault = None
+    (part,) = raccoon.iterdir()
+    part.write_bytes(part.read_bytes()[:-1] + b"!")
+    with pytest.raises(FetchError, match="arrived damaged"):
+        fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == []
+
+
+def test_what_the_hub_does_not_have_or_no_hub_at_all_is_one_error(hub, raccoon, monkeypatch):
+    with pytest.raises(FetchError, match=r"odinw_35/Aquarium\.zip could not be reached"):
+        fetch_dataset("Aquarium", raccoon)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(FetchError, match=r"could not be reached.*set HF_ENDPOINT to a mirror.*by hand"):
+        fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == []
+
+
+def test_the_official_address_is_the_one_that_answers_files():
+    for spec in known_datasets():
+        assert "/resolve/" in spec.archive_url
+        assert spec.archive == f"{spec.folder}.zip"
+
+
+def link(name):
+    info = ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("../evil", "outside the folder"),
+        ("Raccoon/../../evil", "outside the folder"),
+        (link("Raccoon/evil"), "is a link"),
+    ],
+)
+def test_an_archive_that_reaches_out_is_refused_before_anything_is_written(hub, raccoon, tmp_path, entry, message):
+    sound = hub.files[ARCHIVE_REPOSITORY]["odinw_35/Raccoon.zip"]
+    unsafe = zipped(tmp_path / "made" / "odinw" / "Raccoon", tmp_path / "unsafe.zip", (entry, b"/etc/passwd"))
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", unsafe)
+    before = content_of(tmp_path)
+    with pytest.raises(FetchError, match=rf"is as the Hub states, but is not used: entry .*{message}"):
+        fetch_dataset("Raccoon", raccoon)
+    assert content_of(tmp_path) == before
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", sound)
+    assert fetch_dataset("Raccoon", raccoon).is_new
+
+
+def test_an_archive_without_the_annotations_is_refused(hub, raccoon, tmp_path):
+    folder = tmp_path / "made" / "odinw" / "Raccoon"
+    next(folder.rglob("test/*.json")).unlink()
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", zipped(folder, tmp_path / "short.zip"))
+    with pytest.raises(FetchError, match=r"test/annotations_without_background\.json is missing in it"):
+        fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == []
+
+
+def test_only_the_folder_of_the_dataset_is_unpacked(hub, raccoon, tmp_path):
+    folder = tmp_path / "made" / "odinw" / "Raccoon"
+    more = zipped(folder, tmp_path / "more.zip", ("__MACOSX/._Raccoon", b"x"), ("readme.txt", b"x"))
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", more)
+    fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == ["Raccoon"]
+
+
+# Full disks, other processes, and what lies in the way
+
+
+def test_a_disk_without_room_is_found_before_the_download(hub, raccoon, monkeypatch):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(FetchError, match=r"0\.00 GB free, and .* GB are needed"):
+        fetch_dataset("Raccoon", raccoon)
+    assert hub.asked("GET") == []
+    assert names_in(raccoon) == []
+
+
+def test_a_disk_that_fills_up_while_downloading_keeps_what_came(hub, raccoon, monkeypatch):
+    write = fetch._PartFile.write
+
+    def fill(part, content):
+        write(part, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch._PartFile, "write", fill)
+        with pytest.raises(FetchError, match="is full"):
+            fetch_dataset("Raccoon", raccoon)
+    assert not (raccoon / "Raccoon").exists()
+    hub.requests.clear()
+    assert fetch_dataset("Raccoon", raccoon).is_new
+    (asked,) = hub.asked("GET", "/blob/")
+    assert asked is not None
+
+
+def test_a_disk_that_fills_up_while_unpacking_leaves_no_part_of_a_dataset(hub, raccoon, monkeypatch):
+    def fill(file, entries, folder, on_bytes):
+        fetch.unpack.__wrapped__(file, entries[:2], folder, on_bytes)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        fill_and_remember = fill
+        fill_and_remember.__wrapped__ = fetch.unpack
+        patched.setattr(fetch, "unpack", fill_and_remember)
+        with pytest.raises(FetchError, match="is full"):
+            fetch_dataset("Raccoon", raccoon)
+    assert [name.rpartition(".")[2] for name in names_in(raccoon)] == ["part"]
+    hub.requests.clear()
+    assert fetch_dataset("Raccoon", raccoon).is_new
+    assert hub.asked("GET") == []  # all of it was there
+    assert names_in(raccoon) == ["Raccoon"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(hub, raccoon):
+    hub.fault = "cut"
+    with suppress(FetchError):
+        fetch_dataset("Raccoon", raccoon)
+    (part,) = raccoon.iterdir()
+    left = raccoon / f"{part.name}-unpacked" / "Raccoon" / "half.jpg"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    hub.fault = None
+    fetch_dataset("Raccoon", raccoon)
+    assert names_in(raccoon) == ["Raccoon"]
+    assert not (raccoon / "Raccoon" / "half.jpg").exists()
+
+
+def test_two_processes_do_not_write_into_one_file(hub, raccoon):
+    hub.fault = "cut"
+    with suppress(FetchError):
+        fetch_dataset("Raccoon", raccoon)
+    hub.fault = None
+    (part,) = raccoon.iterdir()
+    with part.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(FetchError, match="Another process downloads"):
+            fetch_dataset("Raccoon", raccoon)
+    assert fetch_dataset("Raccoon", raccoon).is_new
+
+
+def test_a_folder_that_is_in_the_way_or_incomplete_is_not_touched(hub, raccoon):
+    (raccoon / "Raccoon").mkdir(parents=True)
+    (raccoon / "Raccoon" / "mine.txt").write_text("mine")
+    with pytest.raises(FetchError, match=r"Raccoon is in the way: it holds no Raccoon\. Move it"):
+        fetch_dataset("Raccoon", raccoon)
+    shutil.copytree(raccoon.parent / "made" / "odinw" / "Raccoon", raccoon / "Raccoon", dirs_exist_ok=True)
+    next(raccoon.rglob("test/*.json")).unlink()
+    with pytest.raises(FetchError, match=r"incomplete: .*test/annotations_without_background\.json is missing"):
+        fetch_dataset("Raccoon", raccoon)
+    assert (raccoon / "Raccoon" / "mine.txt").read_text() == "mine"
+    assert hub.requests == []
+
+
+# The verb, and real sets
+
+
+@pytest.fixture
+def glip(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
+        monkeypatch.setattr(terminal, "console", terminal.Console(width=300))
+        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+def test_the_verb_fetches_says_what_was_there_and_goes_on_after_a_failure(glip, raccoon):
+    code, out, err = glip("data", "fetch", "Aquarium", "Raccoon", "--root", raccoon)
+    assert (code, "fetched" in out, "Aquarium.zip could not be reached" in err) == (1, True, True)
+    assert "Traceback" not in err
+    code, out, _ = glip("data", "fetch", "Raccoon", "--root", raccoon, "--json")
+    assert code == 0
+    assert json.loads(out) == [{"dataset": "Raccoon", "state": "was there already", "folder": str(raccoon / "Raccoon")}]
+    code, _, err = glip("data", "fetch", "Raccoon", "Racoon", "--root", raccoon)
+    assert code == 1
+    assert "mean 'Raccoon'" in err
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the development data is not beside this checkout")
+@pytest.mark.parametrize(("name", "sizes"), [("Raccoon", (150, 29, 17)), ("NorthAmericaMushrooms", (41, 5, 5))])
+def test_real_sets_arrive_as_they_were_sent(hub, tmp_path, name, sizes):
+    source = SHARED / "data" / "odinw" / name
+    hub.put(ARCHIVE_REPOSITORY, f"odinw_35/{name}.zip", zipped(source, tmp_path / "real.zip"))
+    hub.fault = "cut"
+    with pytest.raises(FetchError, match="broke off"):
+        fetch_dataset(name, tmp_path / "data")
+    hub.fault = None
+    folder = fetch_dataset(name, tmp_path / "data").folder
+    found = content_of(folder)
+    assert found.pop("fetched.json")
+    assert found == content_of(source)
+    data = load_dataset(name, tmp_path / "data")
+    assert (len(data.train), len(data.val), len(data.test)) == sizes
+    assert check_split(data.test.annotation_file, data.test.image_dir) == []
