@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glip_adapt.adapters import attach, load_adapter
+    from glip_adapt.adapters.baked import load_baked
     from glip_adapt.bench import run_benchmark
     from glip_adapt.bench.report import write_report
     from glip_adapt.cache import FeatureCache
@@ -32,6 +33,7 @@ _HOMES = {
     "evaluate": "glip_adapt.evaluation",
     "fit": "glip_adapt.train",
     "load_adapter": "glip_adapt.adapters",
+    "load_baked": "glip_adapt.adapters.baked",
     "load_dataset": "glip_adapt.data.odinw",
     "load_trunk": "glip_adapt.model.weights",
     "predict": "glip_adapt.prediction",
@@ -51,6 +53,7 @@ __all__ = [
     "evaluate",
     "fit",
     "load_adapter",
+    "load_baked",
     "load_dataset",
     "load_trunk",
     "predict",

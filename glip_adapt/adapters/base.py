@@ -8,8 +8,6 @@ tensor but the owned ones.
 from __future__ import annotations
 
 import copy
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,17 +15,27 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from glip_adapt.adapters.baked import BakedGlip, without_text_encoder
+from glip_adapt.adapters.files import (
+    AdapterMismatchError,
+    TrunkIdentity,
+    check_tensors,
+    read_file_description,
+    read_tensors,
+    write_description,
+    write_tensors,
+)
 from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import from_mapping, to_mapping
+from glip_adapt.config import to_mapping
 from glip_adapt.model.glip import Glip
-from glip_adapt.model.weights import Trunk, save_tensors
+from glip_adapt.model.weights import Trunk
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no sha256
+
+_TEXT = ("text_encoder.", "text_prompt.")  # what a baked model has as a constant
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Prefix = ImageBatch | Pyramid | Fused  # what the frozen stages may yield
@@ -47,25 +55,16 @@ class Adapter(Protocol):
     """What a method must state."""
 
     name: ClassVar[str]
-    stage: ClassVar[Stage]
+
+    @property
+    def stage(self) -> Stage:
+        """Where the method enters the pipeline."""
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
         """Place new modules at the seams of ``glip``, if the method has any; they change nothing while fresh."""
 
     def owned(self, glip: Glip) -> Sequence[str]:
         """Return the full state dict names of the tensors that are trained and saved."""
-
-
-class AdapterMismatchError(ValueError):
-    """A saved adapter belongs to another trunk, caption or class list."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrunkIdentity:
-    """Which weights an adapter was trained on."""
-
-    name: str
-    checksum: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +79,8 @@ class Description:
     classes: tuple[ClassPrompt, ...]
     "in label order"
     trained_parameters: int
+    sha256: str
+    "of adapter.safetensors"
 
 
 class AdaptedGlip:
@@ -134,13 +135,10 @@ class AdaptedGlip:
         """Copy values into the owned tensors.
 
         Raises:
-            AdapterMismatchError: if names or shapes differ from the owned set.
+            AdapterMismatchError: if names, shapes or types differ from the owned set.
         """
         mine = self.owned_tensors()
-        if {k: v.shape for k, v in mine.items()} != {k: v.shape for k, v in tensors.items()}:
-            raise AdapterMismatchError(
-                f"The adapter owns {len(mine)} tensors {_shapes(mine)}, but {len(tensors)} came: {_shapes(tensors)}."
-            )
+        check_tensors(tensors, mine, f"The tensors of {self.adapter.name}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
@@ -195,20 +193,50 @@ class AdaptedGlip:
             self._texts_version = version
         return self._texts
 
+    def bake(self) -> BakedGlip:
+        """Return what this model is now, with its text as a constant, and without text encoder and tokenizer.
+
+        Raises:
+            ValueError: if the adapter adds tensors to the network beyond its text, as unmerged low-rank factors do.
+        """
+        plain = self.trunk.glip.state_dict().keys()
+        added = [name for name in self.glip.state_dict() if name not in plain and not name.startswith(_TEXT)]
+        if added:
+            raise ValueError(
+                f"A baked model has the layers of its trunk, but {self.adapter.name} adds {len(added)} tensors, such "
+                f"as {added[0]}. Merge the adapter into its trunk before baking."
+            )
+        with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+            texts = [self.glip.text_prompt(text) for text in self.texts()]
+        return BakedGlip(
+            trunk=self._trunk_identity,
+            glip=without_text_encoder(self.glip, self.owned),
+            method=self.adapter.name,
+            image_frozen=self.adapter.stage is not Stage.ENCODE_IMAGE,
+            classes=self.classes,
+            texts=texts,
+        )
+
     def save(self, folder: str | Path) -> None:
         """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``."""
         folder = Path(folder)
+        sha256 = write_tensors(self.owned_tensors(), folder / "adapter.safetensors", self.adapter.name)
         description = Description(
             method=self.adapter.name,
             config=to_mapping(self.adapter),
-            trunk=TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum),
+            trunk=self._trunk_identity,
             classes=self.classes,
             trained_parameters=self.trained_parameters,
+            sha256=sha256,
         )
-        save_tensors(self.owned_tensors(), folder / "adapter.safetensors", {"method": self.adapter.name})
-        temporary = folder / f".adapter.json-{os.getpid()}"
-        temporary.write_text(json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "adapter.json")
+        write_description(description, folder / "adapter.json")
+
+    @property
+    def _trunk_identity(self) -> TrunkIdentity:
+        return TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum)
+
+
+Detector = AdaptedGlip | BakedGlip  # what predict and evaluate work with
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
@@ -221,25 +249,9 @@ def read_description(folder: str | Path) -> Description:
 
     Raises:
         FileNotFoundError: if the folder holds no adapter.
-        AdapterMismatchError: if the file is not one that this version reads.
+        AdapterMismatchError: if the file is too large, or not one that this version reads.
     """
-    path = Path(folder) / "adapter.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing. Save one with model.save(folder).")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise AdapterMismatchError(f"{path} is not an adapter description: {error}.") from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise AdapterMismatchError(f"{path} is not an adapter description: it has no format_version.")
-    if content["format_version"] != FORMAT_VERSION:
-        raise AdapterMismatchError(
-            f"{path} has format version {content['format_version']}; this version reads {FORMAT_VERSION}."
-        )
-    try:
-        return from_mapping(Description, content, str(path))
-    except ValueError as error:
-        raise AdapterMismatchError(f"{error} Train and save the adapter again.") from error
+    return read_file_description(Description, Path(folder) / "adapter.json", FORMAT_VERSION)
 
 
 def restore(
@@ -248,7 +260,8 @@ def restore(
     """Return ``adapter`` with the tensors saved in ``folder``, after checking that it belongs to this trunk.
 
     Raises:
-        AdapterMismatchError: if it was trained on another trunk, other weights or another class list.
+        AdapterMismatchError: if it was trained on another trunk, other weights or another class list, or its file is
+            damaged, too large, or not what ``adapter.json`` says.
     """
     saved = read_description(folder)
     if saved.trunk != TrunkIdentity(name=trunk.name, checksum=trunk.checksum):
@@ -264,13 +277,7 @@ def restore(
             f"{_wording(model.classes)} was asked for. Use the classes, order and prompts that it was trained with."
         )
     path = Path(folder) / "adapter.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"No adapter in {folder}: {path.name} is missing.")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterMismatchError(f"{path} is damaged ({error}). Train and save the adapter again.") from error
-    model.load_owned(tensors)
+    model.load_owned(read_tensors(path, model.owned_tensors(), saved.sha256))
     return model
 
 
@@ -308,11 +315,6 @@ def _set_mode(module: nn.Module, owned: set[int]) -> None:
     module.training = False
     for child in module.children():
         _set_mode(child, owned)
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> str:
-    first = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
-    return f"({first}{', …' if len(tensors) > 3 else ''})"
 
 
 def _wording(prompts: Sequence[ClassPrompt]) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from glip_adapt.model.anchors import ANCHOR_SCALE
 from glip_adapt.model.dyhead import DyHeadBlock
 from glip_adapt.model.fusion import FusionLayer, FusionTower, TextLayer, TowerBlock
@@ -99,8 +101,8 @@ GLIP_NANO = GlipConfig(
 GLIP_NANO_A = replace(GLIP_NANO, deep_fusion=False)
 
 
-def build_glip(config: GlipConfig) -> Glip:
-    """Return a detector with random weights, in eval mode."""
+def build_glip(config: GlipConfig, *, text_encoder: nn.Module | None = None) -> Glip:
+    """Return a detector with random weights, in eval mode; ``text_encoder`` may take the place of the config's."""
     if isinstance(config.backbone, SwinConfig):
         swin = config.backbone
         backbone: SwinBackbone | TimmBackbone = SwinBackbone(
@@ -113,7 +115,8 @@ def build_glip(config: GlipConfig) -> Glip:
         image_encoder=ImageEncoder(
             backbone, FeaturePyramid(backbone.output_widths, config.image_width, drop_block=config.drop_block)
         ),
-        text_encoder=TextEncoder(
+        text_encoder=text_encoder
+        or TextEncoder(
             vocabulary_size=text.vocabulary_size,
             width=text.width,
             layers=text.layers,

@@ -10,7 +10,6 @@ from torch import nn
 from glip_adapt.model.fusion import FusionTower
 from glip_adapt.model.head import AlignmentHead
 from glip_adapt.model.image import ImageEncoder, SwinBackbone
-from glip_adapt.model.text import TextEncoder
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
 
 
@@ -22,7 +21,7 @@ class Glip(nn.Module):
     """
 
     def __init__(
-        self, *, image_encoder: ImageEncoder, text_encoder: TextEncoder, tower: FusionTower, head: AlignmentHead
+        self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AlignmentHead
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder

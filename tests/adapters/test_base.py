@@ -1,6 +1,8 @@
 """What a saved adapter belongs to, and captions that are too long."""
 
+import hashlib
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -50,6 +52,7 @@ def test_the_files_are_small_and_say_what_they_belong_to(saved, tiny_trunk):
         "trunk": {"name": "glip-nano", "checksum": tiny_trunk.checksum},
         "classes": [{"name": name, "prefix": "", "suffix": ""} for name in CLASSES],
         "trained_parameters": 32 * rows,
+        "sha256": hashlib.sha256((saved / "adapter.safetensors").read_bytes()).hexdigest(),
     }
     assert {name: tensor.shape for name, tensor in load_file(saved / "adapter.safetensors").items()} == {
         "text_prompt.offset": (rows, 32)
@@ -166,7 +169,7 @@ def test_what_is_no_description_is_refused_by_path(saved, tiny_trunk, content):
         load_adapter(tiny_trunk, saved)
 
 
-@pytest.mark.parametrize("key", ["format_version", "method", "config", "trunk", "classes"])
+@pytest.mark.parametrize("key", ["format_version", "method", "config", "trunk", "classes", "sha256"])
 def test_a_description_that_lacks_an_entry_is_refused_by_path_and_entry(saved, tiny_trunk, key):
     describe(saved, **{key: None})
     with pytest.raises(AdapterMismatchError, match=rf"adapter\.json.*{key}"):
@@ -195,8 +198,10 @@ def test_an_entry_of_the_wrong_shape_is_refused_by_path(saved, tiny_trunk, key, 
     [
         ({"text_prompt.offset": torch.zeros(3, 32)}, r"\(3, 32\)"),
         ({"text_prompt.ofset": torch.zeros(13, 32)}, r"text_prompt\.ofset"),
+        ({"text_prompt.offset": torch.zeros(7, 32, dtype=torch.float64)}, "float32.*float64"),
+        ({"text_prompt.offset": torch.zeros(7, 32, dtype=torch.int32)}, "float32.*int32"),
         ({}, "0 came"),
-        ({"text_prompt.offset": torch.zeros(13, 32), "head.bias0": torch.zeros(1)}, r"owns 1 tensors.*2 came"),
+        ({"text_prompt.offset": torch.zeros(13, 32), "head.bias0": torch.zeros(1)}, r"expected 1 tensors.*2 came"),
     ],
 )
 def test_wrong_tensors_are_refused_and_both_sides_are_named(saved, tiny_trunk, tensors, message):
@@ -212,6 +217,84 @@ def test_a_damaged_tensor_file_is_refused_by_path(saved, tiny_trunk, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors"):
         load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize("position", [-1, -100])
+def test_a_flipped_bit_is_noticed(saved, tiny_trunk, position):
+    path = saved / "adapter.safetensors"
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged.*SHA-256"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_the_tensors_of_another_adapter_of_the_same_shape_are_noticed(saved, tiny_trunk, tmp_path):
+    attach(tiny_trunk, "prompt", classes=CLASSES).save(tmp_path / "other")
+    os.replace(tmp_path / "other" / "adapter.safetensors", saved / "adapter.safetensors")
+    with pytest.raises(AdapterMismatchError, match="belongs to another description"):
+        load_adapter(tiny_trunk, saved)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(tiny_trunk, tmp_path, value):
+    model = attach(tiny_trunk, "prompt", classes=CLASSES)
+    with torch.no_grad():
+        model.owned_tensors()["text_prompt.offset"][1, 2] = value
+    model.save(tmp_path)
+    with pytest.raises(AdapterMismatchError, match=r"not finite, in text_prompt\.offset"):
+        load_adapter(tiny_trunk, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "size"), [("adapter.json", 2**21), ("adapter.safetensors", 2**40)])
+def test_a_file_too_large_is_refused_before_it_is_read(saved, tiny_trunk, name, size):
+    os.truncate(saved / name, size)  # a hole, which takes no space: reading it would take the memory
+    with pytest.raises(AdapterMismatchError, match=rf"{name} .*more than"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_a_description_nested_to_no_end_is_refused(saved, tiny_trunk):
+    (saved / "adapter.json").write_text("[" * 100_000)
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.json is not an adapter description"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(saved, tiny_trunk):
+    header = json.dumps({"text_prompt.offset": {"dtype": "F32", "shape": [7, 32], "data_offsets": [0, 2**40]}}).encode()
+    (saved / "adapter.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_a_pickle_is_never_opened(saved, tiny_trunk, tmp_path):
+    """Unpickling this one would leave a file."""
+
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    torch.save({"text_prompt.offset": Bomb()}, saved / "adapter.safetensors")
+    with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged"):
+        load_adapter(tiny_trunk, saved)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+@pytest.mark.parametrize("target", ["/dev/zero", "folder", "nowhere"])
+def test_a_link_to_what_is_no_file_is_refused(saved, tiny_trunk, tmp_path, name, target):
+    (tmp_path / "folder").mkdir()
+    (saved / name).unlink()
+    (saved / name).symlink_to(tmp_path / target)
+    with pytest.raises(FileNotFoundError, match=rf"No adapter in .*{name} is missing"):
+        load_adapter(tiny_trunk, saved)
+
+
+def test_links_to_files_are_followed_as_in_the_cache_of_the_hub(saved, tiny_trunk, tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    for file in saved.iterdir():
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    (loaded,) = load_adapter(tiny_trunk, tmp_path / "snapshot").owned_tensors().values()
+    assert torch.equal(loaded, load_file(saved / "adapter.safetensors")["text_prompt.offset"])
 
 
 def test_refused_tensors_leave_the_model_as_it_was(tiny_trunk):

@@ -1,0 +1,153 @@
+"""A saved model on disk: one JSON and one safetensors file, written whole and read with suspicion.
+
+A folder may come from anywhere. Neither format can hold code; beyond that, nothing is read before its size fits, and
+no tensor is handed on before the checksum, names, shapes and types are those expected and all numbers are finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from glip_adapt.config import from_mapping, to_mapping
+from glip_adapt.model.weights import save_tensors
+
+MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
+MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
+
+T = TypeVar("T")
+
+
+class AdapterMismatchError(ValueError):
+    """A saved adapter is damaged, or belongs to another trunk, caption or class list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkIdentity:
+    """Which weights something was made from."""
+
+    name: str
+    checksum: str
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:
+    """Write a safetensors file, never a half-written one, and return its SHA-256 as hex."""
+    save_tensors(tensors, path, {"method": method})
+    return _sha256(path)
+
+
+def write_description(description: Any, path: Path) -> None:
+    """Write a dataclass as JSON, under a temporary name first; what it describes must be in place already."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_file_description(kind: type[T], path: Path, version: int) -> T:
+    """Return the content of a description file as ``kind``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        AdapterMismatchError: if the file is too large, not a description, or of another format version.
+    """
+    check_is_file(path)
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise AdapterMismatchError(f"{path} is not an adapter description: it has more than {MAX_JSON_BYTES:,} bytes.")
+    try:
+        mapping = json.loads(content)
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested to no end
+        raise AdapterMismatchError(f"{path} is not an adapter description: {error}.") from error
+    if not isinstance(mapping, dict) or "format_version" not in mapping:
+        raise AdapterMismatchError(f"{path} is not an adapter description: it has no format_version.")
+    if mapping["format_version"] != version:
+        raise AdapterMismatchError(
+            f"{path} has format version {mapping['format_version']!r:.20}; this version reads {version}. "
+            "Train and save the adapter again."
+        )
+    try:
+        return from_mapping(kind, mapping, str(path))
+    except ValueError as error:
+        raise AdapterMismatchError(f"{error} Train and save the adapter again.") from error
+
+
+def read_tensors(
+    path: Path, expected: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        path: the file.
+        expected: name → tensor of the shape and type that must come; it may be without storage, on ``meta``.
+        sha256: of the file, as its description says.
+        device: where the tensors go.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        AdapterMismatchError: if the file is larger than what is expected, damaged, or holds anything else.
+    """
+    check_is_file(path)
+    allowed = sum(tensor.nbytes for tensor in expected.values()) + MAX_HEADER_BYTES
+    if path.stat().st_size > allowed:
+        raise AdapterMismatchError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {allowed:,} that its {len(expected)} tensors "
+            f"{_shapes(expected)} may take. Train and save the adapter again."
+        )
+    try:
+        tensors = load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise AdapterMismatchError(f"{path} is damaged ({error}). Train and save the adapter again.") from error
+    check_tensors(tensors, expected, str(path))
+    if _sha256(path) != sha256:
+        raise AdapterMismatchError(
+            f"{path} is damaged, or belongs to another description: its SHA-256 is not {sha256[:12]}…, as written "
+            "beside it. Train and save the adapter again."
+        )
+    broken = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
+    if broken:
+        raise AdapterMismatchError(
+            f"{path} holds numbers that are not finite, in {broken[0]}. Train the adapter again."
+        )
+    # Each in memory of its own, which starts at an aligned address: from the middle of a buffer, some kernels add up in
+    # another order.
+    return {name: tensors.pop(name).clone() for name in list(tensors)}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Raise AdapterMismatchError, naming both sides, if names, shapes or types differ from those expected."""
+    if _signature(tensors) != _signature(expected):
+        raise AdapterMismatchError(
+            f"{what}: expected {len(expected)} tensors {_shapes(expected)}, but {len(tensors)} came: "
+            f"{_shapes(tensors)}. Use the trunk, method and classes that it was saved with."
+        )
+
+
+def check_is_file(path: Path) -> None:
+    """Raise FileNotFoundError if there is no such file; a link to one will do, as in the Hub's cache."""
+    if not path.is_file():
+        raise FileNotFoundError(f"No adapter in {path.parent}: {path.name} is missing.")
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    first = ", ".join(f"{name} {tuple(x.shape)} {str(x.dtype)[6:]}" for name, x in list(tensors.items())[:3])
+    return f"({first}{', …' if len(tensors) > 3 else ''})"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

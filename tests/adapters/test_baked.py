@@ -1,0 +1,240 @@
+"""Baked models: the same numbers without a text encoder, in memory and from a folder."""
+
+import copy
+import json
+import os
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from glip_adapt.adapters import ADAPTERS, attach
+from glip_adapt.adapters.baked import load_baked
+from glip_adapt.adapters.files import AdapterMismatchError
+from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.transforms import collate
+from glip_adapt.evaluation import evaluate
+from glip_adapt.model import build, text
+from glip_adapt.model.weights import TRUNKS
+from glip_adapt.prediction import PredictConfig, predict
+from glip_adapt.structures import ImageBatch, Pyramid
+
+CLASSES = ("red box", "blue box")
+MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
+METHODS = ("zero_shot", "prompt", "linear_probe", "full", "text_encoder")
+CONFIG = PredictConfig(short_side=64)
+
+
+@pytest.fixture(autouse=True)
+def _tiny_by_name(monkeypatch):
+    """The tiny trunk calls itself glip-nano."""
+    monkeypatch.setitem(TRUNKS, "glip-nano", replace(TRUNKS["glip-nano"], config=TINY))
+
+
+def adapted(trunk, method, classes=CLASSES):
+    """A model whose owned tensors are no longer the trunk's."""
+    model = attach(trunk, method, classes=classes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.owned_tensors().values():
+            tensor.add_(0.01 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def pictures():
+    generator = torch.Generator().manual_seed(1)
+    return collate(
+        [torch.randint(0, 256, (3, h, w), generator=generator, dtype=torch.uint8) for h, w in ((40, 70), (64, 33))]
+    )
+
+
+def assert_same_bits(mine, theirs):
+    assert len(mine) == len(theirs)
+    for a, b in zip(mine, theirs, strict=True):
+        for field in fields(a):
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            same = x.numpy().tobytes() == y.numpy().tobytes() if isinstance(x, torch.Tensor) else x == y
+            assert same, field.name
+
+
+@pytest.fixture
+def saved(tiny_trunk, tmp_path):
+    """A baked prompt in a folder."""
+    adapted(tiny_trunk, "prompt").bake().save(tmp_path / "baked")
+    return tmp_path / "baked"
+
+
+def describe(folder, **changes):
+    """Change what ``baked.json`` says."""
+    path = folder / "baked.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_are_those_of_the_model_to_the_last_bit(tiny_trunk, tmp_path, method):
+    model = adapted(tiny_trunk, method)
+    model.train(False)
+    expected = model.outputs(pictures())
+    baked = model.bake()
+    assert_same_bits(baked.outputs(pictures()), expected)
+    baked.save(tmp_path)
+    assert_same_bits(load_baked(tmp_path).outputs(pictures()), expected)
+
+
+def test_every_method_is_baked_here():
+    assert set(ADAPTERS) - {"lora", "context"} <= set(METHODS)
+
+
+@torch.no_grad()
+def test_a_class_list_of_several_captions_is_baked_caption_by_caption(tiny_trunk, tmp_path):
+    model = attach(tiny_trunk, "zero_shot", classes=MANY)
+    model.bake().save(tmp_path)
+    loaded = load_baked(tmp_path)
+    assert loaded.class_names == MANY
+    assert_same_bits(loaded.outputs(pictures()), model.outputs(pictures()))
+
+
+def test_predict_and_evaluate_take_it_like_an_adapted_trunk(tiny_trunk, tmp_path, coco_folder):
+    data = load_dataset(coco_folder)
+    model = adapted(tiny_trunk, "prompt", data.classes)
+    model.bake().save(tmp_path / "baked")
+    baked = load_baked(tmp_path / "baked")
+    picture = Image.effect_noise((80, 64), 90).convert("RGB")
+    assert_same_bits([predict(baked, picture, CONFIG)], [predict(model, picture, CONFIG)])
+    assert evaluate(baked, data.test, CONFIG) == evaluate(model, data.test, CONFIG)
+
+
+def test_it_is_loaded_without_text_encoder_and_tokenizer(saved, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("built")
+
+    for owner, name in (
+        (text.TextEncoder, "__init__"),
+        (text.Tokenizer, "__init__"),
+        (text.BertModel, "__init__"),
+        (text, "BertWordPieceTokenizer"),
+        (build, "TextEncoder"),
+    ):
+        monkeypatch.setattr(owner, name, forbidden)
+    loaded = load_baked(saved)
+    assert loaded.outputs(pictures())
+    assert not any(isinstance(module, torch.nn.Embedding) for module in loaded.glip.modules())
+
+
+def test_the_folder_holds_the_network_but_for_the_text_encoder(saved, tiny_trunk):
+    assert {file.name for file in saved.iterdir()} == {"baked.json", "baked.safetensors"}
+    names = set(load_file(saved / "baked.safetensors"))
+    whole = set(tiny_trunk.glip.state_dict())
+    assert {name for name in whole if not name.startswith("text_encoder.")} <= names
+    assert not any(name.startswith(("text_encoder.", "text_prompt.")) for name in names)
+
+
+def test_nothing_in_the_loaded_network_is_without_numbers(saved):
+    tensors = [*(glip := load_baked(saved).glip).parameters(), *glip.buffers()]
+    assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in tensors)
+
+
+def test_it_stays_what_it_was_when_the_model_is_trained_on(tiny_trunk):
+    model = adapted(tiny_trunk, "linear_probe")
+    baked = model.bake()
+    with torch.no_grad():
+        before = baked.outputs(pictures())
+        for tensor in model.owned_tensors().values():
+            tensor.add_(1)
+        assert_same_bits(baked.outputs(pictures()), before)
+
+
+def test_it_shares_what_the_trunk_shares(tiny_trunk):
+    mine = dict(adapted(tiny_trunk, "prompt").bake().glip.named_parameters())
+    theirs = dict(tiny_trunk.glip.named_parameters())
+    assert mine
+    assert all(tensor is theirs[name] for name, tensor in mine.items())
+
+
+def test_baking_leaves_the_model_as_it_was(tiny_trunk):
+    model = adapted(tiny_trunk, "prompt")
+    with torch.no_grad():
+        before = model.outputs(pictures())
+        model.bake()
+        assert_same_bits(model.outputs(pictures()), before)
+    assert model.owned_tensors()["text_prompt.offset"].requires_grad
+
+
+@pytest.mark.parametrize(("method", "frozen"), [("prompt", Pyramid), ("linear_probe", Pyramid), ("full", ImageBatch)])
+def test_features_are_shared_with_the_trunk_only_where_the_image_encoder_is_its_own(tiny_trunk, method, frozen):
+    baked = adapted(tiny_trunk, method).bake()
+    assert baked.frozen_result is frozen
+    assert isinstance(baked.frozen_prefix(pictures()), frozen)
+
+
+def test_it_cannot_be_trained(tiny_trunk):
+    baked = adapted(tiny_trunk, "prompt").bake()
+    baked.train(False)
+    with pytest.raises(ValueError, match="bake again"):
+        baked.train()
+
+
+def test_an_adapter_that_adds_layers_must_be_merged_first(tiny_trunk):
+    model = adapted(tiny_trunk, "prompt")
+    model.glip.tower.low_rank = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"prompt adds 2 tensors, such as tower\.low_rank\.weight.*Merge"):
+        model.bake()
+
+
+@pytest.mark.parametrize("name", ["baked.json", "baked.safetensors"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
+        load_baked(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format_version": 7},
+        {"classes": []},
+        {"captions": []},
+        {"captions": [{"classes": 2, "tokens": -7}]},
+        {"captions": [{"classes": 2, "tokens": 10**9}]},
+        {"captions": [{"classes": 2, "tokens": 8}]},
+        {"captions": [{"classes": 3, "tokens": 7}]},
+        {"sha256": "0" * 64},
+        {"trunk": {"name": "glip-t", "checksum": ""}},
+        {"trunk": {"name": "../../secret", "checksum": ""}},
+    ],
+    ids=str,
+)
+def test_a_description_that_does_not_fit_is_refused(saved, changes):
+    describe(saved, **changes)
+    with pytest.raises(ValueError, match=r"baked\.(json|safetensors)|Unknown trunk"):
+        load_baked(saved)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "swollen", "other names", "other type", "not finite"])
+def test_a_damaged_network_is_refused(saved, damage):
+    path = saved / "baked.safetensors"
+    content, tensors = bytearray(path.read_bytes()), load_file(path)
+    if damage == "cut":
+        path.write_bytes(content[:-1])
+    elif damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "swollen":
+        os.truncate(path, 2**40)
+    else:
+        bias = tensors.pop("head.bias0")
+        changed = {"other names": {"head.bias": bias}, "other type": {"head.bias0": bias.half()}}
+        save_file(tensors | changed.get(damage, {"head.bias0": bias * float("nan")}), path)
+    with pytest.raises(AdapterMismatchError, match=r"baked\.safetensors"):
+        load_baked(saved)
+
+
+def test_a_deep_copy_of_the_trunk_is_never_made(tiny_trunk, monkeypatch):
+    copied = []
+    original = copy.deepcopy
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self) or original(self))
+    attach(tiny_trunk, "prompt", classes=CLASSES).bake()
+    assert copied == []
