@@ -281,14 +281,14 @@ def test_a_disk_that_fills_up_while_downloading_keeps_what_came(hub, raccoon, mo
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_no_part_of_a_dataset(hub, raccoon, monkeypatch):
+    unpack = fetch.unpack
+
     def fill(file, entries, folder, on_bytes):
-        fetch.unpack.__wrapped__(file, entries[:2], folder, on_bytes)
+        unpack(file, entries[:2], folder, on_bytes)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        fill_and_remember = fill
-        fill_and_remember.__wrapped__ = fetch.unpack
-        patched.setattr(fetch, "unpack", fill_and_remember)
+        patched.setattr(fetch, "unpack", fill)
         with pytest.raises(FetchError, match="is full"):
             fetch_dataset("Raccoon", raccoon)
     assert [name.rpartition(".")[2] for name in names_in(raccoon)] == ["part"]

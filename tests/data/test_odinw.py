@@ -244,6 +244,25 @@ def test_a_defect_inside_a_dataset_names_file_and_kind(tmp_path):
         load_dataset(tmp_path)
 
 
+def test_the_traps_of_the_official_files_are_none(tmp_path, caplog):
+    """A parent category with id 0, every picture twice, pictures without boxes, fewer pictures than shots."""
+    spec = next(spec for spec in known_datasets() if spec.short_name == "Vehicles")
+    categories = [{"id": 0, "name": "vehicles"}, *({"id": i, "name": name} for i, name in spec.categories.items())]
+    file = tmp_path / spec.splits["train"].ann_file
+    write(file, count=4, categories=categories)
+    content = json.loads(file.read_text())
+    content["images"][1]["file_name"] = content["images"][0]["file_name"]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9]} for n in range(3)]
+    file.write_text(json.dumps(content | {"annotations": boxes}))
+    train = load_dataset(tmp_path / "odinw").train
+    assert train.classes == spec.classes  # label 0 is category 1
+    assert train.records[0].path == train.records[1].path
+    assert (len(train), len(train.with_boxes())) == (4, 3)
+    assert len(train.few_shot(5, seed=3)) == 3
+    assert "has only 3 of 5 pictures of 'Ambulance'" in caplog.text
+    assert "has only 0 of 5 pictures of 'Truck'" in caplog.text
+
+
 REAL = {
     "Raccoon": (150, 29, 17),
     "NorthAmericaMushrooms": (41, 5, 5),
