@@ -8,8 +8,10 @@ from typing import Any
 
 from glip_adapt import config
 from glip_adapt.adapters.base import AdaptedGlip, Adapter, read_description, restore
+from glip_adapt.adapters.context import Context
 from glip_adapt.adapters.full import Full, TextEncoderTuning
 from glip_adapt.adapters.linear_probe import LinearProbe
+from glip_adapt.adapters.lora import Lora
 from glip_adapt.adapters.prompt import Prompt
 from glip_adapt.adapters.zero_shot import ZeroShot
 from glip_adapt.captions import ClassPrompt
@@ -18,7 +20,9 @@ from glip_adapt.model.weights import Trunk
 ADAPTERS: dict[str, type[Any]] = {
     "zero_shot": ZeroShot,
     "prompt": Prompt,
+    "context": Context,
     "linear_probe": LinearProbe,
+    "lora": Lora,
     "full": Full,
     "text_encoder": TextEncoderTuning,
 }
@@ -29,19 +33,22 @@ def attach(
 ) -> AdaptedGlip:
     """Return a model that adapts ``trunk`` by ``method``.
 
-    The trunk stays untouched, and until the model is trained its outputs are the trunk's, bit for bit.
+    The trunk stays untouched, and until the model is trained its outputs are those of the trunk for ``model.classes``,
+    bit for bit.
 
     Args:
         trunk: from ``load_trunk``.
         method: one of ``ADAPTERS``.
-        classes: what to detect, in label order; a name, or a prompt around a name.
+        classes: what to detect, in label order; a name, or a prompt around a name. ``context`` puts its free tokens
+            before each, so that ``model.classes`` are prompts.
         settings: fields of the adapter that differ from its defaults.
 
     Raises:
         ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, the caption is too
             long, or the trunk lacks a tensor that the method asks for.
     """
-    return AdaptedGlip(trunk, build_adapter(method, settings or {}), classes)
+    adapter = build_adapter(method, settings or {})
+    return AdaptedGlip(trunk, adapter, _worded(adapter, classes))
 
 
 def load_adapter(
@@ -59,7 +66,8 @@ def load_adapter(
         AdapterMismatchError: if it belongs to another trunk, other weights or another class list; names both.
     """
     description = read_description(folder)
-    return restore(trunk, build_adapter(description.method, description.config), folder, classes)
+    adapter = build_adapter(description.method, description.config)
+    return restore(trunk, adapter, folder, None if classes is None else _worded(adapter, classes))
 
 
 def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:
@@ -67,3 +75,8 @@ def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:
     if method not in ADAPTERS:
         raise ValueError(f"Unknown method {config.describe_unknown(method, ADAPTERS)}.")
     return config.from_mapping(ADAPTERS[method], settings, f"settings of {method}")
+
+
+def _worded(adapter: Adapter, classes: Sequence[str | ClassPrompt]) -> Sequence[str | ClassPrompt]:
+    """Return the classes as ``adapter`` words them in the caption."""
+    return adapter.worded(classes) if isinstance(adapter, Context) else classes

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.model.dyhead import DyHeadBlock
+from glip_adapt.model.linear import matrix
 from glip_adapt.model.recompute import run_block
 from glip_adapt.structures import Fused, Pyramid, SizeHW, TextFeatures
 
@@ -72,8 +73,9 @@ class CrossAttention(nn.Module):
 
         # (v Wq + bq) Kᵀ = v (Wq Kᵀ) + bq Kᵀ
         key = self._split_heads(self.key_text(text)) * self._scale  # (B, k, T, d)
-        score_weight = key @ self.query_image.weight.unflatten(0, heads)  # (B, k, T, C)
-        score_bias = key @ self.query_image.bias.view(self.heads, -1, 1)  # (B, k, T, 1)
+        weight, bias = matrix(self.query_image)
+        score_weight = key @ weight.unflatten(0, heads)  # (B, k, T, C)
+        score_bias = key @ bias.view(self.heads, -1, 1)  # (B, k, T, 1)
         scores = torch.baddbmm(
             score_bias.view(batch, 1, -1), image, score_weight.flatten(1, 2).transpose(1, 2)
         )  # (B, N, k·T)
@@ -81,15 +83,17 @@ class CrossAttention(nn.Module):
 
         # A (L Wo): the value of each token goes through the output matrix before it meets the positions.
         value = self._split_heads(self.value_text(text))  # (B, k, T, d)
-        value = value @ self.out_image.weight.unflatten(1, heads).permute(1, 2, 0)  # (B, k, T, C)
-        to_image = torch.baddbmm(self.out_image.bias, over_tokens.flatten(2), value.flatten(1, 2))
+        weight, bias = matrix(self.out_image)
+        value = value @ weight.unflatten(1, heads).permute(1, 2, 0)  # (B, k, T, C)
+        to_image = torch.baddbmm(bias, over_tokens.flatten(2), value.flatten(1, 2))
 
         # (A' v) Wv + (Σ A') bv: raw features are pooled before they are projected. The sum is one but for dropout.
         over_positions = over_positions.flatten(2).transpose(1, 2)  # (B, k·T, N)
         pooled = (over_positions @ image).unflatten(1, (self.heads, tokens))  # (B, k, T, C)
-        to_text = pooled @ self.value_image.weight.unflatten(0, heads).transpose(1, 2)  # (B, k, T, d)
+        weight, bias = matrix(self.value_image)
+        to_text = pooled @ weight.unflatten(0, heads).transpose(1, 2)  # (B, k, T, d)
         total = over_positions.sum(-1).view(batch, self.heads, tokens, 1)
-        to_text = to_text + total * self.value_image.bias.view(self.heads, 1, -1)
+        to_text = to_text + total * bias.view(self.heads, 1, -1)
         return to_image, self.out_text(_merge_heads(to_text))
 
     def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.model.anchors import ANCHOR_SCALE, STRIDES, anchor_grid
+from glip_adapt.model.linear import matrix
 from glip_adapt.structures import Fused, HeadOutput, SizeHW
 
 LOGIT_LIMIT = 50_000.0
@@ -81,4 +82,4 @@ class AlignmentHead(nn.Module):
 
 def _over_cells(conv: nn.Conv2d, cells: Tensor) -> Tensor:
     """Return (B, A, C'): a 1 × 1 convolution of all levels at once."""
-    return F.linear(cells, conv.weight.flatten(1), conv.bias)
+    return F.linear(cells, *matrix(conv))

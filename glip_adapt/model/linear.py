@@ -1,4 +1,4 @@
-"""The linear layer, through the faster of torch's two libraries on a CPU."""
+"""The linear layer: through the faster of torch's two libraries on a CPU, and as the matrix that it is."""
 
 from __future__ import annotations
 
@@ -27,3 +27,23 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C') for (…, C)."""
         return linear(x, self.weight, self.bias)
+
+
+def matrix(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the weight (C', C) and the bias (C',) by which ``layer`` maps channels, for products in another order.
+
+    Where an adapter wraps the layer, its ``weight`` is only the frozen part. What the wrapper adds is read off the unit
+    vectors, in float32 whatever the caller runs in, so that every kind of adapter counts and a fresh one adds zero.
+
+    Args:
+        layer: linear or a 1 × 1 convolution, with a bias; or what wraps one and leaves the bias as it is.
+    """
+    weight, bias = layer.weight, layer.bias
+    assert bias is not None
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        return weight.flatten(1), bias
+    with torch.autocast(weight.device.type, enabled=False):
+        units = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        images = layer(units.view(-1, *weight.shape[1:])).flatten(1)  # (C, C'): the columns of the matrix, and the bias
+        added = images - F.linear(units, weight.flatten(1), bias)
+    return weight.flatten(1) + added.T, bias

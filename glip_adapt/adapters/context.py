@@ -1,0 +1,93 @@
+"""Learned context: free tokens before each class name, read by the frozen text encoder.
+
+CoOp, arXiv 2109.01134, for a detector's caption: the names stay as they are, and what stands before them is learned as
+input embeddings instead of being worded by hand.
+
+Shape letters: B batch, T tokens, K classes, D text channels, M free tokens per class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from glip_adapt.adapters.base import Stage
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.model.glip import Glip
+from glip_adapt.structures import Tokens
+
+BLANK = "[MASK]"  # BERT's own word for "any word"; no text holds it, so its id tells which tokens are free
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Owns M × D numbers, or K × M × D, added to the input embeddings of M blanks before each name; zero at the start.
+
+    Fresh, it is zero-shot detection with the manual prompt ``"[MASK] [MASK] … name"``.
+    """
+
+    name: ClassVar[str] = "context"
+    stage: ClassVar[Stage] = Stage.ENCODE_TEXT
+
+    tokens: int = 4
+    "free tokens before each name (M)"
+    per_class: bool = False
+    "whether every class has its own"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens is {self.tokens}; expected at least one free token before each name.")
+
+    def worded(self, classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
+        """Return the classes with the blanks before their prompts; those that have them stay as they are."""
+        blanks = f"{BLANK} " * self.tokens
+        prompts = (ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
+        return tuple(p if p.prefix.startswith(blanks) else replace(p, prefix=blanks + p.prefix) for p in prompts)
+
+    def insert(self, glip: Glip, tokens: Tokens) -> None:
+        """Let the text encoder read the blanks as free tokens.
+
+        Raises:
+            ValueError: if the caption was not made from ``worded`` classes.
+        """
+        blanks = (tokens.ids[0] == tokens.ids[0, 1]).nonzero().flatten()
+        if len(blanks) != self.tokens * tokens.token_map.shape[1] or tokens.token_map[0, :, blanks].any():
+            raise ValueError(f"context reads {self.tokens} blanks before each name. Attach by glip_adapt.attach.")
+        rows = torch.arange(len(blanks), device=blanks.device) % (len(blanks) if self.per_class else self.tokens)
+        embeddings = glip.get_submodule("text_encoder.bert.embeddings")
+        embeddings.word_embeddings = FreeTokens(embeddings.get_submodule("word_embeddings"), blanks, rows)
+
+    def owned(self, glip: Glip) -> tuple[str, ...]:
+        """Return the offset of the free tokens."""
+        return ("text_encoder.bert.embeddings.word_embeddings.offset",)
+
+
+class FreeTokens(nn.Module):
+    """Word embeddings of one caption, with a learned offset where a token is free."""
+
+    places: Tensor
+    rows: Tensor
+
+    def __init__(self, words: nn.Module, places: Tensor, rows: Tensor) -> None:
+        """Wrap an embedding.
+
+        Args:
+            words: ids → (…, D).
+            places: (n,) int64, which tokens of the caption are free.
+            rows: (n,) int64, which row of the offset each of them reads.
+        """
+        super().__init__()
+        self.words = words
+        width = words.get_parameter("weight").shape[1]
+        self.offset = nn.Parameter(torch.zeros(int(rows.max()) + 1, width, device=rows.device))
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (B, T, D) for the (B, T) ids of the caption."""
+        embedded = self.words(ids)
+        return embedded.index_add(1, self.places, self.offset[self.rows].expand(len(ids), -1, -1))
