@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from glip_adapt.bench.report import write_report
     from glip_adapt.cache import FeatureCache
     from glip_adapt.captions import ClassPrompt
+    from glip_adapt.card import TrainingFacts
     from glip_adapt.data.odinw import load_dataset
     from glip_adapt.evaluation import evaluate
+    from glip_adapt.interop import to_supervision
+    from glip_adapt.hub import from_hub, push_to_hub
     from glip_adapt.model.weights import load_trunk
     from glip_adapt.prediction import PredictConfig, predict
+    from glip_adapt.prompting import search_prompts
+    from glip_adapt.tasks import TaskSet
     from glip_adapt.train import FitConfig, default_recipe, fit, published_recipe
 
 __version__ = "0.1.0"
@@ -28,17 +33,23 @@ _HOMES = {
     "FeatureCache": "glip_adapt.cache",
     "FitConfig": "glip_adapt.train",
     "PredictConfig": "glip_adapt.prediction",
+    "TaskSet": "glip_adapt.tasks",
+    "TrainingFacts": "glip_adapt.card",
     "attach": "glip_adapt.adapters",
     "default_recipe": "glip_adapt.train",
     "evaluate": "glip_adapt.evaluation",
     "fit": "glip_adapt.train",
+    "from_hub": "glip_adapt.hub",
     "load_adapter": "glip_adapt.adapters",
     "load_baked": "glip_adapt.adapters.baked",
     "load_dataset": "glip_adapt.data.odinw",
     "load_trunk": "glip_adapt.model.weights",
     "predict": "glip_adapt.prediction",
     "published_recipe": "glip_adapt.train",
+    "push_to_hub": "glip_adapt.hub",
     "run_benchmark": "glip_adapt.bench",
+    "search_prompts": "glip_adapt.prompting",
+    "to_supervision": "glip_adapt.interop",
     "write_report": "glip_adapt.bench.report",
 }
 
@@ -47,18 +58,24 @@ __all__ = [
     "FeatureCache",
     "FitConfig",
     "PredictConfig",
+    "TaskSet",
+    "TrainingFacts",
     "__version__",
     "attach",
     "default_recipe",
     "evaluate",
     "fit",
+    "from_hub",
     "load_adapter",
     "load_baked",
     "load_dataset",
     "load_trunk",
     "predict",
     "published_recipe",
+    "push_to_hub",
     "run_benchmark",
+    "search_prompts",
+    "to_supervision",
     "write_report",
 ]
 
