@@ -18,10 +18,12 @@ from glip_adapt import terminal
 from glip_adapt.cli_bench import bench_app
 from glip_adapt.cli_data import data_app
 from glip_adapt.cli_options import AsJson, CacheFolder, Device, Vocabulary, feature_cache
+from glip_adapt.cli_share import share_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
 app.add_typer(bench_app)
 app.add_typer(data_app, name="data")
+app.add_typer(share_app)
 
 TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
@@ -132,7 +134,8 @@ def adapt(
 
     Example: glip-adapt adapt odinw/Raccoon --method prompt --shots 5 --seed 3 --out adapters/raccoon
     """
-    from glip_adapt import attach, default_recipe, evaluate, fit, load_dataset
+    from glip_adapt import TrainingFacts, attach, default_recipe, evaluate, fit, load_dataset
+    from glip_adapt.card import write_facts
     from glip_adapt.config import override, read_toml
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
@@ -150,6 +153,9 @@ def adapt(
         history = fit(model, train, data.val, recipe, cache=features, on_step=on_step, on_validation=on_validation)
     model.save(out)
     after = evaluate(model, data.test, recipe.predict_config, cache=features)
+    scores = {"test AP, zero-shot": before.ap, "test AP": after.ap}
+    metrics = {name: ap for name, ap in scores.items() if ap is not None}
+    write_facts(TrainingFacts(data=train.name, shots=count, seed=seed, metrics=metrics), out)
     terminal.console.print(
         f"{model.trained_parameters:,} parameters, {len(history.steps)} steps (ended by {history.stopped_by}); "
         f"test AP {terminal.percent(before.ap)} → {terminal.percent(after.ap)} → {out}"

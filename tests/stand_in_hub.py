@@ -97,6 +97,8 @@ class StandInHub:
             name = f"{asked.get('organization') or 'someone'}/{asked['name']}"
             self.files.setdefault(name, {})
             reply = {"url": f"{address}/{name}", "id": name}
+        elif path == "/api/validate-yaml":
+            reply = {"errors": [], "warnings": []}
         elif "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]
             modes = {name: "lfs" if name.endswith((".safetensors", ".png")) else "regular" for name in names}
@@ -111,8 +113,9 @@ class StandInHub:
         elif method == "PUT":
             self._blobs[path.removeprefix("/put/")] = body
         elif "/commit/" in path:
-            self._commit(path.removeprefix("/api/models/").partition("/commit/")[0], body)
-            reply = {"commitUrl": f"{address}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+            repository = path.removeprefix("/api/models/").partition("/commit/")[0]
+            self._commit(repository, body)
+            reply = {"commitUrl": f"{address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
         else:
             self._send(request, 404, b"")
             return
