@@ -48,14 +48,17 @@ class CrossAttention(nn.Module):
 
         The same numbers come in two orders of multiplication. ``dense`` projects every image position to E channels,
         as the public code does. ``reassociated`` multiplies the T-sized factors first, so that nothing of size N × E
-        exists; it is the cheaper one while k·T < E, and ``auto`` picks it then.
+        exists; ``auto`` picks the one with fewer multiplications, which for the public sizes is always the latter.
 
         Args:
             image: (B, N, C).
             text: (B, T, D).
             text_mask: (B, T) bool, True where a real token is.
         """
-        cheaper = "reassociated" if self.heads * text.shape[1] < self.query_image.out_features else "dense"
+        tokens, width, joint_width = text.shape[1], image.shape[2], self.query_image.out_features
+        # Per position, in units of three: scores, to image, to text.
+        costs = {"reassociated": width * self.heads * tokens, "dense": joint_width * (width + tokens)}
+        cheaper = min(costs, key=costs.__getitem__)
         order = cheaper if self.order == "auto" else self.order
         return (self._reassociated if order == "reassociated" else self._dense)(image, text, text_mask)
 
@@ -100,7 +103,7 @@ class CrossAttention(nn.Module):
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
         scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
         over_positions = scores.softmax(1)
-        if not text_mask.all():
+        if torch.compiler.is_compiling() or not text_mask.all():  # a graph cannot look at numbers
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         over_tokens = scores.softmax(-1)
         return (

@@ -82,12 +82,13 @@ def test_dropout_acts_only_while_training(order):
     assert not any(torch.equal(a, b) for a, b in zip(layer.train()(*inputs), layer(*inputs), strict=True))
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(1, "reassociated"), (7, "reassociated"), (8, "dense"), (9, "dense")])
+@pytest.mark.parametrize(("tokens", "expected"), [(1, "reassociated"), (23, "reassociated"), (25, "dense")])
 def test_auto_picks_the_cheaper_order(tokens, expected, monkeypatch):
-    layer, picked = CrossAttention(**SIZES, dropout=0.0), []  # 2 heads × 8 tokens = 16 joint channels
+    # Per position 3 × 12 channels × 2 heads × tokens multiplications, or 3 × 16 joint channels × (12 + tokens).
+    layer, picked = CrossAttention(**{**SIZES, "image_width": 12}, dropout=0.0), []
     for order in ORDERS:
         monkeypatch.setattr(layer, f"_{order}", lambda *_, order=order: picked.append(order))
-    layer(torch.zeros(1, 3, 6), torch.zeros(1, tokens, 5), torch.ones(1, tokens, dtype=torch.bool))
+    layer(torch.zeros(1, 3, 12), torch.zeros(1, tokens, 5), torch.ones(1, tokens, dtype=torch.bool))
     assert picked == [expected]
 
 
