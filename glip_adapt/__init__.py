@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glip_adapt.adapters import attach, load_adapter
     from glip_adapt.adapters.baked import load_baked
-    from glip_adapt.bench import run_benchmark
+    from glip_adapt.bench.benchmark import run_benchmark
     from glip_adapt.bench.report import write_report
     from glip_adapt.cache import FeatureCache
     from glip_adapt.captions import ClassPrompt
     from glip_adapt.card import TrainingFacts
     from glip_adapt.data.odinw import load_dataset
     from glip_adapt.evaluation import evaluate
-    from glip_adapt.interop import to_supervision
     from glip_adapt.hub import from_hub, push_to_hub
+    from glip_adapt.interop import to_supervision
     from glip_adapt.model.weights import load_trunk
     from glip_adapt.prediction import PredictConfig, predict
     from glip_adapt.prompting import search_prompts
@@ -47,7 +47,7 @@ _HOMES = {
     "predict": "glip_adapt.prediction",
     "published_recipe": "glip_adapt.train",
     "push_to_hub": "glip_adapt.hub",
-    "run_benchmark": "glip_adapt.bench",
+    "run_benchmark": "glip_adapt.bench.benchmark",
     "search_prompts": "glip_adapt.prompting",
     "to_supervision": "glip_adapt.interop",
     "write_report": "glip_adapt.bench.report",

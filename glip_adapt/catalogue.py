@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import os
 import platform
@@ -12,14 +13,17 @@ from typing import Any
 import torch
 
 from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters.base import Adapter
 from glip_adapt.captions import Caption
 from glip_adapt.data.odinw import known_datasets, rendered_datasets
 from glip_adapt.memory import estimate_memory
 from glip_adapt.model.build import GLIP_T, build_glip
+from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import Tokenizer
 from glip_adapt.model.weights import TRUNKS, hub_cache, random_trunk
-from glip_adapt.structures import SizeHW
+from glip_adapt.structures import SizeHW, Tokens
 
+PER_TOKEN = {"prompt": "tokens × 768", "context": "free tokens × 768"}  # depends on the caption and the settings
 PACKAGES = ("glip-adapt", "torch", "torchvision", "timm", "transformers", "peft")
 
 
@@ -70,14 +74,20 @@ def datasets() -> list[dict[str, Any]]:
 def methods() -> list[dict[str, Any]]:
     """Return one row per method: how many numbers it trains on GLIP-T, and how."""
     with torch.device("meta"):
-        glip = build_glip(GLIP_T)
-    state = glip.state_dict()
+        glip = build_glip(GLIP_T).requires_grad_(False)
     rows = []
     for name, adapter in ADAPTERS.items():
-        owned = [state[key].numel() for key in adapter().owned(glip) if key in state]
-        trained = f"{sum(owned):,}" if owned or name == "zero_shot" else "tokens × 768"
+        trained = PER_TOKEN.get(name) or f"{_owned_numbers(adapter(), copy.deepcopy(glip)):,}"
         rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
     return rows
+
+
+def _owned_numbers(adapter: Adapter, glip: Glip) -> int:
+    """Return how many numbers ``adapter`` owns, whatever the caption; ``glip`` is changed."""
+    nothing = torch.empty(1, 0)
+    adapter.insert(glip, Tokens(nothing, nothing.bool(), nothing[None].bool()))
+    state = glip.state_dict()
+    return sum(state[key].numel() for key in adapter.owned(glip))
 
 
 def audit(caption: Caption, tokenizer: Tokenizer) -> tuple[list[dict[str, Any]], int]:

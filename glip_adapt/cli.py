@@ -17,16 +17,25 @@ import glip_adapt
 from glip_adapt import terminal
 from glip_adapt.cli_bench import bench_app
 from glip_adapt.cli_data import data_app
-from glip_adapt.cli_options import AsJson, CacheFolder, Device, Vocabulary, feature_cache
+from glip_adapt.cli_options import (
+    AsJson,
+    CacheFolder,
+    Checkpoint,
+    Device,
+    TrunkName,
+    Vocabulary,
+    feature_cache,
+    open_trunk,
+)
+from glip_adapt.cli_prompt import prompt_app
 from glip_adapt.cli_share import share_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
 app.add_typer(bench_app)
 app.add_typer(data_app, name="data")
+app.add_typer(prompt_app, name="prompt")
 app.add_typer(share_app)
 
-TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
 Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
 ShortSide = Annotated[
     int | None,
@@ -67,7 +76,10 @@ def detect(
     caption: Annotated[str, typer.Option(help='Instead of classes: names separated by ". ".')] = "",
     adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt`.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for JSON and annotated pictures.")] = Path("runs/detect"),
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn.")] = 0.3,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn, or a label.")] = 0.3,
+    as_coco: Annotated[
+        Path | None, typer.Option(help="Also write the boxes above the threshold as labels of a COCO dataset.")
+    ] = None,
     short_side: ShortSide = None,
     trunk: TrunkName = "glip-nano",
     checkpoint: Checkpoint = None,
@@ -81,6 +93,7 @@ def detect(
     """
     from glip_adapt.data.coco import load_rgb
     from glip_adapt.draw import draw_detections
+    from glip_adapt.interop import write_pseudo_labels
     from glip_adapt.prediction import predict
 
     written = [(out / f"{path.stem}{suffix}").resolve() for path in images for suffix in (".json", ".png")]
@@ -89,7 +102,7 @@ def detect(
     model = _model(trunk, checkpoint, vocabulary, device, adapter, _split_names(classes, ",") or caption.split(". "))
     shown = _view(trunk, short_side)
     out.mkdir(parents=True, exist_ok=True)
-    results = []
+    results, labels = [], []
     for path in images:
         picture = load_rgb(path)
         started = time.perf_counter()
@@ -106,10 +119,13 @@ def detect(
         best = found.above(threshold)
         draw_detections(picture, best, model.class_names).save(out / f"{path.stem}.png")
         results.append(result)
+        labels.append(best)
         if not as_json:
             terminal.console.print(
                 f"{path.name}: {len(boxes)} boxes, {len(best)} drawn, {seconds:.1f} s → {out / path.stem}.png"
             )
+    if as_coco is not None:
+        write_pseudo_labels(as_coco, images, labels, model.class_names)
     if as_json:
         terminal.console.print_json(json.dumps(results))
     else:
@@ -144,7 +160,7 @@ def adapt(
         recipe = override(recipe, read_toml(config), str(config))
     data = load_dataset(dataset)
     train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
-    loaded = _trunk(trunk, checkpoint, vocabulary, device)
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device)
     model = attach(loaded, method, classes=data.classes)
     features = feature_cache(cache)
     zero_shot = attach(loaded, "zero_shot", classes=data.classes)
@@ -261,19 +277,13 @@ def doctor(
         terminal.print_rows("this machine", catalogue.machine(), as_json)
 
 
-def _trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
-    from glip_adapt import load_trunk
-
-    return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
-
-
 def _model(
     trunk: str, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None, names: list[str]
 ) -> Any:
     """Return an adapter from disk, or zero-shot for ``names``."""
     from glip_adapt import attach, load_adapter
 
-    loaded = _trunk(trunk, checkpoint, vocabulary, device)
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device)
     if adapter is not None:
         return load_adapter(loaded, adapter, classes=[n for n in names if n.strip()] or None)
     return attach(loaded, "zero_shot", classes=[n for n in names if n.strip()])

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
@@ -20,3 +22,10 @@ def feature_cache(folder: Path | None) -> Any:
     from glip_adapt import FeatureCache
 
     return FeatureCache() if folder is None else FeatureCache(folder=folder, memory_bytes=0)
+
+
+def open_trunk(name: str, checkpoint: Path | None, vocabulary: Path | None, device: str) -> Any:
+    """Return the trunk that the options name."""
+    from glip_adapt import load_trunk
+
+    return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)

@@ -5,10 +5,12 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
-from glip_adapt import cli, terminal
+from glip_adapt import attach, cli, load_trunk, terminal
 from glip_adapt.data import odinw
+from glip_adapt.data.coco import load_split
 
 SMALL = ["--short-side", "64"]
 
@@ -36,6 +38,8 @@ def test_every_verb_has_help_with_an_example(glip):
         "data check",
         "data sample",
         "data export",
+        "prompt search",
+        "prompt show",
         "detect",
         "adapt",
         "eval",
@@ -53,7 +57,7 @@ def test_ls_names_trunks_datasets_and_methods(glip):
     for what, names in {
         "trunks": ["glip-t", "glip-l", "231.8 M"],
         "datasets": ["Raccoon", "PascalVOC"],
-        "methods": ["linear_probe", "198,919", "231,759,662", "tokens × 768"],
+        "methods": ["linear_probe", "198,919", "231,759,662", "tokens × 768", "1,400,832"],
     }.items():
         code, out, _ = glip("ls", what)
         assert code == 0
@@ -67,6 +71,47 @@ def test_detect_writes_boxes_and_an_annotated_picture(glip, coco_folder, tmp_pat
     found = json.loads((tmp_path / "found" / "0.json").read_text())
     assert {d["class"] for d in found["detections"]} <= {"red box", "blue box"}
     assert Image.open(tmp_path / "found" / "0.png").size == (80, 64)
+
+
+def test_detections_become_the_labels_of_a_dataset(glip, coco_folder, tmp_path):
+    pictures, file = sorted((coco_folder / "train").glob("*.png")), coco_folder / "train" / "labels.json"
+    code, _, err = glip(
+        *("detect", *pictures, "--classes", "red box, blue box", "--threshold", "0.01", "--as-coco", file),
+        *("--out", tmp_path / "found", *SMALL),
+    )
+    assert code == 0, err
+    labels = load_split(file, file.parent, "labels")
+    assert (labels.classes, len(labels)) == (("red box", "blue box"), len(pictures))
+    boxes = [json.loads((tmp_path / "found" / f"{path.stem}.json").read_text())["detections"] for path in pictures]
+    assert [len(r.annotations) for r in labels.records] == [sum(b["score"] >= 0.01 for b in found) for found in boxes]
+
+
+def test_prompt_search_prints_every_wording_and_one_test_score(glip, coco_folder, tmp_path):
+    (tmp_path / "wordings.txt").write_text("a {}\n\nthe {} there\n")
+    for candidates in ("a {}; the {} there", tmp_path / "wordings.txt"):
+        code, out, err = glip("prompt", "search", coco_folder, "--candidates", candidates, "--json")
+        assert code == 0, err
+        rows = json.loads(out)
+        assert [row["wording"] for row in rows[:3]] == ["{}", "a {}", "the {} there"]
+        assert [row["split"] for row in rows] == ["val"] * (len(rows) - 1) + ["test"]
+        assert rows[2]["caption"] == "the red box there. the blue box there"
+
+
+def test_prompt_show_prints_what_a_prompt_moved(glip, tmp_path):
+    trunk = load_trunk("glip-nano")
+    model = attach(trunk, "prompt", classes=["red box"])
+    with torch.no_grad():
+        model.owned_tensors()["text_prompt.offset"][1] += 1
+    model.save(tmp_path)
+    code, out, err = glip("prompt", "show", tmp_path, "--words", "2", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [row["class"] for row in found["classes"]] == ["red box"]
+    moved = [row["change"] > 0 for row in found["tokens"]]
+    assert moved == [i == 1 for i in range(len(moved))]
+    code, out, _ = glip("prompt", "show", tmp_path)
+    assert code == 0
+    assert "change per token" in out
 
 
 def test_adapt_then_eval_then_detect_with_the_adapter(glip, coco_folder, tmp_path):
