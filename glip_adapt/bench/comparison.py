@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from glip_adapt.bench.plan import ZERO_SHOT, RunKey, Shots
 from glip_adapt.bench.records import RunRecord
+from glip_adapt.bench.statistics import DRAWS, Interval, interval_of, resample_means
 from glip_adapt.model.weights import TRUNKS
 
 PUBLISHED: Mapping[str, float] = {
@@ -31,18 +32,8 @@ PUBLISHED: Mapping[str, float] = {
 }
 """Model → share of full fine-tuning's gain that prompt tuning recovers at 10 shots, from Tables 14–16 of the paper."""
 
-_TAIL = 0.025  # on either side, so that intervals are 95 %
 _METHOD_COLOUR, _REFERENCE_COLOUR, _GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito
 _WIDEST = (-0.5, 2.0)  # of the axis of shares; an interval may be infinite
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An estimate and its 95 % bootstrap limits; a limit is infinite where the draws leave it open."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +70,7 @@ def share_of_gain(
     reference: str = "full",
     shots: Shots = 10,
     *,
-    draws: int = 10_000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Recovery:
     """Return the share of the reference's gain over zero-shot that ``method`` recovers on a trunk.
@@ -105,15 +96,15 @@ def share_of_gain(
             gains nothing on average.
     """
     gains = _collect_gains(records, (trunk,), method, reference, shots)
-    totals = _resample(gains, draws, seed)[0]
+    totals = resample_means(gains, draws, seed)[0]
     return Recovery(
         trunk=trunk,
         method=method,
         reference=reference,
         shots=shots,
-        share=_interval(_divide(totals)),
-        gain=_interval(totals[0]),
-        reference_gain=_interval(totals[1]),
+        share=interval_of(_divide(totals)),
+        gain=interval_of(totals[0]),
+        reference_gain=interval_of(totals[1]),
         datasets=gains.shape[2],
         seeds=gains.shape[3],
     )
@@ -127,7 +118,7 @@ def difference_of_shares(
     reference: str = "full",
     shots: Shots = 10,
     *,
-    draws: int = 10_000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
     """Return the share of one trunk less that of another; each draw takes the same datasets and seeds for both.
@@ -145,8 +136,8 @@ def difference_of_shares(
     Raises:
         ValueError: as for ``share_of_gain``, and if a run of one trunk has no counterpart on the other.
     """
-    shares = _divide(_resample(_collect_gains(records, (first, second), method, reference, shots), draws, seed))
-    return _interval(shares[0] - shares[1])
+    shares = _divide(resample_means(_collect_gains(records, (first, second), method, reference, shots), draws, seed))
+    return interval_of(shares[0] - shares[1])
 
 
 def format_recovery(recoveries: Sequence[Recovery], difference: Interval) -> str:
@@ -240,30 +231,10 @@ def _run_name(key: RunKey) -> str:
     return f"{key.trunk}--{key.dataset_name}--{ZERO_SHOT}" if key.method == ZERO_SHOT else key.name
 
 
-def _resample(gains: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    """Return mean gains, (M, 2, D, S) → (M, 2, 1 + R): of the runs as they are, then of each bootstrap draw."""
-    datasets, seeds = gains.shape[2:]
-    random = np.random.default_rng(seed)
-    drawn_datasets = random.integers(datasets, size=(draws, datasets, 1))
-    drawn_seeds = random.integers(seeds, size=(draws, datasets, seeds))
-    drawn = gains[:, :, drawn_datasets, drawn_seeds]  # (M, 2, R, D, S)
-    return np.concatenate([gains[:, :, None], drawn], axis=2).mean(axis=(-2, -1))
-
-
 def _divide(totals: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return shares, (…, 2, 1 + R) → (…, 1 + R); NaN where the reference gains nothing."""
     gain, reference = totals[..., 0, :], totals[..., 1, :]
     return np.divide(gain, reference, out=np.full_like(gain, math.nan), where=reference > 0)
-
-
-def _interval(values: NDArray[np.float64]) -> Interval:
-    """Return the interval of an estimate followed by its draws; NaN draws count against both limits."""
-    value, drawn = values[0], values[1:]
-    undefined = np.isnan(drawn)
-    # The outer of two neighbouring draws, since one cannot interpolate towards infinity.
-    low = np.quantile(np.where(undefined, -math.inf, drawn), _TAIL, method="lower")
-    high = np.quantile(np.where(undefined, math.inf, drawn), 1 - _TAIL, method="higher")
-    return Interval(value=float(value), low=float(low), high=float(high))
 
 
 def _describe(recoveries: Sequence[Recovery]) -> tuple[str, str, str]:

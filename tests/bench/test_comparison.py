@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from glip_adapt.bench.comparison import (
     PUBLISHED,
-    Interval,
     Recovery,
     difference_of_shares,
     draw_recovery,
@@ -19,6 +18,7 @@ from glip_adapt.bench.comparison import (
 )
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord
+from glip_adapt.bench.statistics import Interval
 
 DRAWS = 500
 

@@ -1,0 +1,44 @@
+"""What GLIP's authors published: AP per trunk, dataset, method and shots (arXiv 2112.03857, Tables 14–16).
+
+Zero-shot is with the manual prompts of Table 10, PascalVOC on its validation split; all else is a mean over three
+seeds. The curve of ``glip-t`` is of weights that were never released: the public file scores 42.7 zero-shot, not 46.5.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+SOURCE = "GLIP, arXiv 2112.03857, Tables 14–16"
+
+_FILE = Path(__file__).with_name("published.csv")
+_KEY = ["dataset", "method", "shots"]
+
+
+def published_ap(trunk: str) -> pd.Series:
+    """Return the published AP of a trunk in percent by dataset, method and shots; empty if there is none."""
+    rows = _read()
+    return rows[rows["trunk"] == trunk].set_index(_KEY)["ap_percent"]
+
+
+def published_mean(trunk: str, datasets: Sequence[str]) -> pd.Series:
+    """Return the mean of the published AP over ``datasets`` in percent, by method and shots.
+
+    Empty unless every one of them was published: a mean over other datasets is not comparable.
+    """
+    rows = published_ap(trunk)
+    there = rows.index.get_level_values("dataset")
+    if not set(datasets) <= set(there):
+        return rows[:0].droplevel("dataset")
+    return rows[there.isin(datasets)].groupby(["method", "shots"], sort=False).mean()
+
+
+@functools.cache
+def _read() -> pd.DataFrame:
+    """Return all rows; shots are numbers or ``"all"``, as in the records."""
+    rows = pd.read_csv(_FILE, dtype={"shots": "str"})
+    rows["shots"] = [text if text == "all" else int(text) for text in rows["shots"]]
+    return rows.astype({"shots": "object"})
