@@ -24,7 +24,7 @@ class StandInHub:
     Attributes:
         files: content by repository, then by path.
         fault: None; "page": every answer is HTML; "page instead of file"; "cut": half a file, then errors; "damaged";
-            "endless": more than stated.
+            "endless": more than stated; "stutter": half of what is asked for, each time; "no ranges".
         requests: (method, path, Range header) in order of arrival.
     """
 
@@ -81,7 +81,10 @@ class StandInHub:
             self._send(request, 200, content[:4] + content[4:][::-1])
         elif self.fault == "endless":
             self._send(request, 200, content + b"more")
-        elif asked:
+        elif self.fault == "stutter":
+            start = int((asked or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            self._send(request, 206 if asked else 200, content[start:], stop=(len(content) - start + 1) // 2)
+        elif asked and self.fault != "no ranges":
             start = int(asked.removeprefix("bytes=").partition("-")[0])
             whole = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self._send(request, 206, content[start:], {"Content-Range": whole})
@@ -171,8 +174,7 @@ def serving(hub: StandInHub) -> Iterator[str]:
 @contextmanager
 def hub_within_reach(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator[StandInHub]:
     """Yield a stand-in that the Hub client talks to, with a cache of its own and no other Hub within reach."""
-    settings = {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
-    for name, value in (settings | {"DOWNLOAD_CHUNK_SIZE": 1024}).items():  # a chunk cut short is lost
+    for name, value in {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     hub = StandInHub()

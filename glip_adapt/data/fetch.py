@@ -16,12 +16,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import PARTIAL_CONTENT
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from glip_adapt.config import to_mapping
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
@@ -168,22 +169,6 @@ class _PartFile(io.BufferedRandom):
         self.path.unlink(missing_ok=True)
 
 
-class _Silent:
-    """The progress bar of the Hub client, switched off: ours is drawn by the caller."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def update(self, _: float | None = 1) -> None:
-        pass
-
-
 def _base(root: Path | None) -> Path:
     """Return the folder that datasets go into: the one called odinw, where ``root`` holds one."""
     first = dataset_roots(root)[0]
@@ -232,42 +217,56 @@ def _open_part(path: Path, size_bytes: int, report: OnBytes) -> Iterator[_PartFi
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process
         except BlockingIOError as error:
             raise FetchError(f"Another process downloads into {path}. Wait for it, then call again.") from error
-        yield part
+        try:
+            yield part
+        finally:
+            if part.seek(0, os.SEEK_END) == 0:
+                part.remove()
 
 
 def _download(spec: DatasetSpec, remote: _Archive, part: _PartFile) -> None:
-    """Bring ``part`` to the size and checksum that the Hub states."""
-    failure: Exception | None = None
-    try:
-        http_get(
-            remote.url,
-            part,
-            resume_size=part.tell(),
-            headers=build_hf_headers() | {"Accept-Encoding": "identity"},
-            expected_size=remote.size_bytes,
-            tqdm_class=_Silent,
-        )
-    except FetchError:
-        raise
-    except Exception as error:  # as above
-        if isinstance(error, OSError) and error.errno in _FULL:
+    """Bring ``part`` to the size and checksum that the Hub states; goes on by itself as long as bytes come."""
+    while (have := part.seek(0, os.SEEK_END)) < remote.size_bytes:
+        try:
+            _receive(remote, part, have)
+        except FetchError:
             raise
-        failure = error
-    have = part.seek(0, os.SEEK_END)
-    part.seek(0)
-    if have and part.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-        part.remove()
-        raise FetchError(f"{remote.url} was answered by a page, of a login perhaps, not by a zip file. Call again.")
-    if failure is not None:
-        raise FetchError(
-            f"{spec.archive} broke off after {have} of {remote.size_bytes} bytes ({_reason(failure)}). "
-            "Call again: it goes on from there."
-        ) from failure
+        except Exception as error:  # as above
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise
+            if part.seek(0, os.SEEK_END) > have:
+                continue
+            raise FetchError(
+                f"{spec.archive} broke off after {have} of {remote.size_bytes} bytes ({_reason(error)}). "
+                "Call again: it goes on from there."
+            ) from error
     part.seek(0)
     found = hashlib.file_digest(part, "sha256").hexdigest()
     if found != remote.sha256:
         part.remove()
         raise FetchError(f"{spec.archive} arrived damaged: SHA-256 {found}, expected {remote.sha256}. Call again.")
+
+
+def _receive(remote: _Archive, part: _PartFile, have: int) -> None:
+    """Write what comes after the first ``have`` bytes, or all of it where the server knows no ranges."""
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with get_session().stream(
+        "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
+        hf_raise_for_status(response)
+        chunks = response.iter_bytes()
+        first = next(chunks, b"")
+        if response.status_code != PARTIAL_CONTENT:
+            if not first.startswith(_ZIP_MAGIC):  # before it takes the place of what is there
+                raise FetchError(
+                    f"{remote.url} was answered by a page, of a login perhaps, not a zip file. Call again."
+                )
+            part.seek(0)
+            part.truncate()
+        for chunk in chain([first], chunks):
+            part.write(chunk)
+    if part.tell() < remote.size_bytes:
+        raise ConnectionError("the answer ended early")
 
 
 def _unpack(spec: DatasetSpec, remote: _Archive, part: _PartFile, target: Path, report: OnBytes) -> None:
