@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,28 +11,28 @@ import typer
 from rich.text import Text
 
 from glip_adapt import terminal
-from glip_adapt.cli_options import CacheFolder, Device, Vocabulary, feature_cache
+from glip_adapt.cli_options import AsJson, CacheFolder, Device, Vocabulary
 
 bench_app = typer.Typer()
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the runs; the numbers stay the same.")]
 
 
 @bench_app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/quickstart"),
     full: Annotated[bool, typer.Option("--full", help="0, 1, 3, 5, 10 shots and all, three seeds: hours.")] = False,
+    workers: Workers = 1,
 ) -> None:
     """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about ten minutes.
 
     Example: glip-adapt quickstart
     """
-    import torch
-
     from glip_adapt.bench.quickstart import NOTE, SHOTS, quickstart_plan
     from glip_adapt.bench.strip import draw_strip
 
-    torch.set_num_threads(1)  # a second one makes this small trunk slower
     results = out / ("full" if full else "results")
-    failed = _run_plan(quickstart_plan(full), results)
+    failed = _run_plan(quickstart_plan(full), results, workers=workers)
     _print_report(results, NOTE)
     strip = results / "report" / "strip.png"
     draw_strip(results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects").save(
@@ -44,17 +46,24 @@ def quickstart(
 def bench(
     plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
     out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
+    workers: Workers = 1,
+    ray: Annotated[str | None, typer.Option(help="Put the workers on a Ray cluster: its address, auto, local.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, with time and memory.")] = False,
     cache: CacheFolder = None,
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
+    as_json: AsJson = False,
 ) -> None:
-    """Run or resume a plan; exit code 1 if a run failed.
+    """Run or resume a plan; exit code 1 if a run failed. Started twice on one folder, both share the work.
 
-    Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos
+    Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos --workers 2
     """
-    from glip_adapt.bench import read_plan
+    from glip_adapt.bench.benchmark import read_plan
 
-    failed = _run_plan(read_plan(plan), out, device, vocabulary, cache)
+    if dry_run:
+        _print_preview(plan, out, workers, vocabulary, as_json)
+        return
+    failed = _run_plan(read_plan(plan), out, str(plan), device, vocabulary, cache, workers, ray, as_json)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -71,39 +80,73 @@ def report(
 
 
 def _run_plan(
-    plan: Any, out: Path, device: str = "cpu", vocabulary: Path | None = None, cache: Path | None = None
+    plan: Any,
+    out: Path,
+    where: str = "plan",
+    device: str = "cpu",
+    vocabulary: Path | None = None,
+    cache: Path | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    as_json: bool = False,
 ) -> int:
     """Run a plan under a progress bar and return how many runs failed."""
-    from glip_adapt.bench import run_benchmark
+    from glip_adapt.bench.benchmark import run_benchmark
 
-    with terminal.progress_bar() as bar:
-        runs, steps = bar.add_task("runs", total=None), bar.add_task("steps", total=None)
-
-        def on_start(key: Any, position: int, total: int) -> None:
-            bar.update(runs, completed=position - 1, total=total, description=f"runs: {key.name}")
-
-        def on_finish(record: Any) -> None:
-            ap = (
-                f"AP {terminal.percent(record.metrics.ap)}"
-                if record.metrics
-                else f"failed: {record.error.splitlines()[0]}"
-            )
-            bar.console.print(Text(f"{record.key.name}  {ap}"))
-
+    with terminal.progress_bar() as progress:
+        bar = _RunsBar(progress)
         summary = run_benchmark(
             plan,
             out,
+            where=where,
             device=device,
             vocabulary=vocabulary,
-            cache=feature_cache(cache),
-            on_start=on_start,
-            on_step=lambda step, total: terminal.show_step(bar, steps, "steps", step, total),
-            on_finish=on_finish,
+            cache=cache,
+            workers=workers,
+            ray=ray,
+            on_start=bar.start,
+            on_step=bar.step,
+            on_finish=bar.finish,
         )
-    terminal.console.print(
-        f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}"
-    )
+    if as_json:
+        terminal.console.print_json(json.dumps(asdict(summary)))
+    else:
+        terminal.console.print(
+            f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}"
+        )
     return summary.failed
+
+
+def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None, as_json: bool) -> None:
+    """Print the runs of a plan with what they will take, then the sum and what is missing."""
+    from glip_adapt.bench.benchmark import preview_benchmark, read_plan
+
+    runs, missing = preview_benchmark(read_plan(plan), out, where=str(plan), vocabulary=vocabulary)
+    rows = [
+        {
+            "run": run.key.name,
+            "state": "no data" if run.key.dataset in missing and run.state != "done" else run.state,
+            "minutes": None if run.seconds is None else round(run.seconds / 60, 2),
+            "memory, GB": round(run.peak_bytes / 1e9, 2),
+        }
+        for run in runs
+    ]
+    if as_json:
+        terminal.console.print_json(json.dumps({"runs": rows, "missing": missing}))
+        return
+    shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
+    terminal.print_rows(str(plan), shown, as_json=False)
+    left = [run for run in runs if run.state != "done"]
+    known = [run.seconds for run in left if run.seconds is not None]
+    time = f"about {sum(known) / workers / 3600:.1f} h for {len(known)} of them, " if known else ""
+    unknown = f"time unknown for {len(left) - len(known)}, " if len(known) < len(left) else ""
+    peak = max((run.peak_bytes for run in left), default=0)
+    terminal.console.print(
+        f"{len(runs)} runs, {len(runs) - len(left)} done, {len(left)} to do: {time}{unknown}"
+        f"up to {peak / 1e9:.1f} GB in each of {workers} workers."
+    )
+    for why in missing.values():
+        terminal.console.print(Text(why), soft_wrap=True)
 
 
 def _print_report(folder: Path, note: str) -> None:
@@ -111,5 +154,35 @@ def _print_report(folder: Path, note: str) -> None:
 
     files = write_report(folder, note)
     terminal.console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
-    for file in (files.csv, files.markdown, *files.figures):
+    for file in files.paths:
         terminal.console.print(Text(str(file)), soft_wrap=True)
+
+
+class _RunsBar:
+    """Shows the runs of a plan: one bar for all, one for the steps of each under way, and a line for each result."""
+
+    def __init__(self, bar: Any) -> None:
+        """Add the bar for all."""
+        self._bar = bar
+        self._runs = bar.add_task("runs", total=None)
+        self._steps: dict[str, Any] = {}
+
+    def start(self, key: Any, over: int, total: int) -> None:
+        """Note that a run begins."""
+        self._bar.update(self._runs, completed=over, total=total)
+        if key.name not in self._steps:  # else it is tried again
+            self._steps[key.name] = self._bar.add_task(key.name, total=None)
+
+    def step(self, key: Any, step: Any, total: int) -> None:
+        """Note a training step."""
+        terminal.show_step(self._bar, self._steps[key.name], key.name, step, total)
+
+    def finish(self, record: Any) -> None:
+        """Print how a run ended."""
+        result = (
+            f"AP {terminal.percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
+        )
+        self._bar.console.print(Text(f"{record.key.name}  {result}"))
+        if (task := self._steps.pop(record.key.name, None)) is not None:
+            self._bar.remove_task(task)
+        self._bar.advance(self._runs)

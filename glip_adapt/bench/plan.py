@@ -76,8 +76,12 @@ class ProtocolConfig:
     few_shot_source: Literal["official", "sampled"] = "official"
     """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
 
-    selection: Literal["best_on_val"] = "best_on_val"
-    """Which state of a fit is scored: the one with the highest validation AP."""
+    selection: Literal["best_on_val", "last"] = "best_on_val"
+    """Which state of a fit is scored: ``best_on_val``, the one with the highest validation AP; ``last``, the one after
+    the last step, with validation pictures left alone, so that nothing ends training before its ceiling."""
+
+    retention: tuple[str, ...] = ()
+    """Datasets of the plan, or suites, on which an adapted model is scored as well: what it keeps of zero-shot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,10 @@ class BenchPlan:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     """The choices that papers leave unclear."""
 
+    threads: int | None = None
+    """CPU threads of a run, which move the last bits of its numbers. None: one for the nano trunks, for others the
+    cores of the machine over the number of workers."""
+
     def __post_init__(self) -> None:
         for name in ("trunks", "datasets", "methods", "shots", "seeds"):
             if not getattr(self, name):
@@ -115,6 +123,8 @@ class BenchPlan:
         for name in ("trunks", "methods", "shots", "seeds"):
             _check_distinct(name, getattr(self, name))
         _check_distinct("datasets", [PurePath(entry).name for entry in self.datasets])
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: {self.threads} is no number of threads; expected at least 1.")
         self.keys()  # every key checks its own parts
 
     def keys(self) -> tuple[RunKey, ...]:
@@ -146,10 +156,13 @@ class BenchPlan:
             ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top) and ``protocol``.
         """
         shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
+        protocol = self.protocol
+        if key.method == ZERO_SHOT:  # it keeps everything by definition
+            protocol = dataclasses.replace(protocol, retention=())
         return {
             "checkpoint": self.checkpoints.get(key.trunk),
             "fit": {**shared, **self.fit.get(key.method, {})},
-            "protocol": to_mapping(self.protocol),
+            "protocol": to_mapping(protocol),
         }
 
 
@@ -213,11 +226,21 @@ def check_plan(
     for trunk, file in plan.checkpoints.items():
         if not Path(file).is_file():
             raise ValueError(f"{where}, checkpoints, {trunk}: there is no file {file!r}.")
-    datasets = tuple(name for entry in plan.datasets for name in suites.get(entry, (entry,)))
+    datasets = _spell_out(plan.datasets, suites)
+    retention = _spell_out(plan.protocol.retention, suites)
+    for entry in retention:
+        if entry not in datasets:
+            raise ValueError(f"{where}, protocol, retention: unknown {describe_unknown(entry, datasets)}.")
     try:
-        return dataclasses.replace(plan, datasets=datasets)
+        protocol = dataclasses.replace(plan.protocol, retention=retention)
+        return dataclasses.replace(plan, datasets=datasets, protocol=protocol)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _spell_out(entries: Sequence[str], suites: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Return dataset entries with the members of a suite in its place."""
+    return tuple(name for entry in entries for name in suites.get(entry, (entry,)))
 
 
 def _check_distinct(name: str, entries: Sequence[Hashable]) -> None:

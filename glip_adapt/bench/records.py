@@ -1,35 +1,31 @@
 """RunRecord: what one run was and gave; its file on disk, and the environment it ran in.
 
 One run is one folder ``OUT/<key.name>/`` with ``record.json`` and whatever files the run wrote beside it. A folder
-appears under its name only when complete: it is filled as ``OUT/.partial-<key.name>/`` and renamed.
+appears under its name only when complete: it is filled as ``OUT/.partial-<key.name>/`` and renamed (claims.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.config import from_mapping, to_mapping
 
-if sys.platform != "win32":
-    import fcntl
-
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # a new field with a default leaves it; raise it when a field goes or changes its meaning
 RECORD_FILE = "record.json"
 VERSIONED_PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft")
 
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"  # begins the name of a folder that is being filled
+REPLACED = f"{PARTIAL}replaced-"  # of a failed run that is making room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +56,12 @@ class RunMetrics:
     val_ap: float | None = None
     """Best AP on the validation split, which selected the scored state; None if nothing was selected."""
 
+    retention: Mapping[str, float | None] = field(default_factory=dict)
+    """Name of another dataset → AP there after adapting to this one; empty where it was not asked for."""
+
     def __post_init__(self) -> None:
-        named = {name: value for name, value in vars(self).items() if name != "per_class"}
-        for name, value in {**named, **self.per_class}.items():
+        named = {name: value for name, value in vars(self).items() if name not in ("per_class", "retention")}
+        for name, value in (*named.items(), *self.per_class.items(), *self.retention.items()):
             if value is not None and not 0 <= value <= 1:  # NaN and the -1 of pycocotools fail here as well
                 raise ValueError(f"metrics: '{name}' is {value}; expected a fraction in [0, 1], or None if undefined.")
 
@@ -130,7 +129,7 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     Args:
         out: the results folder.
         record: the record.
-        directory: the folder from ``partial_run``, holding the other files of the run.
+        directory: the folder from ``claims.partial_run``, holding the other files of the run.
 
     Returns:
         The final folder.
@@ -144,7 +143,7 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    final, replaced = out / record.key.name, out / f"{_PARTIAL}replaced-{record.key.name}"
+    final, replaced = out / record.key.name, out / f"{REPLACED}{record.key.name}"
     if final.exists():
         if read_record(final).status == "done":
             raise FileExistsError(f"{final}: holds a finished run. Remove it by hand to run it again.")
@@ -186,40 +185,6 @@ def read_records(out: Path) -> list[RunRecord]:
     """
     files = sorted(out.glob(f"*/{RECORD_FILE}"))
     return [read_record(file.parent) for file in files if not file.parent.name.startswith(".")]
-
-
-@contextlib.contextmanager
-def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
-    """Yield an empty folder to fill; on leaving it is removed unless ``write_record`` gave it its final name."""
-    directory = out / f"{_PARTIAL}{key.name}"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def claim_folder(out: Path) -> Iterator[None]:
-    """Hold a results folder for one runner at a time, and clear what a killed runner left half-written.
-
-    The claim is a file lock, which the system drops with its process however that ends (not on Windows: no claim).
-
-    Raises:
-        RuntimeError: if another runner holds the folder.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as lock:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RuntimeError(
-                    f"{out}: another benchmark writes here. Wait for it, or use another --out."
-                ) from error
-        for leftover in out.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(leftover)
-        yield
 
 
 def capture_environment(device: str, threads: int) -> dict[str, Any]:

@@ -1,29 +1,30 @@
-"""Walks a plan, skips what is done, and stores each run as a record; how to do one run is passed in."""
+"""Walks a plan, skips what is done, and stores each run as a record; how to do one run is passed in.
+
+``walk`` is what every process does, alone or as one of many workers: it takes one run after the other that nobody else
+holds. ``run_plan`` lists the runs, has them walked, and counts.
+"""
 
 from __future__ import annotations
 
 import datetime
 import errno
+import functools
 import json
 import logging
 import shutil
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from glip_adapt.bench.plan import BenchPlan, RunKey
-from glip_adapt.bench.records import (
-    RunCost,
-    RunMetrics,
-    RunRecord,
-    claim_folder,
-    partial_run,
-    read_record,
-    write_record,
-)
-from glip_adapt.config import to_mapping
+from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
+from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
+from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, read_record, write_record
+from glip_adapt.config import from_mapping, to_mapping
+
+WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,25 @@ class RunOutcome:
     cost: RunCost
 
 
+class Executor(Protocol):
+    """Does runs one after the other in one process, and keeps what they share."""
+
+    def environment(self, key: RunKey) -> Mapping[str, Any]:
+        """Return where a run takes place, as ``capture_environment`` does; stored in its record."""
+
+    def execute(
+        self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
+    ) -> RunOutcome:
+        """Do one run.
+
+        Args:
+            key: which run.
+            config: its resolved settings.
+            directory: empty folder for its files.
+            on_step: to be called after each training step with it and the number of steps.
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """One run of a plan and what the results folder holds of it.
@@ -43,68 +63,107 @@ class PlannedRun:
     Attributes:
         key: which run.
         config: its resolved settings, JSON-ready.
-        state: ``done``, ``failed`` (will be tried again) or ``missing``.
+        record: of the run, if it is there; a failed one will be tried again.
     """
 
     key: RunKey
     config: Mapping[str, Any]
-    state: Literal["done", "failed", "missing"]
+    record: RunRecord | None
+
+    @property
+    def state(self) -> Literal["done", "failed", "missing"]:
+        """What the results folder holds."""
+        return self.record.status if self.record else "missing"
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins, in this environment."""
+
+    key: RunKey
+    environment: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A run took a training step of ``total``."""
+
+    key: RunKey
+    step: Any
+    total: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is over, done or failed; ``elsewhere`` says that another runner did it since the plan was listed."""
+
+    record: RunRecord
+    elsewhere: bool = False
+
+
+Event = Started | Stepped | Finished
+Emit = Callable[[Event], None]
+Work = Callable[[Sequence[PlannedRun], Path, Emit], None]
+Resolve = Callable[[RunKey, Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """How many runs of a plan were done now, were done before, and failed now."""
+    """How the runs of a plan ended.
+
+    Attributes:
+        done: runs done now.
+        skipped: runs done before, or meanwhile by another runner.
+        failed: runs that failed now, here or with another runner.
+    """
 
     done: int
     skipped: int
     failed: int
 
 
-Execute = Callable[[RunKey, Mapping[str, Any], Path], RunOutcome]
-Resolve = Callable[[RunKey, Mapping[str, Any]], Mapping[str, Any]]
-
-
 def run_plan(
     plan: BenchPlan,
     out: Path,
-    execute: Execute,
-    environment: Mapping[str, Any],
+    work: Work,
     *,
     resolve: Resolve | None = None,
     on_start: Callable[[RunKey, int, int], None] | None = None,
+    on_step: Callable[[RunKey, Any, int], None] | None = None,
     on_finish: Callable[[RunRecord], None] | None = None,
 ) -> RunSummary:
     """Do every run of ``plan`` that ``out`` does not hold yet, and return the counts.
 
     A run that raises becomes a record with its traceback, is tried again at the next start, and does not stop the rest.
+    Runs that another runner has in hand are waited for, and taken over should it die.
 
     Args:
         plan: what to run.
         out: the results folder, made if absent.
-        execute: does one run: key, resolved settings, folder for its files → outcome.
-        environment: as ``capture_environment`` returns it; stored in every record.
+        work: does those of some runs that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``.
         resolve: as for ``list_runs``.
-        on_start: called before a run with its key, its position from 1, and the number of runs in the plan.
-        on_finish: called with the record of a run, done or failed.
+        on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
+        on_step: called after each training step with the key of its run, the step and the number of steps.
+        on_finish: called with the record of each run done or failed now.
 
     Raises:
         ValueError: before the first run, if a finished run has other settings than the plan, or a record is broken.
-        RuntimeError: if another runner works on ``out``.
-        OSError: if the disk is full; finished runs are kept and the one under way leaves nothing.
+        OSError: if the disk is full; finished runs are kept and those under way leave nothing.
+        RuntimeError: if workers cannot start.
     """
-    counts = {"done": 0, "failed": 0}
-    with claim_folder(out):
-        runs = list_runs(plan, out, resolve)
-        for position, run in enumerate(runs, start=1):
-            if run.state == "done":
-                continue
-            if on_start:
-                on_start(run.key, position, len(runs))
-            record = _run_one(run, out, execute, environment)
-            counts[record.status] += 1
-            if on_finish:
-                on_finish(record)
-    return RunSummary(skipped=len(runs) - sum(counts.values()), **counts)
+    out.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(out)
+    progress = _Progress(list_runs(plan, out, resolve), on_start, on_step, on_finish)
+    try:
+        while progress.pending:
+            free = [run for name, run in progress.pending.items() if not is_claimed(out, name)]
+            if free:
+                work(free, out, progress.note)
+            else:
+                time.sleep(WAIT_SECONDS)
+    finally:
+        clear_leftovers(out)
+    return progress.summary()
 
 
 def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tuple[PlannedRun, ...]:
@@ -123,18 +182,89 @@ def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tup
     for key in keys:
         given = plan.config_of(key)
         config = json.loads(json.dumps(resolve(key, given) if resolve else given, allow_nan=False))
-        record = read_record(out / key.name) if (out / key.name).exists() else None
+        record = _read_if_there(out, key)
         if record is not None and record.status == "done":
             _check_same(record, key, config)
-        runs.append(PlannedRun(key=key, config=config, state=record.status if record else "missing"))
+        runs.append(PlannedRun(key=key, config=config, record=record))
     return tuple(runs)
 
 
-def _run_one(run: PlannedRun, out: Path, execute: Execute, environment: Mapping[str, Any]) -> RunRecord:
-    """Do one run and store it, done or failed."""
+def in_process(executor: Executor) -> Work:
+    """Return how this process does runs itself."""
+    return lambda runs, out, emit: walk(runs, out, executor, emit)
+
+
+def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) -> None:
+    """Do those of ``runs`` that no other process holds or has done since they were listed, in order.
+
+    Raises:
+        OSError: if the disk is full; the run under way leaves nothing.
+    """
+    for run in runs:
+        with claim_run(out, run.key.name) as mine:
+            if not mine:
+                continue
+            found = _read_if_there(out, run.key)
+            if found is not None and found != run.record:
+                emit(Finished(found, elsewhere=True))
+                continue
+            environment = executor.environment(run.key)
+            emit(Started(run.key, environment))
+            record = _store(run, out, environment, functools.partial(_execute, run, executor, emit))
+            emit(Finished(record))
+
+
+def record_failure(run: PlannedRun, out: Path, environment: Mapping[str, Any], error: str) -> RunRecord | None:
+    """Store a run as failed and return its record, or None where another process holds the run or has done it."""
+    with claim_run(out, run.key.name) as mine:
+        if not mine or _read_if_there(out, run.key) != run.record:
+            return None
+        return _store(run, out, environment, lambda directory: {"status": "failed", "error": error})
+
+
+class _Progress:
+    """Which runs of a plan are not over, and how the others ended."""
+
+    def __init__(
+        self,
+        runs: Sequence[PlannedRun],
+        on_start: Callable[[RunKey, int, int], None] | None,
+        on_step: Callable[[RunKey, Any, int], None] | None,
+        on_finish: Callable[[RunRecord], None] | None,
+    ) -> None:
+        self.total = len(runs)
+        self.pending = {run.key.name: run for run in runs if run.state != "done"}
+        self.done = self.failed = 0
+        self.on_start, self.on_step, self.on_finish = on_start, on_step, on_finish
+
+    def note(self, event: Event) -> None:
+        """Count an event and pass it on; of a run that is over, nothing new comes."""
+        if isinstance(event, Started) and self.on_start:
+            self.on_start(event.key, self.total - len(self.pending), self.total)
+        elif isinstance(event, Stepped) and self.on_step:
+            self.on_step(event.key, event.step, event.total)
+        elif isinstance(event, Finished) and event.record.key.name in self.pending:
+            del self.pending[event.record.key.name]
+            self.failed += event.record.status == "failed"
+            if not event.elsewhere:
+                self.done += event.record.status == "done"
+                if self.on_finish:
+                    self.on_finish(event.record)
+
+    def summary(self) -> RunSummary:
+        return RunSummary(done=self.done, skipped=self.total - self.done - self.failed, failed=self.failed)
+
+
+def _store(
+    run: PlannedRun, out: Path, environment: Mapping[str, Any], attempt: Callable[[Path], dict[str, Any]]
+) -> RunRecord:
+    """Make and store the record of one run; ``attempt`` fills its folder and returns status and what belongs to it."""
     try:
         with partial_run(out, run.key) as directory:
-            record = _attempt(run, directory, execute, environment)
+            result = attempt(directory)
+            # In microseconds, so that two failures of one run are not taken for one.
+            created = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+            record = RunRecord(key=run.key, config=run.config, environment=environment, created=created, **result)
             write_record(out, record, directory)
             return record
     except Exception as error:
@@ -147,27 +277,38 @@ def _run_one(run: PlannedRun, out: Path, execute: Execute, environment: Mapping[
         ) from error
 
 
-def _attempt(run: PlannedRun, directory: Path, execute: Execute, environment: Mapping[str, Any]) -> RunRecord:
-    """Return the record of one run; only a full disk (and an interrupt) gets past it."""
-    result: dict[str, Any]
+def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -> dict[str, Any]:
+    """Return how one run ended; only a full disk (and an interrupt) gets past it."""
     try:
-        outcome = execute(run.key, run.config, directory)
-        result = {"status": "done", "metrics": outcome.metrics, "cost": outcome.cost}
+        outcome = executor.execute(
+            run.key, run.config, directory, lambda step, total: emit(Stepped(run.key, step, total))
+        )
+        return {"status": "done", "metrics": outcome.metrics, "cost": outcome.cost}
     except Exception as error:
         if _is_disk_full(error):
             raise
         summary = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning("run %s failed: %s", run.key.name, summary)
-        result = {"status": "failed", "error": f"{summary}\n{''.join(traceback.format_exception(error))}"}
         shutil.rmtree(directory)
         directory.mkdir()
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return RunRecord(key=run.key, config=run.config, environment=environment, created=created, **result)
+        return {"status": "failed", "error": f"{summary}\n{''.join(traceback.format_exception(error))}"}
+
+
+def _read_if_there(out: Path, key: RunKey) -> RunRecord | None:
+    """Return the record of a run, or None."""
+    return read_record(out / key.name) if (out / key.name).exists() else None
 
 
 def _check_same(record: RunRecord, key: RunKey, config: Mapping[str, Any]) -> None:
-    """Raise if a finished run of this name was another run, naming every setting that differs."""
-    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, record.config), (key, config)))
+    """Raise if a finished run of this name was another run, naming every setting that differs.
+
+    A choice of the protocol that came after the record was written had its default then.
+    """
+    recorded_config = {**record.config}
+    if "protocol" in recorded_config:
+        protocol = from_mapping(ProtocolConfig, recorded_config["protocol"], f"{key.name}, protocol")
+        recorded_config["protocol"] = to_mapping(protocol)
+    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, recorded_config), (key, config)))
     differing = [
         f"{name} ({recorded.get(name, 'absent')!r} recorded, {planned.get(name, 'absent')!r} planned)"
         for name in sorted({*recorded, *planned})

@@ -106,6 +106,9 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ("[fit.promt]\nrate = 1", "fit: unknown 'promt' (did you mean 'prompt'?)"),
         ("[fit]\nprompt = 1", "fit: 'prompt' is a method"),
         ('[protocol]\ntest_split = "train"', "protocol, test_split: expected 'test' or 'val'"),
+        ("threads = 0", "threads: 0 is no number of threads"),
+        ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
+        ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'last'"),
         ('[checkpoints]\n"glip-l" = "x.pth"', "checkpoints: unknown 'glip-l'"),
         ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file 'nowhere.pth'"),
     ],
@@ -132,7 +135,17 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     assert configs["prompt"]["checkpoint"] == str(weights)
     assert configs["prompt"]["protocol"] == {
         "test_split": "test", "prompts": "official", "few_shot_source": "official", "selection": "best_on_val",
+        "retention": [],
     }  # fmt: skip
+
+
+def test_retention_names_datasets_or_suites_and_is_no_setting_of_zero_shot(load):
+    plan = load('datasets = ["a", "odinw13"]\n[protocol]\nretention = ["odinw13", "a"]')
+    assert plan.protocol.retention == (*SUITES["odinw13"], "a")
+    keys = plan.keys()
+    kept = {key.method: plan.config_of(key)["protocol"]["retention"] for key in keys}
+    assert kept["zero_shot"] == []
+    assert kept["prompt"] == kept["full"] == [*SUITES["odinw13"], "a"]
 
 
 def test_check_plan_leaves_a_plan_made_in_python_as_it_is():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from glip_adapt.bench import run_benchmark
+from glip_adapt.bench.benchmark import run_benchmark
 from glip_adapt.bench.plan import BenchPlan
 from glip_adapt.bench.quickstart import SHOTS, quickstart_plan
 from glip_adapt.bench.records import read_records
@@ -22,7 +22,8 @@ def test_the_first_plan_has_thirteen_sets_and_three_methods():
 def test_a_plan_made_by_hand_may_name_a_suite(monkeypatch, tmp_path):
     """The thirteen sets are spelled out before anything is loaded."""
     asked = []
-    monkeypatch.setattr("glip_adapt.bench.run_plan", lambda plan, *rest, **more: asked.append(plan))
+    monkeypatch.setattr("glip_adapt.bench.benchmark._check_datasets", lambda *given: None)  # would render them
+    monkeypatch.setattr("glip_adapt.bench.benchmark.run_plan", lambda plan, *rest, **more: asked.append(plan))
     run_benchmark(quickstart_plan(full=False), tmp_path)
     assert len(asked[0].keys()) == 13 * (1 + 3)
 
@@ -35,7 +36,7 @@ def test_the_full_plan_has_all_shots_and_three_seeds():
 
 @pytest.fixture
 def results(coco_folder, tiny_trunk, monkeypatch, tmp_path):
-    monkeypatch.setattr("glip_adapt.bench.load_trunk", lambda name, **settings: tiny_trunk)
+    monkeypatch.setattr("glip_adapt.bench.executor.load_trunk", lambda name, **settings: tiny_trunk)
     plan = BenchPlan(
         trunks=("glip-nano",), datasets=(str(coco_folder),), methods=("prompt", "linear_probe"), shots=(0, 1, 5),
         seeds=(3, 30), fit={"short_sides": [64], "test_short_side": 64, "max_steps": 1},

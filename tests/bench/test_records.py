@@ -2,19 +2,17 @@ import dataclasses
 import json
 import math
 import subprocess
-import sys
 
 import pytest
 
 from glip_adapt.bench import records
+from glip_adapt.bench.claims import partial_run
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import (
     RunCost,
     RunMetrics,
     RunRecord,
     capture_environment,
-    claim_folder,
-    partial_run,
     read_record,
     read_records,
     write_record,
@@ -52,6 +50,16 @@ def test_record_reads_back_as_written_beside_its_files(tmp_path, record):
     assert [path.name for path in tmp_path.iterdir()] == [final.name]
 
 
+def test_record_from_before_a_field_came_has_its_default(tmp_path):
+    """Written as version 0.1.0 did."""
+    path = store(tmp_path, DONE) / "record.json"
+    content = json.loads(path.read_text())
+    del content["metrics"]["retention"]
+    path.write_text(json.dumps(content))
+    assert read_records(tmp_path) == [DONE]
+    assert DONE.metrics.retention == {}
+
+
 def test_undefined_ap_is_null_and_ap_a_fraction(tmp_path):
     content = json.loads((store(tmp_path, DONE) / "record.json").read_text())
     assert content["metrics"]["ap_small"] is None
@@ -65,6 +73,8 @@ def test_metrics_outside_0_to_1_are_refused(value):
         dataclasses.replace(METRICS, ap50=value)
     with pytest.raises(ValueError, match="'cat' is"):
         dataclasses.replace(METRICS, per_class={"cat": value})
+    with pytest.raises(ValueError, match="'Pets' is"):
+        dataclasses.replace(METRICS, retention={"Pets": value})
 
 
 def test_nan_elsewhere_is_refused_and_leaves_nothing(tmp_path):
@@ -117,32 +127,6 @@ def test_broken_record_is_one_error_naming_the_file(tmp_path, damage, message):
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
     assert "Remove the folder" in str(caught.value)
-
-
-def test_leaving_a_partial_run_without_a_record_removes_it(tmp_path):
-    with partial_run(tmp_path, DONE.key) as directory:
-        (directory / "history.json").touch()
-        assert directory.parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_claiming_a_folder_makes_it_and_clears_leftovers(tmp_path):
-    out = tmp_path / "new" / "results"
-    (out / ".partial-old").mkdir(parents=True)
-    (out / ".partial-old" / "x").touch()
-    with claim_folder(out):
-        assert not (out / ".partial-old").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
-def test_second_runner_on_a_folder_is_refused_until_the_first_ends(tmp_path):
-    with claim_folder(tmp_path):
-        (tmp_path / ".partial-live").mkdir()
-        with pytest.raises(RuntimeError, match="another benchmark writes here"), claim_folder(tmp_path):
-            pass
-        assert (tmp_path / ".partial-live").exists()
-    with claim_folder(tmp_path):
-        pass
 
 
 def git(folder, *arguments):

@@ -1,0 +1,181 @@
+"""``run_benchmark`` and ``preview_benchmark``: a plan, checked against what exists, meets what does its runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
+from glip_adapt.bench.forecast import Forecast, forecast_runs
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey, check_plan, load_plan
+from glip_adapt.bench.records import RunRecord, read_records
+from glip_adapt.bench.runner import RunSummary, Work, in_process, list_runs, run_plan
+from glip_adapt.bench.workers import ProcessPool, in_workers
+from glip_adapt.cache import FeatureCache
+from glip_adapt.config import override, to_mapping
+from glip_adapt.data.odinw import known_datasets, load_dataset, rendered_datasets
+from glip_adapt.model.weights import TRUNKS, load_trunk
+from glip_adapt.optimise import Step
+from glip_adapt.train import default_recipe
+
+
+def read_plan(path: Path | str) -> BenchPlan:
+    """Return the plan of a TOML file, checked against the methods, trunks and suites that exist."""
+    return load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+
+
+def run_benchmark(
+    plan: BenchPlan,
+    out: Path | str,
+    *,
+    where: str = "plan",
+    device: str = "cpu",
+    vocabulary: Path | str | None = None,
+    cache: FeatureCache | Path | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    on_start: Callable[[RunKey, int, int], None] | None = None,
+    on_step: Callable[[RunKey, Step, int], None] | None = None,
+    on_finish: Callable[[RunRecord], None] | None = None,
+) -> RunSummary:
+    """Do every run of ``plan`` that ``out`` does not hold yet; see ``runner.run_plan``.
+
+    Several calls may work on one folder at the same time. A script that asks for workers does its own work below
+    ``if __name__ == "__main__"``, as they import it.
+
+    Args:
+        plan: from ``read_plan``, or made by hand.
+        out: the results folder.
+        where: what errors call the plan, for example its file.
+        device: where the networks go; with several workers ``cuda`` means all GPUs, dealt in turn.
+        vocabulary: ``vocab.txt`` of bert-base-uncased, for trunks that read it and machines without a network.
+        cache: keeps what the frozen stages make of pictures, over all runs: a cache of this process, or a folder, which
+            workers share; by default 2 GiB in memory, of all workers together.
+        workers: processes that share the runs; 1 is this process.
+        ray: address of a Ray cluster that the workers are put on, see ``ray_pool``.
+        on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
+        on_step: called after each training step with the key of its run, the step and the number of steps.
+        on_finish: called with the record of a run, done or failed.
+
+    Raises:
+        ValueError: before the first run, if an entry of the plan makes no sense here, or a finished run has other
+            settings.
+        FileNotFoundError: before the first run, if a dataset or checkpoint is not on this machine.
+    """
+    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+    _check_datasets(plan, where)
+    if isinstance(cache, FeatureCache) and (workers > 1 or ray):
+        raise ValueError("cache: workers share no memory; give a folder that they can share, or leave it out.")
+    build = BuildGlipExecutor(plan=plan, device=device, vocabulary=vocabulary, cache=cache, workers=workers)
+    checksum = functools.cache(functools.partial(_load_checksum, plan, where, vocabulary))
+    return run_plan(
+        plan,
+        Path(out),
+        _choose_work(build, ray),
+        resolve=lambda key, given: _resolve(key, given, where, checksum(key.trunk)),
+        on_start=on_start,
+        on_step=on_step,
+        on_finish=on_finish,
+    )
+
+
+def preview_benchmark(
+    plan: BenchPlan, out: Path | str, *, where: str = "plan", vocabulary: Path | str | None = None
+) -> tuple[list[Forecast], dict[str, str]]:
+    """Return what ``run_benchmark`` would do, run by run, and what would keep it from that; nothing is run or fetched.
+
+    Args:
+        plan: as for ``run_benchmark``.
+        out: the results folder; may be absent.
+        where: as for ``run_benchmark``.
+        vocabulary: as for ``run_benchmark``.
+
+    Returns:
+        The runs, and dataset → why it cannot be read yet, with the command that fetches it.
+
+    Raises:
+        ValueError: as for ``run_benchmark``.
+        FileNotFoundError: if a checkpoint is not on this machine.
+    """
+    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+    missing = _missing_datasets(plan, where)
+    records = read_records(Path(out))
+    recorded = {record.key.trunk: record.config.get("trunk_checksum") for record in records}
+
+    @functools.cache
+    def checksum(trunk: str) -> str | None:
+        here = trunk in plan.checkpoints or TRUNKS[trunk].public_file is None
+        return _load_checksum(plan, where, vocabulary, trunk) if here else recorded.get(trunk)
+
+    runs = list_runs(plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)))
+    return forecast_runs(runs, records), missing
+
+
+def _choose_work(build: BuildGlipExecutor, ray: str | None) -> Work:
+    """Return who does the runs."""
+    if ray is not None:
+        from glip_adapt.bench.ray_pool import RayPool
+
+        threads = max(threads_of(build.plan, trunk, build.workers) for trunk in build.plan.trunks)
+        on_gpu = build.device.startswith("cuda")
+        return in_workers(RayPool(build, build.workers, ray, threads=threads, gpus=1 if on_gpu else 0))
+    return in_process(build(0)) if build.workers == 1 else in_workers(ProcessPool(build, build.workers))
+
+
+def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | None) -> Mapping[str, Any]:
+    """Return all settings of a run, defaults included; the key's seed also drives training."""
+    fit = {"seed": key.seed, **given["fit"]}
+    recipe = override(default_recipe(key.trunk, key.method, key.shots or 1), fit, f"{where}, fit, for {key.name}")
+    return {
+        **given,
+        "trunk_checksum": checksum,
+        "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
+        "predict": to_mapping(recipe.predict_config),
+    }
+
+
+def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, trunk: str) -> str:
+    """Return the checksum of a trunk's weights, which are not kept: workers load their own."""
+    try:
+        return load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary).checksum
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{where}, trunks, {trunk}: {error}") from error
+
+
+def _check_datasets(plan: BenchPlan, where: str) -> None:
+    """Raise if a dataset of the plan, or a split that its runs need, is not on this machine."""
+    keys, needed = plan.keys(), {str(plan.protocol.test_split)}
+    if any(key.method != ZERO_SHOT for key in keys):
+        needed |= {"train", "val"} if plan.protocol.selection == "best_on_val" else {"train"}
+    for entry in plan.datasets:
+        try:
+            data = load_dataset(entry)
+            for split in sorted(needed):
+                getattr(data, split)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{where}, datasets, {entry}: {error}") from error
+
+
+def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
+    """Return the datasets of a plan that are not on this machine, and why; raise for those that exist nowhere."""
+    missing = {}
+    for entry in plan.datasets:
+        if entry in rendered_datasets():  # on first use
+            continue
+        try:
+            load_dataset(entry)
+        except FileNotFoundError as error:
+            missing[entry] = str(error)
+        except ValueError as error:
+            raise ValueError(f"{where}, datasets, {entry}: {error}") from error
+    return missing
+
+
+def _suites() -> dict[str, tuple[str, ...]]:
+    return {
+        "odinw13": tuple(spec.official_name for spec in known_datasets()),
+        "glyphs13": tuple(rendered_datasets()),
+    }

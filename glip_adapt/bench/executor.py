@@ -1,0 +1,241 @@
+"""One run for real: attach, fit, score, and what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+
+from glip_adapt.adapters import attach
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
+from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
+from glip_adapt.bench.runner import RunOutcome
+from glip_adapt.cache import FeatureCache
+from glip_adapt.captions import ClassPrompt
+from glip_adapt.config import from_mapping
+from glip_adapt.data.coco import Split
+from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
+from glip_adapt.data.odinw import Dataset, load_dataset
+from glip_adapt.evaluation import Evaluation, evaluate
+from glip_adapt.model.weights import Trunk, load_trunk
+from glip_adapt.prediction import PredictConfig
+from glip_adapt.train import NANO_TRUNKS, FitConfig, History, fit
+
+CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildGlipExecutor:
+    """How a worker makes what does its runs.
+
+    Attributes:
+        plan: checked, suites spelled out.
+        device: where the networks go; workers on ``cuda`` are dealt the GPUs in turn.
+        vocabulary: ``vocab.txt`` of bert-base-uncased, for trunks that read it and machines without a network.
+        cache: what keeps frozen features: one of this process, or a folder that all share; None: memory of each worker.
+        workers: how many there are on this machine.
+    """
+
+    plan: BenchPlan
+    device: str = "cpu"
+    vocabulary: Path | str | None = None
+    cache: FeatureCache | Path | None = None
+    workers: int = 1
+
+    def __call__(self, worker: int) -> GlipExecutor:
+        """Return the executor of the worker at a position from 0."""
+        device = self.device
+        if device == "cuda" and self.workers > 1 and torch.cuda.device_count():
+            device = f"cuda:{worker % torch.cuda.device_count()}"
+        if self.cache is None:
+            cache = FeatureCache(memory_bytes=CACHE_BYTES // self.workers)
+        elif isinstance(self.cache, FeatureCache):
+            cache = self.cache
+        else:  # from there it is memory-mapped
+            cache = FeatureCache(folder=self.cache, memory_bytes=0)
+        return GlipExecutor(self.plan, device, self.vocabulary, cache, self.workers)
+
+
+class GlipExecutor:
+    """Does runs, and keeps the trunk in use, which the order of a plan's keys keeps adjacent, and the datasets."""
+
+    def __init__(
+        self, plan: BenchPlan, device: str, vocabulary: Path | str | None, cache: FeatureCache, workers: int
+    ) -> None:
+        """Load nothing yet; see ``BuildGlipExecutor``."""
+        self.plan, self.device, self.vocabulary, self.cache, self.workers = plan, device, vocabulary, cache, workers
+        self.load_dataset = functools.cache(load_dataset)
+        self._capture = functools.cache(capture_environment)
+        self._zero_shot: dict[tuple[str, str], float | None] = {}  # by trunk and dataset
+        self._trunk: Trunk | None = None
+
+    def trunk(self, name: str) -> Trunk:
+        """Return a trunk; only the last one is kept."""
+        if self._trunk is None or self._trunk.name != name:
+            self._trunk = None  # frees the memory before the next one is loaded
+            checkpoint = self.plan.checkpoints.get(name)
+            self._trunk = load_trunk(name, checkpoint=checkpoint, vocabulary=self.vocabulary, device=self.device)
+        return self._trunk
+
+    def environment(self, key: RunKey) -> Mapping[str, Any]:
+        """Return where a run takes place."""
+        return self._capture(_describe(self.device), threads_of(self.plan, key.trunk, self.workers))
+
+    def execute(
+        self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
+    ) -> RunOutcome:
+        """Fit, score once, and leave predictions, history and adapter in ``directory``."""
+        with _threads(threads_of(self.plan, key.trunk, self.workers)):
+            return self._execute(key, config, directory, on_step)
+
+    def _execute(
+        self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
+    ) -> RunOutcome:
+        started = time.perf_counter()
+        _reset_peak(self.device)
+        data = self.load_dataset(key.dataset)
+        protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
+        shown = from_mapping(PredictConfig, config["predict"], key.name)
+        model = attach(self.trunk(key.trunk), key.method, classes=_classes(data, protocol))
+        val_ap, adapter_bytes = None, 0
+        if config["fit"] is not None:
+            history = self._fit(model, data, key, protocol, from_mapping(FitConfig, config["fit"], key.name), on_step)
+            val_ap = history.best_ap
+            _write_json(directory / "history.json", asdict(history))
+            model.save(directory / "adapter")
+            adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
+        found = evaluate(model, _scored(data, protocol), shown, cache=self.cache)
+        _write_json(directory / "predictions.json", found.predictions)
+        cost = RunCost(
+            trained_parameters=model.trained_parameters,
+            adapter_bytes=adapter_bytes,
+            peak_bytes=_peak_bytes(self.device),
+            seconds=time.perf_counter() - started,
+        )
+        others = [entry for entry in protocol.retention if entry != key.dataset]
+        retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
+        return RunOutcome(metrics=_metrics(found, val_ap, retention), cost=cost)
+
+    def _fit(
+        self,
+        model: AdaptedGlip,
+        data: Dataset,
+        key: RunKey,
+        protocol: ProtocolConfig,
+        config: FitConfig,
+        on_step: Callable[[Any, int], None],
+    ) -> History:
+        train = training_split(data, key, protocol)
+        val = data.val if protocol.selection == "best_on_val" else None
+        history = fit(model, train, val, config, cache=self.cache, on_step=on_step)
+        if history.stopped_by == "interrupt":
+            raise KeyboardInterrupt  # half a run is no record
+        return history
+
+    def _retained(
+        self, model: AdaptedGlip, dataset: str, protocol: ProtocolConfig, shown: PredictConfig
+    ) -> float | None:
+        """Return the AP on another dataset of what a model has learned on its own.
+
+        What belongs to the words of a caption is left out under another caption: there the model is the trunk.
+        """
+        data = self.load_dataset(dataset)
+        trunk, classes = model.trunk, _classes(data, protocol)
+        if not _is_bound_to_caption(model):
+            other = attach(trunk, model.adapter.name, classes=classes)
+            other.load_owned(model.owned_tensors())
+            return evaluate(other, _scored(data, protocol), shown, cache=self.cache).ap
+        if (trunk.name, dataset) not in self._zero_shot:
+            found = evaluate(
+                attach(trunk, ZERO_SHOT, classes=classes), _scored(data, protocol), shown, cache=self.cache
+            )
+            self._zero_shot[trunk.name, dataset] = found.ap
+        return self._zero_shot[trunk.name, dataset]
+
+
+def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
+    """Return the CPU threads of a run.
+
+    Threads share a sum between them and so move its last bits. The nano trunks, which a second one makes slower, always
+    have one, so that their numbers are the same for any number of workers; for others ``BenchPlan.threads`` fixes them.
+    """
+    if plan.threads is not None:
+        return plan.threads
+    return 1 if trunk in NANO_TRUNKS else max(1, (os.cpu_count() or 1) // workers)
+
+
+def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Split:
+    """Return the pictures that a run learns from."""
+    if key.shots == "all":
+        return data.train.with_boxes()
+    pick = few_shot_split if protocol.few_shot_source == "official" else sample_few_shot
+    return pick(data.train, key.shots, key.seed)
+
+
+def _classes(data: Dataset, protocol: ProtocolConfig) -> tuple[str, ...] | tuple[ClassPrompt, ...]:
+    return (data.prompts if protocol.prompts == "official" else None) or data.classes
+
+
+def _scored(data: Dataset, protocol: ProtocolConfig) -> Split:
+    return data.test if protocol.test_split == "test" else data.val
+
+
+def _is_bound_to_caption(model: AdaptedGlip) -> bool:
+    """Say whether the method has other tensors for another caption, here one with a word more."""
+    if set(model.owned) <= model.trunk.glip.state_dict().keys():
+        return False  # what the trunk has as well knows no caption
+    other = attach(model.trunk, model.adapter.name, classes=[*model.classes, "thing"])
+    mine, theirs = ({n: t.shape for n, t in m.owned_tensors().items()} for m in (model, other))
+    return mine != theirs
+
+
+def _metrics(found: Evaluation, val_ap: float | None, retention: Mapping[str, float | None]) -> RunMetrics:
+    values = {name: value for name, value in vars(found).items() if name != "predictions"}
+    return RunMetrics(**values, val_ap=val_ap, retention=retention)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Have torch use ``count`` CPU threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reset_peak(device: str) -> None:
+    """Forget the highest memory in use so far, where the system allows it, so that a run reports its own."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux
+
+
+def _peak_bytes(device: str) -> int:
+    """Return the highest memory in use since ``_reset_peak``: of the GPU, or of this process."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes, of the whole process
+
+
+def _describe(device: str) -> str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device

@@ -1,0 +1,71 @@
+"""What a plan will take before it is run: seconds from runs like those that are done, memory from small steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.records import RunRecord
+from glip_adapt.bench.runner import PlannedRun
+from glip_adapt.memory import estimate_memory
+from glip_adapt.model.weights import random_trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one run of a plan will take.
+
+    Attributes:
+        key: which run.
+        state: what the results folder holds of it; a failed run is done again.
+        seconds: mean over the finished runs of the same trunk, method and shots; None without one.
+        peak_bytes: of one training step on the largest picture that the settings allow, libraries not counted.
+    """
+
+    key: RunKey
+    state: Literal["done", "failed", "missing"]
+    seconds: float | None
+    peak_bytes: int
+
+
+def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> list[Forecast]:
+    """Return what each run will take.
+
+    Args:
+        runs: of a plan, from ``list_runs``.
+        records: what the same results folder holds.
+    """
+    seconds: dict[tuple[object, ...], list[float]] = {}
+    for record in records:
+        if record.cost is not None:
+            seconds.setdefault(_kind(record.key), []).append(record.cost.seconds)
+    trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
+
+    @functools.cache
+    def peak_bytes(name: str, method: str, short_side: int, long_side: int) -> int:
+        return estimate_memory(trunk(name), method, (short_side, long_side)).total
+
+    forecasts = []
+    for run in runs:
+        shown = run.config["predict"]
+        sides = (run.config["fit"] or {}).get("short_sides", [])
+        short_side = max(shown["short_side"], *sides) if sides else shown["short_side"]
+        known = seconds.get(_kind(run.key))
+        forecasts.append(
+            Forecast(
+                key=run.key,
+                state=run.state,
+                seconds=fmean(known) if known else None,
+                peak_bytes=peak_bytes(run.key.trunk, run.key.method, short_side, shown["max_long_side"]),
+            )
+        )
+    return forecasts
+
+
+def _kind(key: RunKey) -> tuple[object, ...]:
+    """Return what runs that take about as long have in common."""
+    return (key.trunk, key.method, key.shots)

@@ -1,0 +1,94 @@
+"""Workers on a Ray cluster. The only home of ray, which the extra ``ray`` installs.
+
+All nodes see the results folder, the datasets and the checkpoints under the same paths, and have the package installed;
+environment variables, such as GLIP_ADAPT_DATA, are those of the node.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from glip_adapt.bench.runner import PlannedRun, walk
+from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Died, Ended, Report, Stopped, picklable
+
+try:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.queue import Empty, Queue
+except ImportError as error:
+    raise RuntimeError("Ray is not installed. `pip install glip-adapt[ray]` brings it, or use --workers.") from error
+
+POLL_SECONDS = 0.2
+
+
+class RayPool:
+    """Workers that are tasks of a Ray cluster."""
+
+    def __init__(self, build: BuildExecutor, size: int, address: str, *, threads: int = 1, gpus: float = 0) -> None:
+        """Connect to the cluster.
+
+        Args:
+            build: makes what does the runs, in the worker; Ray shows it the GPUs that are its own.
+            size: number of workers.
+            address: of the cluster; ``"auto"`` is the one that this machine belongs to, ``"local"`` a new one here.
+            threads: CPU cores that a worker takes.
+            gpus: GPUs that a worker takes.
+
+        Raises:
+            RuntimeError: if there is no such cluster, or it has no room for a worker.
+        """
+        self.size = size
+        self._build = build
+        try:
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+        except (ConnectionError, ValueError) as error:
+            raise RuntimeError(f"No Ray cluster at {address!r}: {error}") from error
+        self._task = ray.remote(_work).options(num_cpus=threads, num_gpus=gpus, max_retries=0)
+        self._queue = Queue(actor_options={"num_cpus": 0})
+        self._workers: dict[Any, int] = {}
+
+    def start(self, worker: int, runs: Sequence[PlannedRun], out: Path) -> None:
+        """Start a worker that walks ``runs``."""
+        place = (os.getcwd(), out.resolve())
+        self._workers[self._task.remote(self._queue, self._build, worker, runs, *place)] = worker
+
+    def next_report(self) -> tuple[int, Report]:
+        """Return what the next worker has to say, and which it is; waits for it."""
+        while True:
+            ended, _ = ray.wait(list(self._workers), timeout=0)
+            try:  # what was said before the end comes before it
+                return self._queue.get(timeout=0.01 if ended else POLL_SECONDS)
+            except Empty:
+                if ended:
+                    return self._workers.pop(ended[0]), _how(ended[0])
+
+    def stop(self) -> None:
+        """End all workers, whatever they do."""
+        for task in self._workers:
+            with contextlib.suppress(RayError):
+                ray.cancel(task, force=True)
+        if self._workers:
+            ray.wait(list(self._workers), num_returns=len(self._workers), timeout=STOP_SECONDS)
+        self._workers.clear()
+
+
+def _how(task: Any) -> Report:
+    """Return how a task ended."""
+    try:
+        ray.get(task)
+    except RayError as error:
+        return Died(f"a Ray worker is gone ({type(error).__name__})")
+    return Ended()
+
+
+def _work(queue: Queue, build: BuildExecutor, worker: int, runs: Sequence[PlannedRun], folder: str, out: Path) -> None:
+    """Walk ``runs`` in a task."""
+    try:
+        os.chdir(folder)  # which relative paths of a plan start from
+        walk(runs, out, build(worker), lambda event: queue.put((worker, event)))
+    except Exception as error:
+        queue.put((worker, Stopped(picklable(error))))

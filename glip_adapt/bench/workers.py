@@ -1,0 +1,236 @@
+"""Several processes that walk one plan: who starts, what they report, and what happens when one dies.
+
+Every worker walks the same runs from another place on and takes those that nobody holds (claims.py), so that there is
+nothing to hand out, and a worker stays with a trunk and a dataset as long as it can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from glip_adapt.bench.runner import Emit, Event, Executor, Finished, PlannedRun, Started, Work, record_failure, walk
+
+ATTEMPTS = 2  # of a run that takes its worker with it
+STOP_SECONDS = 5.0  # for a worker to end when told to
+
+BuildExecutor = Callable[[int], Executor]  # from the position of a worker; goes to other processes, so it is picklable
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker is through with its runs."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker is gone without a word; ``how`` says what is known."""
+
+    how: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A worker met an error that is not of one run, such as a full disk."""
+
+    error: Exception
+
+
+Report = Event | Ended | Died | Stopped
+
+
+class Pool(Protocol):
+    """Where workers live."""
+
+    size: int
+
+    def start(self, worker: int, runs: Sequence[PlannedRun], out: Path) -> None:
+        """Start a worker that walks ``runs``."""
+
+    def next_report(self) -> tuple[int, Report]:
+        """Return what the next worker has to say, and which it is; waits for it."""
+
+    def stop(self) -> None:
+        """End all workers, whatever they do."""
+
+
+def in_workers(pool: Pool) -> Work:
+    """Return how the workers of a pool do runs."""
+
+    def work(runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
+        try:
+            _Watch(pool, runs, out, emit).run()
+        finally:
+            pool.stop()
+
+    return work
+
+
+class ProcessPool:
+    """Workers that are processes on this machine; they end with the one that started them."""
+
+    def __init__(self, build: BuildExecutor, size: int) -> None:
+        """Start nothing yet.
+
+        Args:
+            build: makes what does the runs, in the worker.
+            size: number of workers.
+        """
+        self.size = size
+        self._build = build
+        self._context = multiprocessing.get_context("spawn")  # a forked child inherits threads that do not run
+        self._workers: dict[Connection, tuple[int, SpawnProcess]] = {}
+
+    def start(self, worker: int, runs: Sequence[PlannedRun], out: Path) -> None:
+        """Start a worker that walks ``runs``."""
+        mine, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_work, args=(theirs, self._build, worker, runs, out), daemon=True)
+        with _ignoring_interrupts():
+            process.start()
+        theirs.close()  # the worker has the only one, so that its death is the end of the line
+        self._workers[mine] = (worker, process)
+
+    def next_report(self) -> tuple[int, Report]:
+        """Return what the next worker has to say, and which it is; waits for it."""
+        connection = wait(list(self._workers))[0]
+        assert isinstance(connection, Connection)
+        worker, process = self._workers[connection]
+        try:
+            return worker, connection.recv()
+        except (EOFError, OSError):
+            del self._workers[connection]
+            connection.close()
+            process.join()
+            return worker, Ended() if process.exitcode == 0 else Died(_describe_exit(process.exitcode))
+
+    def stop(self) -> None:
+        """End all workers, whatever they do."""
+        for _, process in self._workers.values():
+            process.terminate()
+        for connection, (_, process) in self._workers.items():
+            process.join(STOP_SECONDS)
+            process.kill()
+            process.join()
+            connection.close()
+        self._workers.clear()
+
+
+class _Watch:
+    """Passes on what workers report, and replaces those that die."""
+
+    def __init__(self, pool: Pool, runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
+        self.pool, self.out, self.emit = pool, out, emit
+        self.pending = {run.key.name: run for run in runs}
+        self.under_way: dict[int, tuple[PlannedRun, Mapping[str, Any]]] = {}
+        self.deaths: Counter[str] = Counter()
+        self.idle_deaths = 0  # in a row, of workers that had no run
+
+    def run(self) -> None:
+        """Return when every worker has walked all runs."""
+        runs = tuple(self.pending.values())
+        active = min(self.pool.size, len(runs))
+        for worker, start in enumerate(starting_places(runs, active)):
+            self.pool.start(worker, (*runs[start:], *runs[:start]), self.out)
+        while active:
+            worker, report = self.pool.next_report()
+            if isinstance(report, Stopped):
+                raise report.error
+            if isinstance(report, Died):
+                self._bury(worker, report.how)
+            if isinstance(report, Ended) or (isinstance(report, Died) and not self.pending):
+                active -= 1
+            elif isinstance(report, Died):
+                self.pool.start(worker, tuple(self.pending.values()), self.out)
+            else:
+                self._note(worker, report)
+
+    def _note(self, worker: int, event: Event) -> None:
+        if isinstance(event, Started):
+            self.under_way[worker] = (self.pending[event.key.name], event.environment)
+            self.idle_deaths = 0
+        elif isinstance(event, Finished):
+            self.pending.pop(event.record.key.name, None)
+            self.under_way.pop(worker, None)
+        self.emit(event)
+
+    def _bury(self, worker: int, how: str) -> None:
+        """Store the run of a dead worker as failed, unless it is to be tried again."""
+        if worker not in self.under_way:
+            self.idle_deaths += 1
+            if self.idle_deaths >= ATTEMPTS:
+                raise RuntimeError(f"Workers die before they start a run: {how}. Try again with --workers 1.")
+            return
+        run, environment = self.under_way.pop(worker)
+        self.deaths[run.key.name] += 1
+        if self.deaths[run.key.name] >= ATTEMPTS:
+            error = f"WorkerDied: {how}, {ATTEMPTS} times in this run\nWorkers that need too much memory end like this."
+            record = record_failure(run, self.out, environment, error)
+            if record is not None:  # else another worker is at it already
+                self._note(worker, Finished(record))
+
+
+def starting_places(runs: Sequence[PlannedRun], workers: int) -> list[int]:
+    """Return where in ``runs`` each worker begins: at evenly spread first runs of a trunk and dataset."""
+    places = [(run.key.trunk, run.key.dataset) for run in runs]
+    return [places.index(places[worker * len(runs) // workers]) for worker in range(workers)]
+
+
+def _work(connection: Connection, build: BuildExecutor, worker: int, runs: Sequence[PlannedRun], out: Path) -> None:
+    """Walk ``runs`` in a process of its own."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def emit(report: Report) -> None:
+        try:
+            connection.send(report)
+        except BrokenPipeError:
+            os._exit(1)  # nobody listens any more; the run must not count as failed
+
+    try:
+        walk(runs, out, build(worker), emit)
+    except Exception as error:
+        emit(Stopped(picklable(error)))
+
+
+def picklable(error: Exception) -> Exception:
+    """Return an error as one that any process can read."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror)
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    """Wait until the parent is gone, even by kill -9, and go as well."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Have processes that start meanwhile leave Ctrl-C, which reaches all of a terminal, to their parent."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may ask for it
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _describe_exit(code: int | None) -> str:
+    """Return how a process ended, in words."""
+    if code is not None and code < 0:
+        return f"a worker was ended by {signal.Signals(-code).name}"
+    return f"a worker ended with exit code {code}"

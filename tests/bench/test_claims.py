@@ -1,0 +1,67 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.records import PARTIAL, REPLACED
+
+KEY = RunKey("glip-t", "odinw/Raccoon", "prompt", 5, 3)
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
+
+
+def test_a_run_is_held_by_one_at_a_time(tmp_path):
+    out = tmp_path / "new" / "results"
+    with claim_run(out, "a") as mine:
+        with claim_run(out, "a") as theirs, claim_run(out, "b") as other:
+            assert (mine, theirs, other) == (True, False, True)
+        assert is_claimed(out, "a")  # a vain attempt lets nothing go
+        assert not is_claimed(out, "b")
+    assert not is_claimed(out, "a")
+
+
+HOLD = """
+import pathlib, sys, time
+from glip_adapt.bench.claims import claim_run
+with claim_run(pathlib.Path(sys.argv[1]), "a"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_ends_with_its_process_by_kill_9(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == b"held\n"
+    assert is_claimed(tmp_path, "a")
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    deadline = time.monotonic() + 5
+    while is_claimed(tmp_path, "a"):
+        assert time.monotonic() < deadline
+
+
+def test_leaving_a_partial_run_without_a_record_removes_it(tmp_path):
+    with partial_run(tmp_path, KEY) as directory:
+        (directory / "history.json").touch()
+        assert directory.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_partial_run_starts_empty_whatever_a_dead_one_left(tmp_path):
+    (tmp_path / f"{PARTIAL}{KEY.name}" / "adapter").mkdir(parents=True)
+    with partial_run(tmp_path, KEY) as directory:
+        assert list(directory.iterdir()) == []
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
+    for name in (f"{PARTIAL}dead", f"{REPLACED}dead", f"{PARTIAL}alive", f"{REPLACED}alive", "finished"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    with claim_run(tmp_path, "alive"):
+        clear_leftovers(tmp_path)
+        found = {path.name for path in tmp_path.iterdir()}
+    assert found == {f"{PARTIAL}alive", f"{REPLACED}alive", "finished", ".claims"}
