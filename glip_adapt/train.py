@@ -124,11 +124,11 @@ NANO_RECIPE: dict[str, Any] = {
     "flip": False,
     "schedule": "cosine",
     "max_steps": 80,
-    "validate_every": 20,
+    "validate_every": 40,
 }
 NANO_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"learning_rate": 0.1},
-    "linear_probe": {"learning_rate": 3e-3},
+    "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},
     "text_encoder": {"text_learning_rate": 5e-4},
     "full": {"learning_rate": 5e-4, "text_learning_rate": 5e-4},
 }
@@ -155,9 +155,10 @@ def default_recipe(trunk: str, method: str, shots: int | Literal["all"]) -> FitC
         return recipe
     # One picture per class is learnt by heart at these rates.
     third, half = 1 / 3, 1 / 2
+    assert recipe.max_steps is not None
     return replace(
         recipe,
-        max_steps=round(half * NANO_RECIPE["max_steps"]),
+        max_steps=round(half * recipe.max_steps),
         learning_rate=third * recipe.learning_rate,
         text_learning_rate=third * recipe.text_learning_rate,
     )
