@@ -127,7 +127,7 @@ NANO_RECIPE: dict[str, Any] = {
     "validate_every": 40,
 }
 NANO_METHODS: dict[str, dict[str, Any]] = {
-    "prompt": {"learning_rate": 0.1},
+    "prompt": {"learning_rate": 0.1, "max_steps": 60, "validate_every": 30},
     "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},
     "text_encoder": {"text_learning_rate": 5e-4},
     "full": {"learning_rate": 5e-4, "text_learning_rate": 5e-4},
