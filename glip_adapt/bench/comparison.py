@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from glip_adapt.bench.plan import ZERO_SHOT, RunKey, Shots
+from glip_adapt.bench.plotting import COLOURS, GREY
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.statistics import DRAWS, Interval, interval_of, resample_means
 from glip_adapt.model.weights import TRUNKS
@@ -32,7 +33,7 @@ PUBLISHED: Mapping[str, float] = {
 }
 """Model → share of full fine-tuning's gain that prompt tuning recovers at 10 shots, from Tables 14–16 of the paper."""
 
-_METHOD_COLOUR, _REFERENCE_COLOUR, _GREY = "#0072B2", "#D55E00", "#555555"  # Okabe and Ito
+_METHOD_COLOUR, _REFERENCE_COLOUR = COLOURS[:2]
 _WIDEST = (-0.5, 2.0)  # of the axis of shares; an interval may be infinite
 
 
@@ -189,7 +190,7 @@ def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float]
     note = f"{setting}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.\nMeasured on synthetic data."
     if published:
         note += " Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10)."
-    figure.supxlabel(note[0].upper() + note[1:], x=0.012, ha="left", fontsize=9, color=_GREY)
+    figure.supxlabel(note[0].upper() + note[1:], x=0.012, ha="left", fontsize=9, color=GREY)
     return figure
 
 
@@ -277,7 +278,7 @@ def _draw_gains(axes: Axes, recoveries: Sequence[Recovery]) -> None:
         for place, gain in zip(places, gains, strict=True):
             axes.plot([100 * gain.low, 100 * gain.high], [place, place], "|-", color="black", lw=1.3, ms=8)
             _write(axes, place, f"{100 * gain.value:.1f}", colour)
-    axes.axvline(0, color=_GREY, lw=0.8)
+    axes.axvline(0, color=GREY, lw=0.8)
     axes.set_xlabel("gain over zero-shot (AP points)")
     axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.02, 1.0), frameon=False, fontsize=10)
     _finish(axes, rows, [_label(one.trunk) for one in recoveries])
@@ -300,15 +301,15 @@ def _draw_shares(axes: Axes, recoveries: Sequence[Recovery], published: Mapping[
         _write(axes, row, f"{100 * share.value:.0f} %", colour)
     below = range(len(shares) + 1, len(shares) + 1 + len(published))
     for row, value in zip(below, published.values(), strict=True):
-        axes.plot(100 * value, row, "D", mfc="white", mec=_GREY, mew=1.6, ms=8)
-        _write(axes, row, f"{100 * value:.0f} %", _GREY)
+        axes.plot(100 * value, row, "D", mfc="white", mec=GREY, mew=1.6, ms=8)
+        _write(axes, row, f"{100 * value:.0f} %", GREY)
     axes.axvline(100, color=_REFERENCE_COLOUR, lw=1.2, ls="--", zorder=0)
     words: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
     axes.annotate(f"{reference} = 100 %", (100, 1), (0, 6), ha="center", color=_REFERENCE_COLOUR, **words)
     axes.annotate("measured", (100 * left, 1), (0, 6), color=colour, **words)
     if published:
-        axes.text(100 * left, len(shares) + 0.15, "published, at 10 shots", color=_GREY, va="center")
-        axes.axhline(len(shares) - 0.4, color=_GREY, lw=0.6)
+        axes.text(100 * left, len(shares) + 0.15, "published, at 10 shots", color=GREY, va="center")
+        axes.axhline(len(shares) - 0.4, color=GREY, lw=0.6)
     span = right - left
     axes.set_xlim(100 * (left - 0.04 * span), 100 * (right + 0.04 * span))
     axes.set_xlabel(f"share of the gain of {reference} (percent)")

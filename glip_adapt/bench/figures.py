@@ -41,11 +41,11 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     table = table[table["trunk"] == trunk]
     names = list(dict.fromkeys(table["dataset"]))
     mean, published = select(bootstrap_mean(table), trunk), published_mean(trunk, names)
+    published = published[published.index.isin(mean.index)]
     shots = sort_shots(dict.fromkeys(mean.index.get_level_values("shots")))
     methods = list(dict.fromkeys(mean.index.get_level_values("method")))
-    width = 3.0 + 0.34 * (len(methods) + 1) * len(shots)
     foot = (note, _LIMITS if mean["low"].notna().any() else "", published_note(published.index))
-    figure = build_figure(f"Methods on {trunk}", foot, (max(7.4, width), 4.9))
+    figure = build_figure(f"Methods on {trunk}", foot, _group_size(len(methods), len(shots)))
     axes = figure.add_subplot()
     _draw_groups(axes, mean.rename(columns={"mean": "value"}), published, [value for value in shots if value != 0])
     zero_shot = mean[mean.index.get_level_values("shots") == 0]["mean"]
@@ -65,8 +65,8 @@ def draw_retention(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     """
     retention = select(summarize_retention(table[table["trunk"] == trunk]), trunk)
     shots = sort_shots(dict.fromkeys(retention.index.get_level_values("shots")))
-    width = 3.0 + 0.34 * (retention.index.get_level_values("method").nunique() + 1) * len(shots)
-    figure = build_figure(f"Zero-shot retention of {trunk}", (note,), (max(7.4, width), 4.6))
+    methods = retention.index.get_level_values("method").nunique()
+    figure = build_figure(f"Zero-shot retention of {trunk}", (note,), _group_size(methods, len(shots)))
     axes = figure.add_subplot()
     after = retention.rename(columns={"after": "value"}).assign(low=math.nan, high=math.nan)
     _draw_groups(axes, after, pd.Series(dtype="float64"), shots)
@@ -92,7 +92,9 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     zero_shot, adapted = costs[methods == ZERO_SHOT]["ap"], costs[methods != ZERO_SHOT]
     styles = styles_of(adapted.index.get_level_values("method"))
     figure = build_figure(
-        f"Cost of the methods on {trunk}", (note, "Beside the ends of a line: shots per class."), (11.0, 7.6)
+        f"Cost of the methods on {trunk}",
+        (note, "Beside the ends of a line: shots per class."),
+        (max(11.0, _head_width(len(styles))), 7.6),
     )
     for position, cost in enumerate(COSTS, start=1):
         axes = figure.add_subplot(2, 2, position)
@@ -111,6 +113,16 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
         axes.grid(axis="x", color=RULE, lw=0.8)
     _add_legend(figure, styles)
     return figure
+
+
+def _head_width(methods: int) -> float:
+    """Return the inches that title and legend need side by side."""
+    return 4.2 + 1.25 * methods
+
+
+def _group_size(methods: int, groups: int) -> tuple[float, float]:
+    """Return width and height of a figure of groups, inches."""
+    return max(7.4, _head_width(methods), 3.0 + 0.34 * (methods + 1) * groups), 4.9
 
 
 def _draw_groups(axes: Axes, summary: pd.DataFrame, published: pd.Series, shots: Sequence[Shots]) -> None:
@@ -174,6 +186,7 @@ def _draw_level(axes: Axes, ap: float, name: str) -> None:
     """Draw a value that all methods share, named on its right; nothing where it is missing."""
     if not math.isnan(ap):
         axes.axhline(ap, color=GREY, lw=1.2, ls="--", zorder=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * ap))
         axes.annotate(name, (1.01, ap), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=GREY)
 
 
