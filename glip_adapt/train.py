@@ -150,7 +150,7 @@ def default_recipe(trunk: str, method: str, shots: int | Literal["all"]) -> FitC
     """
     if trunk not in NANO_TRUNKS:
         return published_recipe(method, shots)
-    recipe = replace(FitConfig(), **NANO_RECIPE, **NANO_METHODS.get(method, {}))
+    recipe = replace(FitConfig(), **{**NANO_RECIPE, **NANO_METHODS.get(method, {})})
     if shots != 1:
         return recipe
     # One picture per class is learnt by heart at these rates.
