@@ -80,7 +80,7 @@ synthetic pictograms and nothing else: it is not a detector for photographs.
   sentences. Vocabulary: 950 WordPiece entries learnt from the same names.
 - **Recipe**: `benchmarks/pretrain_nano.py --trunk {trunk} --steps {steps}`: AdamW, batches of {batch}, seed {seed},
   cosines of 2000 steps with warm restarts, averaged weights.{start}
-- **Compute**: {minutes:.0f} minutes on {device}, {threads} thread(s), in float32.
+- **Compute** of the last stage: {minutes:.0f} minutes on {device}, {threads} thread(s), in float32.
 - **Limits**: objects of about 16 to 64 pixels on pictures of about 160; names outside of its data are guesses; made and
   measured on synthetic pictures only.
 - **Licence**: MIT, as the package.
@@ -92,8 +92,9 @@ Zero-shot AP (COCO, percent) on the test pictures of the synthetic suite glyphs1
 {rows}
 | **mean** | **{mean:.1f}** |
 """
-START = """ This is the second stage: it began with weights of checksum
-  `{}`, made by the same command with its defaults (4000 steps, seed 0), and its captions leave out more."""
+START = """
+- **First stage**: 64000 scenes more, by the same command with its defaults (4000 steps, seed 0, captions never cut), gave
+  the weights that this one began with, checksum `{}`."""
 TEST_VIEW = PredictConfig(short_side=SIDE, max_long_side=2 * SIDE)
 
 
