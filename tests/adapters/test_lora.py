@@ -205,7 +205,8 @@ def test_plain_peft_loads_the_files_and_gives_the_same_predictions(tiny_trunk, t
     model.save(tmp_path)
     save_for_peft(model, tmp_path)
     assert raw(load_adapter(tiny_trunk, tmp_path))[0].equal(raw(model)[0])  # the folder still is ours
-    plain = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_trunk.glip), str(tmp_path)).eval()
+    network = copy.deepcopy(tiny_trunk.glip)
+    plain = peft.PeftModel.from_pretrained(network, str(tmp_path), adapter_name="boxes").eval()  # under any name
     with torch.no_grad():
         output = plain(picture(), model.captions[0])
     found = (output.token_logits, output.box_deltas, output.centerness)
