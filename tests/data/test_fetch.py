@@ -379,6 +379,7 @@ def test_the_verb_fetches_says_what_was_there_and_goes_on_after_a_failure(glip, 
     code, out, _ = glip("data", "fetch", "Raccoon", "--root", raccoon, "--json")
     assert code == 0
     assert json.loads(out) == [{"dataset": "Raccoon", "state": "was there already", "folder": str(raccoon / "Raccoon")}]
+    assert "Example: glip-adapt data fetch" in " ".join(glip("data", "fetch", "--help")[1].split())
     code, _, err = glip("data", "fetch", "Raccoon", "Racoon", "--root", raccoon)
     assert code == 1
     assert "mean 'Raccoon'" in err
