@@ -17,6 +17,7 @@ import glip_adapt
 from glip_adapt import terminal
 from glip_adapt.cli_bench import bench_app
 from glip_adapt.cli_data import data_app
+from glip_adapt.cli_deploy import deploy_app
 from glip_adapt.cli_options import (
     AsJson,
     CacheFolder,
@@ -33,6 +34,7 @@ from glip_adapt.cli_share import share_app
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
 app.add_typer(bench_app)
 app.add_typer(data_app, name="data")
+app.add_typer(deploy_app)
 app.add_typer(prompt_app, name="prompt")
 app.add_typer(share_app)
 
@@ -74,7 +76,7 @@ def detect(
     images: Annotated[list[Path], typer.Argument(help="Pictures.")],
     classes: Classes = "",
     caption: Annotated[str, typer.Option(help='Instead of classes: names separated by ". ".')] = "",
-    adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt`.")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt` or `bake`.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for JSON and annotated pictures.")] = Path("runs/detect"),
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is drawn, or a label.")] = 0.3,
     as_coco: Annotated[
@@ -181,7 +183,9 @@ def adapt(
 @app.command("eval")
 def evaluate_adapter(
     dataset: Annotated[str, typer.Argument(help="Dataset name or folder.")],
-    adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt`; without it, zero-shot.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder saved by `adapt` or `bake`; without it, zero-shot.")
+    ] = None,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="What to score.")] = "test",
     short_side: ShortSide = None,
     predictions: Annotated[Path | None, typer.Option(help="Write predictions in COCO result form.")] = None,
@@ -280,9 +284,11 @@ def doctor(
 def _model(
     trunk: str, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None, names: list[str]
 ) -> Any:
-    """Return an adapter from disk, or zero-shot for ``names``."""
-    from glip_adapt import attach, load_adapter
+    """Return an adapter or a baked model from disk, or zero-shot for ``names``."""
+    from glip_adapt import attach, load_adapter, load_baked
 
+    if adapter is not None and (adapter / "baked.json").is_file():
+        return load_baked(adapter, device)
     loaded = open_trunk(trunk, checkpoint, vocabulary, device)
     if adapter is not None:
         return load_adapter(loaded, adapter, classes=[n for n in names if n.strip()] or None)

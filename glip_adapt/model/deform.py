@@ -2,7 +2,8 @@
 
 Deformable ConvNets v2, arXiv 1811.11168. On a CPU it is a *sampled product*, output = W · (S x): S picks four cells per
 tap and weighs them (bilinear weight × mask), and both steps go chunk by chunk through the processor's cache, so that
-the nine samples per cell never exist as a whole. Elsewhere it is torchvision's operator, map by map.
+the nine samples per cell never exist as a whole. Elsewhere, and while a graph is traced, it is torchvision's operator,
+map by map.
 
 Shape letters: B batch, R rows of a table of cells (all pictures and maps), P output cells, C channels,
 H W cells of an input map, h w cells of an output map.
@@ -53,7 +54,7 @@ def deformable_conv(
     Returns:
         For each map (B, C', h, w), channels last on a CPU.
     """
-    if cells.device.type != "cpu":
+    if cells.device.type != "cpu" or torch.compiler.is_compiling():
         maps = split_levels(cells, shapes_hw)
         return tuple(
             deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=mask)

@@ -83,7 +83,7 @@ class DeformableConvNorm(nn.Module):
         """
         if not shapes_hw:
             return ()
-        sizes_hw = [(-(-h // self.stride), -(-w // self.stride)) for h, w in shapes_hw]
+        sizes_hw = [((h - 1) // self.stride + 1, (w - 1) // self.stride + 1) for h, w in shapes_hw]
         offsets = [flat_prefix(x, size_hw) for x, size_hw in zip(offsets, sizes_hw, strict=True)]
         masks = [flat_prefix(x, size_hw) for x, size_hw in zip(masks, sizes_hw, strict=True)]
         weight, bias = self.conv.weight, self.conv.get_parameter("bias")

@@ -22,6 +22,7 @@ from timm.models.swin_transformer import (
     PatchMerging,
     get_relative_position_index,
     window_partition,
+    window_reverse,
 )
 from torch import Tensor, nn
 
@@ -160,6 +161,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
+        if torch.compiler.is_compiling():  # for sizes that are not known yet there is no layout
+            return self._forward_whole(x, shifted_mask)
         batch, h, w, channels = x.shape
         chunk = max(1, CPU_WINDOWS // self.window**2) if x.device.type == "cpu" else batch * h * w
         layout = window_layout((h, w), self.window, self.shift, batch, chunk, x.device)
@@ -181,6 +184,19 @@ class SwinBlock(nn.Module):
             row = torch.addcmul(own, keep_attention, attended.flatten(0, 1)[slot])
             outputs.append(torch.addcmul(row, keep_mlp, self.mlp(self.norm2(row))))
         return torch.cat(outputs)[layout.position].view_as(x)
+
+    def _forward_whole(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
+        """Do the same in eval mode without a layout: the padding goes through the attention too."""
+        (h, w), window = x.shape[1:3], self.window
+        padded_h, padded_w = _padded_hw((h, w), window)
+        windows = F.pad(self.norm1(x), (0, 0, 0, padded_w - w, 0, padded_h - h))
+        windows = window_partition(windows.roll((-self.shift, -self.shift), dims=(1, 2)), (window, window)).flatten(
+            1, 2
+        )
+        attended = self.attn(windows, shifted_mask.repeat(len(x), 1, 1) if self.shift else None)
+        attended = window_reverse(attended.unflatten(1, (window, window)), (window, window), padded_h, padded_w)
+        x = x + attended.roll((self.shift, self.shift), dims=(1, 2))[:, :h, :w]
+        return x + self.mlp(self.norm2(x))
 
 
 class WindowAttention(nn.Module):

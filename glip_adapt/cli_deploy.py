@@ -1,0 +1,51 @@
+"""The verbs ``bake`` and ``export``: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glip_adapt import terminal
+from glip_adapt.cli_options import Checkpoint, TrunkName, Vocabulary, open_trunk
+
+deploy_app = typer.Typer()
+
+
+@deploy_app.command()
+def bake(
+    adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the baked model.")],
+    trunk: TrunkName = "glip-nano",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+) -> None:
+    """Make the text of an adapter a constant; the result needs no trunk, no text encoder and no tokenizer.
+
+    Example: glip-adapt bake adapters/raccoon --out baked/raccoon
+    """
+    from glip_adapt import load_adapter
+
+    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu"), adapter)
+    model.bake().save(out)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    terminal.console.print(
+        f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)", soft_wrap=True
+    )
+
+
+@deploy_app.command()
+def export(
+    baked: Annotated[Path, typer.Argument(help="Folder saved by `bake`.")],
+    out: Annotated[Path, typer.Option(help="File to write, .onnx.", dir_okay=False)],
+) -> None:
+    """Write a baked model as ONNX: one picture of any size in, boxes, scores and labels out.
+
+    Example: glip-adapt export baked/raccoon --out raccoon.onnx
+    """
+    from glip_adapt import load_baked
+    from glip_adapt.export import export_onnx
+
+    export_onnx(load_baked(baked), out)
+    terminal.console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
