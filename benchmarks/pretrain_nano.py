@@ -93,7 +93,7 @@ Zero-shot AP (COCO, percent) on the test pictures of the synthetic suite glyphs1
 | **mean** | **{mean:.1f}** |
 """
 START = """
-- **First stage**: 64000 scenes more, by the same command with its defaults (4000 steps, seed 0, captions never cut), gave
+- **First stage**: 64000 scenes more, by the same command with its defaults (4000 steps, seed 0, captions uncut), gave
   the weights that this one began with, checksum `{}`."""
 TEST_VIEW = PredictConfig(short_side=SIDE, max_long_side=2 * SIDE)
 
