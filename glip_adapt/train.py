@@ -129,6 +129,7 @@ NANO_RECIPE: dict[str, Any] = {
 NANO_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"learning_rate": 0.1, "max_steps": 60, "validate_every": 30},
     "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},
+    "lora": {"learning_rate": 1e-3, "text_learning_rate": 1e-3},
     "text_encoder": {"text_learning_rate": 5e-4},
     "full": {"learning_rate": 5e-4, "text_learning_rate": 5e-4},
 }
