@@ -142,7 +142,7 @@ def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, t
     try:
         return load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary).checksum
     except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{where}, trunks, {trunk}: {error}") from error
+        raise _placed(error, f"{where}, trunks, {trunk}") from error
 
 
 def _check_datasets(plan: BenchPlan, where: str) -> None:
@@ -156,7 +156,7 @@ def _check_datasets(plan: BenchPlan, where: str) -> None:
             for split in sorted(needed):
                 getattr(data, split)
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{where}, datasets, {entry}: {error}") from error
+            raise _placed(error, f"{where}, datasets, {entry}") from error
 
 
 def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
@@ -170,8 +170,14 @@ def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
         except FileNotFoundError as error:
             missing[entry] = str(error)
         except ValueError as error:
-            raise ValueError(f"{where}, datasets, {entry}: {error}") from error
+            raise _placed(error, f"{where}, datasets, {entry}") from error
     return missing
+
+
+def _placed(error: Exception, place: str) -> Exception:
+    """Return an error of the same kind that says where in the plan it comes from."""
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    return kind(f"{place}: {error}")
 
 
 def _suites() -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -191,10 +191,11 @@ def _scored(data: Dataset, protocol: ProtocolConfig) -> Split:
 
 
 def _is_bound_to_caption(model: AdaptedGlip) -> bool:
-    """Say whether the method has other tensors for another caption, here one with a word more."""
+    """Say whether the method has other tensors for another caption, here one with fewer classes, or more than one."""
     if set(model.owned) <= model.trunk.glip.state_dict().keys():
         return False  # what the trunk has as well knows no caption
-    other = attach(model.trunk, model.adapter.name, classes=[*model.classes, "thing"])
+    classes: Sequence[str | ClassPrompt] = model.classes[:1] if len(model.classes) > 1 else (*model.classes, "thing")
+    other = attach(model.trunk, model.adapter.name, classes=classes)
     mine, theirs = ({n: t.shape for n, t in m.owned_tensors().items()} for m in (model, other))
     return mine != theirs
 

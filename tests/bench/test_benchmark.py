@@ -1,0 +1,182 @@
+"""Plans over two generated datasets on the tiny trunk, and what is said of a plan before it runs."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_split
+
+from glip_adapt.adapters import attach, load_adapter
+from glip_adapt.bench import benchmark, executor, forecast
+from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
+from glip_adapt.bench.executor import threads_of
+from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
+from glip_adapt.bench.records import read_records
+from glip_adapt.cache import FeatureCache
+from glip_adapt.data.odinw import load_dataset
+from glip_adapt.evaluation import evaluate
+from glip_adapt.memory import MemoryEstimate, estimate_memory
+from glip_adapt.model.weights import random_trunk
+from glip_adapt.prediction import PredictConfig
+
+SMALL = {"short_sides": [64], "test_short_side": 64, "max_long_side": 80, "max_steps": 2, "validate_every": 1}
+
+
+@pytest.fixture
+def folders(coco_folder, tmp_path, generator):
+    """Two datasets of other pictures; the second calls one class otherwise, so that its caption is longer."""
+    other = tmp_path / "others"
+    for split in ("train", "valid", "test"):
+        write_split(other / split, 3, generator)
+        file = other / split / "annotations_without_background.json"
+        file.write_text(file.read_text().replace("red box", "big red box"))
+    return str(coco_folder), str(other)
+
+
+@pytest.fixture
+def generator():
+    import numpy as np
+
+    return np.random.default_rng(1)
+
+
+@pytest.fixture
+def plan(folders, tiny_trunk, monkeypatch):
+    for module in (benchmark, executor):
+        monkeypatch.setattr(module, "load_trunk", lambda name, **settings: tiny_trunk)
+    return BenchPlan(
+        trunks=("glip-nano",), datasets=folders, methods=("prompt", "full"), shots=(0, 1), seeds=(3,), fit=SMALL
+    )
+
+
+def by_run(out):
+    return {(r.key.dataset_name, r.key.method): r for r in read_records(out)}
+
+
+def test_retention_is_the_ap_of_what_was_learned_elsewhere(plan, tiny_trunk, tmp_path):
+    plan = replace(plan, protocol=ProtocolConfig(retention=plan.datasets))
+    assert run_benchmark(plan, tmp_path / "out").failed == 0
+    runs = by_run(tmp_path / "out")
+    assert runs["shapes", "zero_shot"].metrics.retention == {}
+    assert list(runs["shapes", "full"].metrics.retention) == ["others"]
+    # An offset per token means nothing under another caption, so that the trunk is what is left.
+    zero_shot = runs["others", "zero_shot"].metrics.ap
+    assert runs["shapes", "prompt"].metrics.retention == {"others": zero_shot}
+    # What full tuning owns goes along; here by hand.
+    others, shapes = load_dataset(plan.datasets[1]), load_dataset(plan.datasets[0])
+    key = runs["shapes", "full"].key
+    learned = load_adapter(tiny_trunk, tmp_path / "out" / key.name / "adapter", classes=shapes.classes)
+    moved = attach(tiny_trunk, "full", classes=others.classes)
+    moved.load_owned(learned.owned_tensors())
+    shown = PredictConfig(short_side=64, max_long_side=80)
+    assert runs["shapes", "full"].metrics.retention == {"others": evaluate(moved, others.test, shown).ap}
+
+
+@pytest.mark.parametrize("classes", [["red box"], ["red box", "blue box"]])
+def test_what_belongs_to_a_caption_is_told_from_what_goes_along(tiny_trunk, classes):
+    """Also where two captions have as many tokens, so that the tensors would fit."""
+    for method, bound in (("prompt", True), ("lora", False), ("full", False), ("linear_probe", False)):
+        assert executor._is_bound_to_caption(attach(tiny_trunk, method, classes=classes)) is bound
+
+
+def test_the_last_state_is_scored_without_a_look_at_the_validation_split(plan, tmp_path):
+    shutil.rmtree(Path(plan.datasets[0]) / "valid")
+    plan = replace(plan, datasets=plan.datasets[:1], shots=(1,), methods=("prompt",))
+    with pytest.raises(FileNotFoundError, match=r"my\.toml, datasets, .*shapes: .* has no val split"):
+        run_benchmark(plan, tmp_path / "out", where="my.toml")
+    last = replace(plan, protocol=ProtocolConfig(selection="last"))
+    assert run_benchmark(last, tmp_path / "out").done == 1
+    (record,) = read_records(tmp_path / "out")
+    assert record.metrics.val_ap is None
+    assert record.config["protocol"]["selection"] == "last"
+    history = json.loads((tmp_path / "out" / record.key.name / "history.json").read_text())
+    assert (len(history["steps"]), history["validations"]) == (2, [])
+
+
+def test_threads_are_those_of_the_run_and_the_caller_keeps_its_own(plan, tmp_path):
+    torch.set_num_threads(2)
+    run_benchmark(replace(plan, shots=(0,)), tmp_path / "out")
+    assert torch.get_num_threads() == 2
+    assert {record.environment["threads"] for record in read_records(tmp_path / "out")} == {1}
+
+
+def test_a_nano_trunk_has_one_thread_and_others_share_the_cores(plan, monkeypatch):
+    monkeypatch.setattr(executor.os, "cpu_count", lambda: 16)
+    assert [threads_of(plan, "glip-nano", n) for n in (1, 4)] == [1, 1]
+    assert [threads_of(plan, "glip-t", n) for n in (1, 4, 64)] == [16, 4, 1]
+    assert threads_of(replace(plan, threads=3), "glip-t", 4) == 3
+
+
+def test_workers_on_cuda_are_dealt_the_gpus_in_turn(plan, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    build = executor.BuildGlipExecutor(plan=plan, device="cuda", workers=3)
+    assert [build(worker).device for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert replace(build, device="cuda:1")(0).device == "cuda:1"
+
+
+def test_a_cache_of_one_process_is_none_for_workers(plan, tmp_path):
+    with pytest.raises(ValueError, match="workers share no memory; give a folder"):
+        run_benchmark(plan, tmp_path / "out", cache=FeatureCache(), workers=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            'datasets = ["Racoon"]',
+            "datasets, Racoon: Unknown dataset 'Racoon', and no folder of that name. Did you mean",
+        ),
+        ('datasets = ["absent/set"]', "datasets, absent/set: No folder absent/set"),
+        ('datasets = ["PascalVOC"]', "datasets, PascalVOC: Dataset 'PascalVOC' is known but not on this machine"),
+        ("[fit]\nrate = 1", "fit, for glip-nano--shapes--zero_shot--0--3: unknown key 'rate'"),
+        ("[fit]\nlearning_rate = -1", "learning_rate is -1"),
+        ('methods = ["promt"]', "methods: unknown 'promt' (did you mean 'prompt'?)"),
+        ('trunks = ["glip-nan"]', "trunks: unknown 'glip-nan'"),
+        ("shots = [-1]", "shots: -1 is negative"),
+        ('[checkpoints]\n"glip-nano" = "x.pth"', "checkpoints, glip-nano: there is no file 'x.pth'"),
+        ('[protocol]\nretention = ["Pets"]', "protocol, retention: unknown 'Pets'"),
+    ],
+)
+def test_a_wrong_line_fails_before_the_first_run_and_is_named(line, message, coco_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+    defaults = {"trunks": '["glip-nano"]', "datasets": f'["{coco_folder}"]', "seeds": "[3]"}
+    defaults.pop(line.split(" ")[0], None)
+    text = "".join(f"{name} = {value}\n" for name, value in defaults.items()) + line
+    (tmp_path / "my.toml").write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        run_benchmark(read_plan("my.toml"), "out", where="my.toml")
+    assert str(caught.value).startswith("my.toml, ") or str(caught.value).startswith("my.toml: ")
+    assert message in str(caught.value)
+    assert not list(Path("out").glob("*/record.json"))
+
+
+def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):
+    """585 adapted runs and 13 of zero-shot, and of each dataset the command that fetches it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+    monkeypatch.setattr(forecast, "estimate_memory", lambda *given: MemoryEstimate(weights=1, trained=2, activations=3))
+    runs, missing = preview_benchmark(BenchPlan(trunks=("glip-nano",)), "out")
+    assert len(runs) == 598
+    assert {run.state for run in runs} == {"missing"}
+    assert {(run.seconds, run.peak_bytes) for run in runs} == {(None, 6)}
+    assert len(missing) == 13
+    assert "glip-adapt data fetch PascalVOC" in missing["PascalVOC"]
+    assert not Path("out").exists()
+
+
+def test_a_preview_knows_times_from_runs_alike_and_memory_from_the_method(plan, tmp_path):
+    out, plan = tmp_path / "out", replace(plan, methods=("prompt",))
+    run_benchmark(replace(plan, datasets=plan.datasets[:1]), out)
+    runs, missing = preview_benchmark(plan, out)
+    assert missing == {}
+    assert [run.state for run in runs] == ["done"] * 2 + ["missing"] * 2
+    cost = {record.key.method: record.cost for record in read_records(out)}
+    assert [run.seconds for run in runs[2:]] == [cost[run.key.method].seconds for run in runs[2:]]
+    expected = estimate_memory(random_trunk("glip-nano"), "prompt", (64, 80)).total
+    assert [run.peak_bytes for run in runs if run.key.method == "prompt"] == [expected] * 2
+    with pytest.raises(ValueError, match=r"finished with other settings: fit\.max_steps"):
+        preview_benchmark(replace(plan, fit={**SMALL, "max_steps": 1}), out)
