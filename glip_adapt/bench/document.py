@@ -99,8 +99,8 @@ def format_markdown(sections: Sequence[Section]) -> str:
 
 
 def format_latex(sections: Sequence[Section]) -> str:
-    """Return the tables of a document as LaTeX, one ``table`` each; they need ``\\usepackage{booktabs}``."""
-    blocks = ["% \\usepackage{booktabs}"]
+    """Return the tables of a document as LaTeX; they need the packages ``booktabs`` and ``longtable``."""
+    blocks = [r"% \usepackage{booktabs, longtable}"]
     for section in sections:
         if section.table is None:
             continue
@@ -109,9 +109,10 @@ def format_latex(sections: Sequence[Section]) -> str:
             " & ".join(map(_tex, row)) + r" \\"
             for row in (list(section.table.columns), *section.table.itertuples(index=False))
         )
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{section.title}. {section.text}'.strip())}}}"]
-        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
-        blocks.append("\n".join([*lines, r"\end{tabular}", r"\end{table}"]))
+        caption = _tex(f"{section.title}. {section.text}".strip())
+        head = [r"\toprule", header, r"\midrule"]
+        lines = [rf"\begin{{longtable}}{{{columns}}}", rf"\caption{{{caption}}} \\", *head, r"\endfirsthead"]
+        blocks.append("\n".join([*lines, *head, r"\endhead", *rows, r"\bottomrule", r"\end{longtable}"]))
     return "\n\n".join(blocks) + "\n"
 
 

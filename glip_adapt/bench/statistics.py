@@ -114,6 +114,7 @@ def _every_choice(pairs: int) -> NDArray[np.float64]:
     return (np.arange(2**pairs)[:, None] >> np.arange(pairs) & 1).astype(np.float64)
 
 
+@functools.lru_cache(maxsize=2)  # the methods of a plan mostly have the same pairs
 def _random_choices(pairs: int, draws: int) -> NDArray[np.float64]:
     """Return random subsets of the pairs, (R, P), as zeros and ones; the same every time: a report is repeatable."""
     bits = np.frombuffer(np.random.default_rng(0).bytes(draws * pairs // 8 + 1), dtype=np.uint8)
