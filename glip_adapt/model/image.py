@@ -22,7 +22,6 @@ from timm.models.swin_transformer import (
     PatchMerging,
     get_relative_position_index,
     window_partition,
-    window_reverse,
 )
 from torch import Tensor, nn
 
@@ -161,7 +160,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
         """Return (B, h, w, C); ``shifted_mask`` (windows, cells, cells) is added to scores of shifted windows."""
-        if torch.compiler.is_compiling():  # for sizes that are not known yet there is no layout
+        if torch.compiler.is_compiling() and not self.training:  # sizes may be symbols then, and no key of a cache
             return self._forward_whole(x, shifted_mask)
         batch, h, w, channels = x.shape
         chunk = max(1, CPU_WINDOWS // self.window**2) if x.device.type == "cpu" else batch * h * w
@@ -186,17 +185,21 @@ class SwinBlock(nn.Module):
         return torch.cat(outputs)[layout.position].view_as(x)
 
     def _forward_whole(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
-        """Do the same in eval mode without a layout: the padding goes through the attention too."""
-        (h, w), window = x.shape[1:3], self.window
+        """Do the same in eval mode by arithmetic on indices alone; the padding goes through the attention too."""
+        (batch, h, w, _), window = x.shape, self.window
         padded_h, padded_w = _padded_hw((h, w), window)
-        windows = F.pad(self.norm1(x), (0, 0, 0, padded_w - w, 0, padded_h - h))
-        windows = window_partition(windows.roll((-self.shift, -self.shift), dims=(1, 2)), (window, window)).flatten(
-            1, 2
-        )
-        attended = self.attn(windows, shifted_mask.repeat(len(x), 1, 1) if self.shift else None)
-        attended = window_reverse(attended.unflatten(1, (window, window)), (window, window), padded_h, padded_w)
-        x = x + attended.roll((self.shift, self.shift), dims=(1, 2))[:, :h, :w]
-        return x + self.mlp(self.norm2(x))
+        row, column = _window_cells((padded_h, padded_w), window)
+        row, column = (row + self.shift) % padded_h, (column + self.shift) % padded_w
+        real = ((row < h) & (column < w)).unsqueeze(-1).to(x)
+        rows = x.flatten(1, 2)
+        windows = self.norm1(rows)[:, row.clamp(max=h - 1) * w + column.clamp(max=w - 1)] * real
+        attended = self.attn(windows.flatten(0, 1), shifted_mask.repeat(batch, 1, 1) if self.shift else None)
+        cell = torch.arange(h * w)  # and where it stands among the cells of the windows
+        row, column = (cell // w - self.shift) % padded_h, (cell % w - self.shift) % padded_w
+        place = (row // window * (padded_w // window) + column // window) * window**2
+        place = place + row % window * window + column % window
+        rows = rows + attended.reshape(batch, -1, rows.shape[-1])[:, place]
+        return (rows + self.mlp(self.norm2(rows))).view_as(x)
 
 
 class WindowAttention(nn.Module):
@@ -288,9 +291,16 @@ def shifted_window_mask(padded_hw: SizeHW, window: int) -> Tensor:
         position = torch.arange(length)
         return (position >= length - window).long() + (position >= length - shift).long()
 
-    regions = 3 * region(h)[:, None] + region(w)[None, :]
-    cells = window_partition(regions[None, :, :, None], (window, window)).flatten(1)
+    row, column = _window_cells(padded_hw, window)
+    cells = 3 * region(h)[row] + region(w)[column]
     return (cells[:, None] != cells[:, :, None]) * -100.0
+
+
+def _window_cells(padded_hw: SizeHW, window: int) -> tuple[Tensor, Tensor]:
+    """Return row and column of each cell of each window, (windows, cells) int64 each."""
+    across = padded_hw[1] // window
+    place, cell = torch.arange(padded_hw[0] // window * across).unsqueeze(1), torch.arange(window**2)
+    return place // across * window + cell // window, place % across * window + cell % window
 
 
 def _padded_hw(size_hw: SizeHW, window: int) -> SizeHW:

@@ -5,19 +5,22 @@ import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from glip_adapt.adapters import attach
+from glip_adapt.adapters.baked import load_baked
 from glip_adapt.data.transforms import collate
 from glip_adapt.model import decode as decoding
-from glip_adapt.model import dyhead
+from glip_adapt.model import dyhead, text
 from glip_adapt.model.build import build_glip
 from glip_adapt.model.fusion import FusionLayer
 from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.weights import TRUNKS, read_checkpoint
+from glip_adapt.model.weights import TRUNKS, Trunk, read_checkpoint
 from glip_adapt.structures import Target, Tokens
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
@@ -197,6 +200,25 @@ def resized_offsets(x, size_hw):
 def residual_on_the_raw_inputs(self, image, text, text_mask):
     to_image, to_text = self.attention(self.norm_image(image), self.norm_text(text), text_mask)
     return image + self.scale_image * to_image, text + self.scale_text * to_text
+
+
+@pytest.mark.slow
+def test_detections_of_a_baked_model_equal_the_public_code(glip_of, tmp_path, monkeypatch):
+    golden = Golden.of("eval_glip_tiny")
+    tokenizer = SimpleNamespace(encode_in_chunks=lambda classes: [golden.tokens])
+    trunk = Trunk("glip-t", glip_of("glip_tiny"), tokenizer, "stand-in")
+    classes = [str(label) for label in golden.arrays["labels"]]
+    attach(trunk, "zero_shot", classes=classes).bake().save(tmp_path)
+    for owner in (text.TextEncoder, text.Tokenizer, text.BertModel):
+        monkeypatch.setattr(owner, "__init__", lambda *args, **kwargs: pytest.fail("built"))
+    baked = load_baked(tmp_path)
+    parameters = [sum(p.numel() for p in glip.parameters()) for glip in (trunk.glip, baked.glip)]
+    assert parameters[0] - parameters[1] == sum(p.numel() for p in trunk.glip.text_encoder.parameters()) > 108e6
+    (output,) = baked.outputs(golden.images)
+    for row in detection_errors(golden, decoding.decode(output)):
+        assert row["labels"] == 0
+        assert row["pixels"] <= MAX_PIXELS
+        assert row["scores"] <= MAX_ERROR
 
 
 @pytest.mark.slow
