@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,7 +142,8 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
     terminal.print_rows(str(plan), shown, as_json=False)
     left = [run for run in runs if run.state != "done"]
     known = [run.seconds for run in left if run.seconds is not None]
-    time = f"about {sum(known) / workers / 3600:.1f} h for {len(known)} of them, " if known else ""
+    hours = timedelta(seconds=round(sum(known) / workers))
+    time = f"about {hours} (h:mm:ss) for {len(known)} of them, " if known else ""
     unknown = f"time unknown for {len(left) - len(known)}, " if len(known) < len(left) else ""
     peak = max((run.peak_bytes for run in left), default=0)
     terminal.console.print(

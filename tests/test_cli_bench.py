@@ -1,0 +1,66 @@
+"""The verb ``bench`` as a user types it, in process; what it runs is tested in tests/bench."""
+
+import json
+import sys
+
+import pytest
+
+from glip_adapt import cli, terminal
+from glip_adapt.bench import forecast
+from glip_adapt.memory import MemoryEstimate
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys, coco_folder, tmp_path):
+    """Return a function that runs the verb on a plan of three runs; it returns exit code, output and errors."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        f'trunks = ["glip-nano"]\ndatasets = ["{coco_folder}", "Packages"]\nmethods = ["prompt"]\nshots = [0, 1]\n'
+        "seeds = [3]\n[fit]\nmax_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n"
+    )
+    gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8)
+    monkeypatch.setattr(forecast, "estimate_memory", lambda *given: gigabytes)
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
+    monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+
+    def run(*arguments, text=None):
+        if text:
+            plan.write_text(plan.read_text().replace(*text))
+        monkeypatch.setattr(sys, "argv", ["glip-adapt", "bench", str(plan), "--out", "out", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_dry_run_lists_runs_memory_and_the_command_for_missing_data(bench, tmp_path):
+    code, out, err = bench("--dry-run", "--workers", "2")
+    assert code == 0, err
+    assert "glip-nano--shapes--prompt--1--3" in out
+    assert "4 runs, 0 done, 4 to do: time unknown for 4, up to 1.5 GB in each of 2 workers." in out
+    assert "`glip-adapt data fetch Packages` gets it" in out
+    rows = json.loads(bench("--dry-run", "--json")[1])
+    assert [row["state"] for row in rows["runs"]] == ["missing", "missing", "no data", "no data"]
+    assert list(rows["missing"]) == ["Packages"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_dry_run_missing_data_are_an_error_that_names_the_plan(bench, tmp_path):
+    code, _, err = bench()
+    assert code == 1
+    assert f"{tmp_path / 'plan.toml'}, datasets, Packages: Dataset 'Packages' is known but not on this machine" in err
+
+
+def test_the_estimate_of_time_comes_from_what_is_done(bench, tmp_path):
+    code, out, err = bench("--json", text=(', "Packages"', ""))
+    assert code == 0, err
+    assert json.loads(out) == {"done": 2, "skipped": 0, "failed": 0}
+    for file in tmp_path.glob("out/*/record.json"):
+        record = json.loads(file.read_text())
+        record["cost"]["seconds"] = 1800.0
+        file.write_text(json.dumps(record))
+    _, out, _ = bench("--dry-run", "--workers", "2", text=("seeds = [3]", "seeds = [3, 30, 300]"))
+    assert "4 runs, 2 done, 2 to do: about 0:30:00 (h:mm:ss) for 2 of them, up to 1.5 GB" in out
