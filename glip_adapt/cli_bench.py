@@ -74,9 +74,9 @@ def bench(
 @bench_app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Results folder of `bench`.")],
-    note: Annotated[str, typer.Option(help="Sentence that heads the table and stands below the figure.")] = "",
+    note: Annotated[str, typer.Option(help="Sentence that heads the tables and stands below the figures.")] = "",
 ) -> None:
-    """Write tables and the data-efficiency plot from the records.
+    """Write tables, figures and one page (index.html) from the records, with intervals and paired tests.
 
     Example: glip-adapt report runs/real_photos
     """
