@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from glip_adapt import boxes
-from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.adapters.base import Detector
 from glip_adapt.cache import FeatureCache
 from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
@@ -46,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: AdaptedGlip,
+    model: Detector,
     split: Split,
     config: PredictConfig | None = None,
     *,
@@ -56,7 +56,7 @@ def evaluate(
     """Return the COCO metrics of ``model`` on a split.
 
     Args:
-        model: from ``attach`` or ``load_adapter``, for as many classes as the split has.
+        model: from ``attach``, ``load_adapter`` or ``load_baked``, for as many classes as the split has.
         split: what to score on.
         config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
         cache: keeps what the frozen stages make of each picture, for the next evaluation.
@@ -73,7 +73,7 @@ def evaluate(
 
 
 def _detect_all(
-    model: AdaptedGlip, records: Iterable[ImageRecord], features: FrozenFeatures, config: PredictConfig
+    model: Detector, records: Iterable[ImageRecord], features: FrozenFeatures, config: PredictConfig
 ) -> Iterator[Detections]:
     """Yield the detections of each picture in turn; small ones go through the network together."""
     prefixes = ((record, features.of(record, config.view)) for record in records)
@@ -108,7 +108,7 @@ def _score_all(found: Iterable[Detections], split: Split, on_image: Callable[[in
     return score(predictions, split)
 
 
-def check_scorable(model: AdaptedGlip, split: Split) -> None:
+def check_scorable(model: Detector, split: Split) -> None:
     """Raise ValueError if the split is empty, or has another number of classes than the model."""
     _check_filled(split)
     if len(model.classes) != len(split.classes):

@@ -23,6 +23,7 @@ from torchvision.ops import nms
 from glip_adapt.adapters.baked import BakedGlip
 from glip_adapt.data.transforms import DIVISOR
 from glip_adapt.model import anchors as codec
+from glip_adapt.model.anchors import STRIDES
 from glip_adapt.model.decode import (
     CANDIDATES_PER_LEVEL,
     MAX_DETECTIONS,
@@ -30,10 +31,11 @@ from glip_adapt.model.decode import (
     SCORE_THRESHOLD,
     class_probabilities,
 )
+from glip_adapt.model.image import SwinBlock
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Detections, HeadOutput, Pyramid, SizeHW, TextFeatures
 
-MIN_SIDE, MAX_SIDE = 129, 4096  # pixels; the tracer takes a map of one cell, as the coarsest is below, for a constant
+MAX_SIDE = 4096  # pixels
 OPSET = 20
 OUTPUTS = ("boxes_xyxy", "scores", "labels")
 
@@ -120,8 +122,17 @@ def _best(parts: Sequence[Detections]) -> Detections:
     return Detections(boxes_xyxy, scores[good], labels)
 
 
+def least_side(model: BakedGlip) -> int:
+    """Return the smallest height and width in pixels of a picture that the exported model takes.
+
+    A tracer holds whatever is one for a constant: below, the coarsest map has one cell, or one Swin window is enough.
+    """
+    windows = [module.window for module in model.glip.modules() if isinstance(module, SwinBlock)]
+    return max([STRIDES[-1], *(DIVISOR * window for window in windows)]) + 1
+
+
 def export_program(model: BakedGlip) -> torch.export.ExportedProgram:
-    """Return the model as a program of ``torch.export``, for pictures with sides of 129 to 4096 pixels.
+    """Return the model as a program of ``torch.export``, for pictures with sides from ``least_side`` to 4096 pixels.
 
     Its input and outputs are those of ``DetectionGraph.forward``, (1, 3, H, W) uint8 RGB to boxes, scores and labels.
     Tracing takes minutes for the larger trunks.
@@ -129,8 +140,9 @@ def export_program(model: BakedGlip) -> torch.export.ExportedProgram:
     Args:
         model: from ``AdaptedGlip.bake`` or ``load_baked``, on a CPU.
     """
-    sides = {2 + i: torch.export.Dim(name, min=MIN_SIDE, max=MAX_SIDE) for i, name in enumerate(("height", "width"))}
-    example = torch.zeros(1, 3, 7 * DIVISOR, 9 * DIVISOR, dtype=torch.uint8)
+    least = least_side(model)
+    sides = {2 + i: torch.export.Dim(name, min=least, max=MAX_SIDE) for i, name in enumerate(("height", "width"))}
+    example = torch.zeros(1, 3, least + DIVISOR, least + 3 * DIVISOR, dtype=torch.uint8)
     with torch.no_grad():
         return torch.export.export(
             DetectionGraph(model).eval(),
@@ -145,7 +157,7 @@ def export_onnx(model: BakedGlip, path: str | Path) -> None:
     """Write the model as an ONNX file: input ``pixels``, outputs ``boxes_xyxy``, ``scores``, ``labels``.
 
     Input and outputs are those of ``export_program``. The metadata of the file says what the labels mean, ``classes``
-    (JSON), and how a picture is resized first, ``short_side`` and ``max_long_side`` (pixels).
+    (JSON), how a picture is resized first, ``short_side`` and ``max_long_side``, and the ``least_side``, in pixels.
 
     Args:
         model: from ``AdaptedGlip.bake`` or ``load_baked``, on a CPU.
@@ -173,6 +185,7 @@ def export_onnx(model: BakedGlip, path: str | Path) -> None:
         classes=json.dumps(model.class_names),
         short_side=str(shown.short_side),
         max_long_side=str(shown.max_long_side),
+        least_side=str(least_side(model)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}")

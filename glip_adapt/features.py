@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
+from glip_adapt.adapters.base import AdaptedGlip, Detector, Precision, Prefix, autocast
 from glip_adapt.cache import CacheKey, FeatureCache, picture_digest, to
 from glip_adapt.data.coco import ImageRecord, load_rgb
 from glip_adapt.data.transforms import View, apply_view, collate, padded_shape
@@ -29,9 +29,7 @@ class FrozenFeatures:
     Nothing here depends on the method: a picture that two methods freeze up to the same stage is encoded once for both.
     """
 
-    def __init__(
-        self, model: AdaptedGlip, cache: FeatureCache | None, max_long_side: int, precision: Precision
-    ) -> None:
+    def __init__(self, model: Detector, cache: FeatureCache | None, max_long_side: int, precision: Precision) -> None:
         """Bind what a key holds besides the picture and the view.
 
         Args:
@@ -46,7 +44,7 @@ class FrozenFeatures:
         self._shared = {
             "trunk": "" if self._pixels_only else model.trunk.checksum,
             "stage": stage.__name__,
-            "text": _text_digest(model) if stage is Fused else "",
+            "text": _text_digest(model) if isinstance(model, AdaptedGlip) and stage is Fused else "",
             "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{torch.get_float32_matmul_precision()}",
         }
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from glip_adapt import boxes
-from glip_adapt.adapters.base import AdaptedGlip, Precision, Prefix, autocast
+from glip_adapt.adapters.base import Detector, Precision, Prefix, autocast
 from glip_adapt.config import describe_unknown
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.decode import decode, merge
@@ -51,11 +51,11 @@ class PredictConfig:
 
 
 @torch.no_grad()
-def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None = None) -> Detections:
+def predict(model: Detector, image: Image.Image, config: PredictConfig | None = None) -> Detections:
     """Return what ``model`` finds in a picture, best first.
 
     Args:
-        model: from ``attach`` or ``load_adapter``.
+        model: from ``attach``, ``load_adapter`` or ``load_baked``.
         image: RGB picture of any size.
         config: resizing; by default that of the trunk, ``PredictConfig.of``.
 
@@ -74,9 +74,7 @@ def predict(model: AdaptedGlip, image: Image.Image, config: PredictConfig | None
 
 
 @torch.no_grad()
-def detections(
-    model: AdaptedGlip, prefix: Prefix, sizes_hw: Sequence[SizeHW], config: PredictConfig
-) -> list[Detections]:
+def detections(model: Detector, prefix: Prefix, sizes_hw: Sequence[SizeHW], config: PredictConfig) -> list[Detections]:
     """Return what follows from the frozen prefix of B pictures, in inclusive pixels of each of ``sizes_hw``.
 
     The model must be in eval mode already when the prefix is computed.

@@ -145,6 +145,11 @@ def test_the_deformable_convolution_of_a_graph_is_the_one_of_the_cpu(monkeypatch
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_the_least_side_follows_from_the_coarsest_map_and_the_windows(tiny_trunk, swin):
+    assert export.least_side(attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()) == 128 + 1
+    assert export.least_side(swin) == 7 * 32 + 1
+
+
 def test_missing_packages_are_named_before_the_work_begins(tiny_trunk, tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(export, "export_program", lambda model: pytest.fail("traced"))
@@ -167,7 +172,8 @@ def swin(tiny_trunk):
 @torch.no_grad()
 def test_the_traced_program_takes_any_size(swin):
     run = export.export_program(swin).module()
-    for size_hw in ((224, 288), (129, 200), (333, 160), (256, 256)):
+    least = export.least_side(swin)
+    for size_hw in ((256, 288), (least, least), (333, 230), (448, 672)):
         expected = as_model(swin, pixels(*size_hw))
         assert len(expected[2]) >= 50
         assert_same(run(pixels(*size_hw)[None]), expected, pixels=0.01, scores=1e-4)
@@ -207,7 +213,8 @@ def test_onnx_finds_the_same_boxes_on_photographs(tmp_path, monkeypatch):
     metadata = session.get_modelmeta().custom_metadata_map
     config = PredictConfig.of("glip-nano")
     assert json.loads(metadata["classes"]) == ["raccoon", "dog", "mushroom"]
-    assert (metadata["short_side"], metadata["max_long_side"]) == (str(config.short_side), str(config.max_long_side))
+    sides = [int(metadata[name]) for name in ("least_side", "short_side", "max_long_side")]
+    assert sides == [129, config.short_side, config.max_long_side]
     for photograph in photographs[:: len(photographs) // 20][:20]:
         picture = load_rgb(photograph)
         ratio = config.short_side / min(picture.size)

@@ -29,7 +29,7 @@ from glip_adapt.model.build import build_glip
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import MAX_TOKENS
 from glip_adapt.model.weights import trunk_spec
-from glip_adapt.structures import HeadOutput, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
 
 FORMAT_VERSION = 1
 
@@ -130,8 +130,9 @@ class BakedGlip:
         with torch.no_grad():
             return self.glip.encode_image(images)
 
-    def finish(self, prefix: ImageBatch | Pyramid) -> list[HeadOutput]:
+    def finish(self, prefix: ImageBatch | Pyramid | Fused) -> list[HeadOutput]:
         """Return the raw predictions that follow from a prefix, one per caption."""
+        assert not isinstance(prefix, Fused)  # which is nothing that this one freezes
         with torch.no_grad():
             pyramid = self.glip.encode_image(prefix) if isinstance(prefix, ImageBatch) else prefix
             return [self.glip.predict(self.glip.fuse(pyramid, text)) for text in self._texts]
