@@ -1,0 +1,80 @@
+"""The verbs ``bake`` and ``export``, and detection with what they write."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from glip_adapt import attach, cli, load_trunk, terminal
+from glip_adapt import export as exporting
+
+
+@pytest.fixture
+def glip(monkeypatch, capsys):
+    """A function that runs the command line and returns exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
+        monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
+        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A prompt of glip-nano in a folder."""
+    model = attach(load_trunk("glip-nano"), "prompt", classes=("red box", "blue box"))
+    with torch.no_grad():
+        model.owned_tensors()["text_prompt.offset"].normal_(generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_every_verb_has_help_with_an_example(glip):
+    for verb in ("bake", "export"):
+        code, out, _ = glip(verb, "--help")
+        assert code == 0
+        assert f"Example: glip-adapt {verb}" in " ".join(out.split())
+
+
+def test_a_baked_adapter_detects_and_scores_the_same_without_a_trunk(glip, adapter, coco_folder, tmp_path, monkeypatch):
+    code, out, err = glip("bake", adapter, "--out", tmp_path / "baked")
+    assert code == 0, err
+    assert "prompt for red box, blue box" in out
+    picture, found = coco_folder / "test" / "0.png", {}
+    for name in ("adapter", "baked"):
+        code, out, err = glip(
+            *("detect", picture, "--adapter", tmp_path / name, "--out", tmp_path / f"{name} found", "--short-side", 64)
+        )
+        assert code == 0, err
+        found[name] = json.loads((tmp_path / f"{name} found" / "0.json").read_text())["detections"]
+        monkeypatch.setattr("glip_adapt.model.weights.load_trunk", lambda *a, **k: pytest.fail("loaded a trunk"))
+    assert found["adapter"] == found["baked"]
+    code, out, err = glip("eval", coco_folder, "--adapter", tmp_path / "baked", "--json", "--short-side", 64)
+    assert code == 0, err
+    assert "ap50" in out
+
+
+def test_export_hands_the_baked_model_on(glip, adapter, tmp_path, monkeypatch):
+    def export_onnx(model, path):
+        path.write_text(" ".join(model.class_names))
+
+    monkeypatch.setattr(exporting, "export_onnx", export_onnx)
+    glip("bake", adapter, "--out", tmp_path / "baked")
+    code, _, err = glip("export", tmp_path / "baked", "--out", tmp_path / "model.onnx")
+    assert code == 0, err
+    assert (tmp_path / "model.onnx").read_text() == "red box blue box"
+
+
+@pytest.mark.parametrize("verb", ["bake", "export"])
+def test_a_folder_without_a_model_is_one_message(glip, tmp_path, verb):
+    code, _, err = glip(verb, tmp_path, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"No adapter in {tmp_path}" in " ".join(err.split())
+    assert "Traceback" not in err
