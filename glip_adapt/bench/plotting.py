@@ -60,7 +60,7 @@ def build_figure(title: str, foot: Sequence[str], size: tuple[float, float]) -> 
 def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
     """Name a panel and keep only the lines that are read."""
     axes.set_title(title, loc="left", fontsize=11 if large else 9)
-    axes.tick_params(labelsize=10 if large else 8, length=0)
+    axes.tick_params(labelsize=10 if large else 8, left=False, bottom=False)
     axes.grid(axis="y", color=RULE, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)

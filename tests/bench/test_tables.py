@@ -123,13 +123,17 @@ def test_costs_are_means_of_complete_cells_with_zero_shot_once():
         record("a", "full", 1, 30, 0.4, peak_bytes=300, seconds=6.0),
         record("a", "prompt", 1, 3, 0.2),
         record("a", "prompt", 1, 30, ValueError("no")),
+        record("a", "lora", 1, 3, 0.2, peak_bytes=100),
+        record("a", "lora", 1, 30, 0.2),
     ]
     costs = summarize_costs(load_table(records)).loc["glip-t"]
     assert costs.loc[("full", 1)].tolist() == pytest.approx([30.0, 768, 3072, 200, 5.0])
     assert costs.loc[("zero_shot", 0)].drop("peak_bytes").tolist() == pytest.approx([10.0, 768, 3072, 2.0])
     assert math.isnan(costs.loc[("zero_shot", 0), "peak_bytes"])  # was not measured
     assert costs.loc[("prompt", 1)].isna().all()
-    assert list(costs.index) == [("zero_shot", 0), ("full", 1), ("prompt", 1)]
+    assert math.isnan(costs.loc[("lora", 1), "peak_bytes"])  # nor was it in one of two runs
+    assert costs.loc[("lora", 1), "seconds"] == 1.5
+    assert list(costs.index) == [("zero_shot", 0), ("full", 1), ("prompt", 1), ("lora", 1)]
 
 
 def retained(*rows):
