@@ -105,10 +105,13 @@ def decode_picture(output: HeadOutput, size_hw: SizeHW) -> Detections:
 def _class_aware_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return what ``boxes.class_aware_nms`` keeps, class by class, whether there are boxes of a class or not."""
     half_open = boxes_xyxy + boxes_xyxy.new_tensor((0.0, 0.0, 1.0, 1.0))
+    # The tracer takes it that two boxes or more survive, so two outside of the picture do, after all others.
+    outside, last = boxes_xyxy.new_tensor(((-2, -2, -1, -1), (-4, -4, -3, -3))), scores.new_tensor((-1, -1))
     kept = []
     for label in range(classes):
         members = (labels == label).nonzero().squeeze(1)
-        kept.append(members[nms(half_open[members], scores[members], NMS_IOU)])
+        survivors = nms(torch.cat((half_open[members], outside)), torch.cat((scores[members], last)), NMS_IOU)
+        kept.append(members[survivors[:-2]])
     return torch.cat(kept)
 
 

@@ -189,13 +189,14 @@ class SwinBlock(nn.Module):
         (batch, h, w, _), window = x.shape, self.window
         padded_h, padded_w = _padded_hw((h, w), window)
         row, column = _window_cells((padded_h, padded_w), window)
-        row, column = (row + self.shift) % padded_h, (column + self.shift) % padded_w
+        row, column = _modulo(row + self.shift, padded_h), _modulo(column + self.shift, padded_w)
         real = ((row < h) & (column < w)).unsqueeze(-1).to(x)
         rows = x.flatten(1, 2)
         windows = self.norm1(rows)[:, row.clamp(max=h - 1) * w + column.clamp(max=w - 1)] * real
         attended = self.attn(windows.flatten(0, 1), shifted_mask.repeat(batch, 1, 1) if self.shift else None)
         cell = torch.arange(h * w)  # and where it stands among the cells of the windows
-        row, column = (cell // w - self.shift) % padded_h, (cell % w - self.shift) % padded_w
+        row = _modulo(cell // w + padded_h - self.shift, padded_h)
+        column = _modulo(_modulo(cell, w) + padded_w - self.shift, padded_w)
         place = (row // window * (padded_w // window) + column // window) * window**2
         place = place + row % window * window + column % window
         rows = rows + attended.reshape(batch, -1, rows.shape[-1])[:, place]
@@ -300,7 +301,12 @@ def _window_cells(padded_hw: SizeHW, window: int) -> tuple[Tensor, Tensor]:
     """Return row and column of each cell of each window, (windows, cells) int64 each."""
     across = padded_hw[1] // window
     place, cell = torch.arange(padded_hw[0] // window * across).unsqueeze(1), torch.arange(window**2)
-    return place // across * window + cell // window, place % across * window + cell % window
+    return place // across * window + cell // window, _modulo(place, across) * window + cell % window
+
+
+def _modulo(x: Tensor, divisor: int) -> Tensor:
+    """Return ``x % divisor``, in operations that the exporter to ONNX knows for a divisor that is a symbol."""
+    return x - x // divisor * divisor
 
 
 def _padded_hw(size_hw: SizeHW, window: int) -> SizeHW:
