@@ -57,6 +57,7 @@ def test_comparison_shows_published_means_hollow_and_only_of_the_same_datasets()
     (axes,) = draw_comparison(load_table(records), "glip-t").axes
     theirs = published_mean("glip-t", ["Raccoon"])
     assert points(axes, PROMPT, hollow=True) == pytest.approx([theirs["prompt", 1], theirs["prompt", 5]])
+    assert axes.get_ylim()[1] == pytest.approx(1.1 * max(theirs["prompt", 1], theirs["prompt", 5]))  # no others count
     nano = load_table([record("Raccoon", "prompt", 1, 3, 0.2, "glip-nano")])
     assert points(draw_comparison(nano, "glip-nano").axes[0], PROMPT, hollow=True) == []
 

@@ -134,7 +134,7 @@ def test_five_thousand_records_are_reported_in_twenty_seconds(tmp_path):
             for seed in seeds
         ],
     )
-    started = time.process_time()  # one thread works: the time of a core, whoever else is on the machine
+    started = time.perf_counter()
     files = write_report(tmp_path)
-    assert time.process_time() - started < 20
+    assert time.perf_counter() - started < 20
     assert len(pd.read_parquet(files.parquet)) == 5040

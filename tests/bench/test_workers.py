@@ -139,7 +139,8 @@ def start(tmp_path, seconds, size):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     arguments = [tmp_path / "runner.py", tmp_path / "out", tmp_path / "log", seconds, size]
     command = [sys.executable, *map(str, arguments)]
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
     assert child.stdout.readline() == "ready\n"
     return child
 
@@ -166,13 +167,22 @@ def test_ctrl_c_ends_runner_and_workers_and_keeps_what_is_finished(tmp_path):
     child = start(tmp_path, 1.0, 2)
     wait_for(lambda: len(read_records(tmp_path / "out")) >= 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
-    child.send_signal(signal.SIGINT)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to the workers too
     _, error = child.communicate()
     assert error.strip().endswith("KeyboardInterrupt")
     assert error.count("Traceback") == 1  # the runner's own: no worker complains
     wait_for(lambda: not any(map(is_running, processes)))
     assert not [name for name in visible(tmp_path / "out") if name.startswith(".")]
     assert {record.status for record in read_records(tmp_path / "out")} == {"done"}
+
+
+def test_workers_go_with_their_runner_in_the_middle_of_a_run(tmp_path):
+    child = start(tmp_path, 60.0, 2)
+    wait_for(lambda: len(read_log(tmp_path / "log")) == 2)
+    processes = {entry["process"] for entry in read_log(tmp_path / "log")}
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    wait_for(lambda: not any(map(is_running, processes)), seconds=20)
 
 
 @pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -265,6 +265,8 @@ def test_only_the_folder_of_the_dataset_is_unpacked(hub, raccoon, tmp_path):
     hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", more)
     fetch_dataset("Raccoon", raccoon)
     assert names_in(raccoon) == ["Raccoon"]
+    record = json.loads((raccoon / "Raccoon" / "fetched.json").read_text())
+    assert record["files"] == len(content_of(folder))
 
 
 # Full disks, other processes, and what lies in the way

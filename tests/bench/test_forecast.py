@@ -1,0 +1,42 @@
+import dataclasses
+
+from fake_runs import PLAN, outcome
+
+from glip_adapt.bench import forecast
+from glip_adapt.bench.forecast import forecast_runs
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.records import RunRecord
+from glip_adapt.bench.runner import list_runs
+from glip_adapt.memory import MemoryEstimate
+
+
+def record(method, shots, seconds, seed=3, dataset="c"):
+    found = outcome()
+    return RunRecord(
+        key=RunKey("glip-t", dataset, method, shots, seed), config={}, status="done", metrics=found.metrics,
+        cost=dataclasses.replace(found.cost, seconds=seconds), environment={}, created="",
+    )  # fmt: skip
+
+
+def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(tmp_path, monkeypatch):
+    asked = []
+
+    def estimate(trunk, method, size_hw):
+        asked.append((trunk, method, size_hw))
+        return MemoryEstimate(weights=1, trained=2, activations=3)
+
+    monkeypatch.setattr(forecast, "random_trunk", lambda name: name)
+    monkeypatch.setattr(forecast, "estimate_memory", estimate)
+    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": {"short_sides": [480, 960]}}
+    plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
+    runs = list_runs(plan, tmp_path, lambda key, given: settings)
+    failed = RunRecord(
+        key=RunKey("glip-t", "c", "full", 3, 3), config={}, status="failed", error="no", environment={}, created=""
+    )
+    records = [record("prompt", 1, 10.0), record("prompt", 1, 20.0, seed=30), record("full", 1, 100.0), failed]
+    found = {(f.key.dataset, f.key.method, f.key.shots): f.seconds for f in forecast_runs(runs, records)}
+    for dataset in ("a", "b"):
+        assert found[dataset, "prompt", 1] == 15.0
+        assert found[dataset, "full", 1] == 100.0
+        assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
+    assert asked == [("glip-t", "prompt", (960, 1333)), ("glip-t", "full", (960, 1333))]  # once per method
