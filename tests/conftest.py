@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glip_adapt import cli, terminal
 from glip_adapt.model.build import GLIP_NANO, TextConfig, build_glip
 from glip_adapt.model.weights import Trunk, load_tokenizer, weights_checksum
 
@@ -75,6 +76,22 @@ def write_split(folder: Path, count: int, generator: np.random.Generator) -> Non
     categories = [{"id": 7, "name": "blue box"}, {"id": 0, "name": "red box"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "annotations_without_background.json").write_text(json.dumps(document))
+
+
+@pytest.fixture
+def glip(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line as a user types it; return exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
+        monkeypatch.setattr(terminal, "console", terminal.Console(width=300))
+        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run
 
 
 def load_benchmark(name: str) -> Iterator[ModuleType]:

@@ -1,34 +1,17 @@
 """The verbs, run as a user would, in process and on small things."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from glip_adapt import attach, cli, load_trunk, terminal
+from glip_adapt import attach, load_trunk
 from glip_adapt.data import odinw
 from glip_adapt.data.coco import load_split
 
 SMALL = ["--short-side", "64"]
-
-
-def run(monkeypatch, capsys, *arguments):
-    """Run the command line; return exit code, standard output and standard error."""
-    monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
-    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
-    monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    return stop.value.code or 0, out, err
-
-
-@pytest.fixture
-def glip(monkeypatch, capsys):
-    return lambda *arguments: run(monkeypatch, capsys, *arguments)
 
 
 def test_every_verb_has_help_with_an_example(glip):

@@ -1,17 +1,15 @@
 """The verb ``bench`` as a user types it, in process; what it runs is tested in tests/bench."""
 
 import json
-import sys
 
 import pytest
 
-from glip_adapt import cli, terminal
 from glip_adapt.bench import forecast
 from glip_adapt.memory import MemoryEstimate
 
 
 @pytest.fixture
-def bench(monkeypatch, capsys, coco_folder, tmp_path):
+def bench(glip, monkeypatch, coco_folder, tmp_path):
     """Return a function that runs the verb on a plan of three runs; it returns exit code, output and errors."""
     plan = tmp_path / "plan.toml"
     plan.write_text(
@@ -20,18 +18,13 @@ def bench(monkeypatch, capsys, coco_folder, tmp_path):
     )
     gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8)
     monkeypatch.setattr(forecast, "estimate_memory", lambda *given: gigabytes)
-    monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
-    monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
 
     def run(*arguments, text=None):
         if text:
             plan.write_text(plan.read_text().replace(*text))
-        monkeypatch.setattr(sys, "argv", ["glip-adapt", "bench", str(plan), "--out", "out", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code or 0, *capsys.readouterr()
+        return glip("bench", plan, "--out", "out", *arguments)
 
     return run
 

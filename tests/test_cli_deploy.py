@@ -1,29 +1,12 @@
 """The verbs ``bake`` and ``export``, and detection with what they write."""
 
 import json
-import sys
 
 import pytest
 import torch
 
-from glip_adapt import attach, cli, load_trunk, terminal
+from glip_adapt import attach, load_trunk
 from glip_adapt import export as exporting
-
-
-@pytest.fixture
-def glip(monkeypatch, capsys):
-    """A function that runs the command line and returns exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", terminal.Console(width=200))
-        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Adapters that travel: up to a stand-in of the Hub and down again, with a card, and nothing unsafe on the way."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from PIL import Image
 from stand_in_hub import hub_within_reach
 
-from glip_adapt import cli, hub, terminal
+from glip_adapt import hub
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import read_description
 from glip_adapt.adapters.files import AdapterMismatchError
@@ -231,20 +230,6 @@ def test_facts_belong_to_the_adapter_that_they_were_written_for(saved, tiny_trun
 
 
 # The verbs
-
-
-@pytest.fixture
-def glip(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", terminal.Console(width=300))
-        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 def test_push_and_pull_from_the_shell(server, saved, glip, tmp_path):

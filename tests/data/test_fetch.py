@@ -5,7 +5,6 @@ import fcntl
 import json
 import shutil
 import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
@@ -14,7 +13,6 @@ import pytest
 from conftest import SHARED
 from stand_in_hub import COMMIT, hub_within_reach
 
-from glip_adapt import cli, terminal
 from glip_adapt.data import fetch
 from glip_adapt.data.check import check_split
 from glip_adapt.data.fetch import ARCHIVE_REPOSITORY, FetchError, fetch_dataset, fetchable
@@ -358,20 +356,6 @@ def test_a_folder_that_is_in_the_way_or_incomplete_is_not_touched(hub, raccoon):
 
 
 # The verb, and real sets
-
-
-@pytest.fixture
-def glip(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["glip-adapt", *map(str, arguments)])
-        monkeypatch.setattr(terminal, "console", terminal.Console(width=300))
-        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=500))
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 def test_the_verb_fetches_says_what_was_there_and_goes_on_after_a_failure(glip, raccoon):
