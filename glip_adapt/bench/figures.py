@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT, Shots
 from glip_adapt.bench.plotting import GREY, RULE, build_figure, finish_axes, published_note, readable, styles_of
@@ -176,7 +176,8 @@ def _scale_costs(axes: Axes, cost: pd.Series, unit: str | None) -> None:
     """Lay a log axis under costs, with a few round numbers on it however far they reach."""
     decades = math.log10(max(cost.max(), 1e-9) / max(cost.min(), 1e-9))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+    round_numbers = LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0))
+    axes.xaxis.set_major_locator(MaxNLocator(4) if decades < 0.3 else round_numbers)  # no two of those may be in reach
     axes.xaxis.set_major_formatter("{x:g}" if unit is None else EngFormatter(unit))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12)

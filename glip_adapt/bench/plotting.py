@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.bench.plan import ZERO_SHOT, Shots
 from glip_adapt.bench.published import SOURCE
 
@@ -21,11 +22,15 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return method → its colour and marker; the grey disc is kept for zero-shot."""
-    names = [method for method in dict.fromkeys(methods) if method != ZERO_SHOT]
+    """Return method → its colour and marker, the same in every figure; the grey disc is kept for zero-shot."""
+    shown = [method for method in dict.fromkeys(methods) if method != ZERO_SHOT]
+    places = [method for method in dict.fromkeys((*ADAPTERS, *shown)) if method != ZERO_SHOT]
     styles = {
-        method: {"color": COLOURS[index % len(COLOURS)], "marker": _MARKERS[index % len(_MARKERS)]}
-        for index, method in enumerate(names)
+        method: {
+            "color": COLOURS[places.index(method) % len(COLOURS)],
+            "marker": _MARKERS[places.index(method) % len(_MARKERS)],
+        }
+        for method in shown
     }
     return {**styles, ZERO_SHOT: {"color": GREY, "marker": "o"}}
 

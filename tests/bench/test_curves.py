@@ -5,10 +5,11 @@ import pytest
 from made_up import RECORDS, record
 
 from glip_adapt.bench.curves import draw_data_efficiency
+from glip_adapt.bench.plotting import styles_of
 from glip_adapt.bench.published import published_ap
 from glip_adapt.bench.tables import load_table
 
-PROMPT, FULL = "#0072B2", "#D55E00"
+PROMPT, FULL = (styles_of(["prompt", "full"])[method]["color"] for method in ("prompt", "full"))
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ import math
 import pytest
 from made_up import RECORDS, record
 
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.bench.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.plotting import styles_of
 from glip_adapt.bench.published import published_mean
 from glip_adapt.bench.tables import bootstrap_mean, load_table
 
-PROMPT, FULL = "#0072B2", "#D55E00"
+PROMPT, FULL = (styles_of(["prompt", "full"])[method]["color"] for method in ("prompt", "full"))
 
 
 @pytest.fixture
@@ -93,6 +95,24 @@ def test_retention_shows_the_other_sets_before_and_after():
     table = load_table(records)
     table["retention"] = [None, None, json.dumps({"b": 0.2}), json.dumps({"a": 0.1})]
     (axes,) = draw_retention(table, "glip-t").axes
-    assert points(axes, PROMPT) == pytest.approx([15.0])
+    assert points(axes, FULL) == pytest.approx([15.0])
     assert [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"] == pytest.approx([20.0])
     assert "before adapting" in words(axes)
+
+
+def test_a_method_looks_the_same_whichever_others_stand_beside_it():
+    assert styles_of(["full"])["full"] == styles_of(["prompt", "linear_probe", "full"])["full"]
+    names = [name for name in ADAPTERS if name != "zero_shot"]
+    assert len({style["color"] for style in styles_of(names).values()}) == len(names) + 1
+    assert styles_of(["prompt", "mine"])["mine"] not in styles_of(names).values()  # of somebody else's method
+
+
+def test_costs_that_hardly_differ_have_few_labels():
+    records = [record("a", m, 5, 3, 0.2) for m in ("prompt", "full")]
+    table = load_table(records)
+    table["peak_bytes"] = [1_590_000_000, 1_660_000_000]
+    figure = draw_costs(table, table["trunk"][0])
+    figure.draw_without_rendering()
+    (memory,) = (axes for axes in figure.axes if axes.get_xlabel() == "peak memory")
+    low, high = memory.get_xlim()
+    assert 2 <= sum(low <= tick <= high for tick in memory.get_xticks()) <= 5
