@@ -131,7 +131,14 @@ NANO_METHODS: dict[str, dict[str, Any]] = {
     "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},
     "lora": {"learning_rate": 1e-3, "text_learning_rate": 1e-3},
     "text_encoder": {"text_learning_rate": 5e-4},
-    "full": {"learning_rate": 5e-4, "text_learning_rate": 5e-4},
+    # What trains all of the network learns a few pictures by heart unless their objects change size.
+    "full": {
+        "learning_rate": 5e-4,
+        "text_learning_rate": 5e-4,
+        "short_sides": (112, 128, 144, 160, 176, 192, 208),
+        "max_steps": 160,
+        "validate_every": 80,
+    },
 }
 NANO_TRUNKS = ("glip-nano", "glip-nano-a")
 
@@ -376,13 +383,18 @@ class _Sample:
 
 
 def _batches(pictures: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:
-    """Yield positions and views for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each."""
+    """Yield positions and views for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each.
+
+    A batch holds views of one short side, so that pictures of one size can go through the network together; a picture
+    waits until there are enough of its side.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     views = training_views(config.short_sides, config.flip)
-    batch: list[tuple[int, View]] = []
+    waiting: dict[int, list[tuple[int, View]]] = {side: [] for side in config.short_sides}
     while True:
         for position in torch.randperm(config.copies * pictures, generator=generator).tolist():
-            batch.append((position % pictures, views[int(torch.randint(len(views), (1,), generator=generator))]))
-            if len(batch) == config.batch_size:
-                yield batch
-                batch = []
+            view = views[int(torch.randint(len(views), (1,), generator=generator))]
+            waiting[view.short_side].append((position % pictures, view))
+            if len(waiting[view.short_side]) == config.batch_size:
+                yield waiting[view.short_side]
+                waiting[view.short_side] = []

@@ -16,6 +16,7 @@ from glip_adapt.data.coco import load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.evaluation import evaluate
+from glip_adapt.features import in_batches
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.weights import load_trunk
 from glip_adapt.optimise import NonFiniteLossError
@@ -183,6 +184,19 @@ def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monke
     views.clear()
     fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32,), epochs=6))
     assert views == {View(32, flip=False)}
+
+
+def test_a_batch_holds_one_size_and_no_picture_is_left_behind(build, data, monkeypatch):
+    batches, drawn = [], []
+    monkeypatch.setattr(train, "in_batches", lambda pictures: batches.append(list(pictures)) or in_batches(batches[-1]))
+    fit(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=60))
+    for batch in batches:
+        assert len({sample.view.short_side for sample, _ in batch}) == 1
+        assert len(batch) == SMALL.batch_size
+        drawn += [sample.record.image_id for sample, _ in batch]
+    shown = [drawn.count(record.image_id) for record in data.train.records]
+    waiting = 3 * (SMALL.batch_size - 1)
+    assert max(shown) - min(shown) <= waiting + 1
 
 
 # What is optimised ---------------------------------------------------------------------------------------------------
