@@ -76,8 +76,8 @@ def _detect_all(
     model: Detector, records: Iterable[ImageRecord], features: FrozenFeatures, config: PredictConfig
 ) -> Iterator[Detections]:
     """Yield the detections of each picture in turn; small ones go through the network together."""
-    prefixes = ((record, features.of(record, config.view)) for record in records)
-    for together, prefix in in_batches(prefixes):
+    for together in in_batches((record, features.padded_shape(record, config.view)) for record in records):
+        prefix = features.of(together, config.view)
         yield from detections(model, prefix, [picture_size(record.path) for record in together], config)
 
 

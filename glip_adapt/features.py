@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -11,9 +11,10 @@ import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Detector, Precision, Prefix, autocast
 from glip_adapt.cache import CacheKey, FeatureCache, picture_digest, to
+from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, load_rgb
-from glip_adapt.data.transforms import View, apply_view, collate, padded_shape
-from glip_adapt.structures import Fused, ImageBatch
+from glip_adapt.data.transforms import View, apply_view, collate, padded_shape, resize_shape
+from glip_adapt.structures import Fused, ImageBatch, SizeHW
 
 BATCH_PIXELS = 2**19  # of small pictures together: beyond, a batch gains nothing and takes memory
 
@@ -48,54 +49,60 @@ class FrozenFeatures:
             "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{torch.get_float32_matmul_precision()}",
         }
 
-    def of(self, record: ImageRecord, view: View) -> Prefix:
-        """Return the prefix of one picture on the device of the model.
+    def of(self, records: Sequence[ImageRecord], view: View) -> Prefix:
+        """Return the prefix of pictures that have one padded size in this view, on the device of the model.
+
+        They go through the frozen stages together and are kept together, so that the last bits do not depend on what
+        the cache happens to hold.
 
         Raises:
-            FileNotFoundError: if the picture is missing.
+            FileNotFoundError: if a picture is missing.
             ValueError: if Pillow cannot decode it.
         """
         if self.cache is None:
-            return self._compute(record, view)
+            return self._compute(records, view)
+        pictures = "-".join(picture_digest(record.path) for record in records)
         shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}"
-        key = CacheKey(picture=picture_digest(record.path), view=shown, **self._shared)
+        key = CacheKey(picture=pictures, view=shown, **self._shared)
         # Decoding a picture again costs no more than reading its pixels from a file.
-        prefix = self.cache.get(key, lambda: self._compute(record, view), spill=not self._pixels_only)
+        prefix = self.cache.get(key, lambda: self._compute(records, view), spill=not self._pixels_only)
         return to(prefix, self.model.device)
 
-    def _compute(self, record: ImageRecord, view: View) -> Prefix:
-        pixels, _ = apply_view(load_rgb(record.path), record.target, view, self.max_long_side)
+    def padded_shape(self, record: ImageRecord, view: View) -> SizeHW:
+        """Return the (height, width) at which the network sees a picture; no more than its header is read."""
+        return padded_shape(resize_shape(picture_size(record.path), view.short_side, self.max_long_side))
+
+    def _compute(self, records: Sequence[ImageRecord], view: View) -> Prefix:
+        pixels = [apply_view(load_rgb(r.path), r.target, view, self.max_long_side)[0] for r in records]
         with autocast(self.model.device, self.precision):
-            return self.model.frozen_prefix(collate([pixels]).to(self.model.device))
+            return self.model.frozen_prefix(collate(pixels).to(self.model.device))
 
 
-def in_batches(pictures: Iterable[tuple[Item, Prefix]]) -> Iterator[tuple[list[Item], Prefix]]:
+def in_batches(pictures: Iterable[tuple[Item, SizeHW]]) -> Iterator[list[Item]]:
     """Yield neighbours of one padded size as one batch, up to ``BATCH_PIXELS``; what is larger goes by itself.
 
     Small networks on small pictures are bound by the number of operations, which a batch shares.
 
     Args:
-        pictures: what a picture is, and its prefix.
-
-    Returns:
-        What the pictures of a batch are, in order, and their prefix.
+        pictures: what a picture is, and its padded (height, width).
     """
-    held: list[tuple[Item, Prefix]] = []
-    for item, prefix in pictures:
-        shape = padded_shape(prefix.sizes_hw[0])
-        most = max(1, BATCH_PIXELS // (shape[0] * shape[1]))
-        if held and (len(held) == most or shape != padded_shape(held[0][1].sizes_hw[0])):
-            yield _stack(held)
+    held: list[Item] = []
+    held_hw: SizeHW | None = None
+    for item, shape_hw in pictures:
+        most = max(1, BATCH_PIXELS // (shape_hw[0] * shape_hw[1]))
+        if held and (len(held) == most or shape_hw != held_hw):
+            yield held
             held = []
-        held.append((item, prefix))
+        held.append(item)
+        held_hw = shape_hw
     if held:
-        yield _stack(held)
+        yield held
 
 
-def _stack(held: list[tuple[Item, Prefix]]) -> tuple[list[Item], Prefix]:
-    prefixes: list[Any] = [prefix for _, prefix in held]  # all of one kind
-    stacked = prefixes[0] if len(prefixes) == 1 else type(prefixes[0]).stack(prefixes)
-    return [item for item, _ in held], stacked
+def stack(prefixes: Sequence[Prefix]) -> Prefix:
+    """Return the prefixes of several pictures of one padded size as one."""
+    parts: list[Any] = list(prefixes)  # all of one kind
+    return parts[0] if len(parts) == 1 else type(parts[0]).stack(parts)
 
 
 def _text_digest(model: AdaptedGlip) -> str:

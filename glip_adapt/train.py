@@ -21,14 +21,14 @@ from glip_adapt.adapters.base import AdaptedGlip, Precision, Stage, autocast
 from glip_adapt.cache import FeatureCache
 from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split
-from glip_adapt.data.transforms import View, padded_shape, resize_shape, training_views, view_target
+from glip_adapt.data.transforms import View, training_views, view_target
 from glip_adapt.evaluation import check_scorable, evaluate
-from glip_adapt.features import FrozenFeatures, in_batches
+from glip_adapt.features import FrozenFeatures, in_batches, stack
 from glip_adapt.model.anchors import level_shapes
 from glip_adapt.model.loss import Assignment, LossScale, assign, detection_loss
 from glip_adapt.optimise import Step, Stepper
 from glip_adapt.prediction import PredictConfig
-from glip_adapt.structures import Target
+from glip_adapt.structures import SizeHW, Target
 
 logger = logging.getLogger(__name__)
 
@@ -322,8 +322,8 @@ class _Fit:
     def _losses(self, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield what goes through the network together, and its share of the batch's losses."""
         scale = LossScale.of([sample.assignment for sample in batch])
-        prefixes = ((sample, self.features.of(sample.record, sample.view)) for sample in batch)
-        for together, prefix in in_batches(prefixes):
+        for together in in_batches((sample, sample.shape_hw) for sample in batch):
+            prefix = stack([self.features.of([sample.record], sample.view) for sample in together])
             with autocast(self.model.device, self.config.precision):
                 (output,) = self.model.finish(prefix)
             names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
@@ -335,10 +335,10 @@ class _Fit:
         record = self.train.records[position]
         size_hw = picture_size(record.path)
         target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
-        seen_hw = resize_shape(size_hw, view.short_side, self.config.max_long_side)
-        shapes_hw = level_shapes(padded_shape(seen_hw))
+        padded_hw = self.features.padded_shape(record, view)
+        shapes_hw = level_shapes(padded_hw)
         anchors = self.model.glip.head.anchors(shapes_hw, self.model.device)
-        return _Sample(record, view, target, assign(anchors, shapes_hw, target))
+        return _Sample(record, view, padded_hw, target, assign(anchors, shapes_hw, target))
 
     def _validate(self, step: int) -> None:
         """Score, keep the state if it is at least as good as the best, and lower the rates on a plateau.
@@ -374,10 +374,11 @@ def parameter_groups(model: AdaptedGlip, config: FitConfig) -> list[dict[str, An
 
 @dataclass(frozen=True)
 class _Sample:
-    """One picture as one view shows it, and what its anchors aim at."""
+    """One picture as one view shows it, padded to a shape, and what its anchors aim at."""
 
     record: ImageRecord
     view: View
+    shape_hw: SizeHW
     target: Target
     assignment: Assignment
 

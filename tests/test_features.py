@@ -9,9 +9,9 @@ from glip_adapt import features
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.cache import FeatureCache
 from glip_adapt.data.odinw import load_dataset
-from glip_adapt.data.transforms import View, collate
+from glip_adapt.data.transforms import View
 from glip_adapt.evaluation import evaluate
-from glip_adapt.features import FrozenFeatures, in_batches
+from glip_adapt.features import FrozenFeatures, in_batches, stack
 from glip_adapt.model.image import ImageEncoder
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Fused, ImageBatch, Pyramid
@@ -47,7 +47,7 @@ def encoded(monkeypatch):
 
 
 def of(model, cache, record, view=PLAIN, max_long_side=1333):
-    return FrozenFeatures(model, cache, max_long_side, "float32").of(record, view)
+    return FrozenFeatures(model, cache, max_long_side, "float32").of([record], view)
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -91,14 +91,21 @@ def test_a_picture_is_encoded_once_for_all_methods_that_freeze_as_much(build, da
     cache = FeatureCache()
     for method in ("zero_shot", "prompt", "text_encoder"):
         evaluate(build(method), data.val, PredictConfig(short_side=64), cache=cache)
-    assert len(encoded) == len(data.val)
+    assert sum(len(sizes_hw) for sizes_hw in encoded) == len(data.val)
 
 
 def test_evaluating_from_the_cache_changes_no_prediction(build, data):
     cache, config = FeatureCache(), PredictConfig(short_side=64)
     first, second = (evaluate(build("zero_shot"), data.val, config, cache=cache) for _ in range(2))
-    assert cache.statistics.memory_hits == len(data.val)
+    assert cache.statistics.memory_hits == 1  # pictures of one size are kept together
     assert first == second == evaluate(build("zero_shot"), data.val, config)
+
+
+def test_what_the_cache_holds_of_other_splits_changes_no_prediction(build, data):
+    cache, config = FeatureCache(), PredictConfig(short_side=64)
+    evaluate(build("zero_shot"), replace(data.val, records=data.val.records[:1]), config, cache=cache)
+    found = evaluate(build("zero_shot"), data.val, config, cache=cache)
+    assert found == evaluate(build("zero_shot"), data.val, config)
 
 
 def test_whatever_a_result_depends_on_gives_it_a_key_of_its_own(build, data, tiny_trunk, tmp_path):
@@ -122,7 +129,7 @@ def test_whatever_a_result_depends_on_gives_it_a_key_of_its_own(build, data, tin
     for count, (other, picture, view, longest) in enumerate(variants, start=2):
         of(other, cache, picture, view, longest)
         assert cache.statistics.misses == count
-    FrozenFeatures(model, cache, 1333, "bfloat16").of(record, PLAIN)
+    FrozenFeatures(model, cache, 1333, "bfloat16").of([record], PLAIN)
     assert cache.statistics.misses == len(variants) + 2
     renamed = tmp_path / "renamed.png"
     renamed.write_bytes(record.path.read_bytes())
@@ -206,9 +213,7 @@ def test_a_step_whose_float16_gradient_overflows_is_skipped_and_says_so(build, d
 def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build, data):
     model = build(method)
     prefixes = [of(model, None, record) for record in data.train.records[:3]]
-    ((positions, together),) = in_batches(enumerate(prefixes))
-    assert positions == [0, 1, 2]
-    (output,) = model.finish(together)
+    (output,) = model.finish(stack(prefixes))
     assert output.sizes_hw == tuple(prefix.sizes_hw[0] for prefix in prefixes)
     for row, prefix in enumerate(prefixes):
         (alone,) = model.finish(prefix)
@@ -218,9 +223,6 @@ def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build
 
 def test_a_batch_ends_where_the_size_changes_or_the_pixels_are_many(monkeypatch):
     monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 64 * 96)
-    sizes = [(64, 96), (50, 80), (64, 96), (64, 64), (640, 640), (640, 640), (64, 90)]
-    pictures = [collate([torch.zeros(3, *size, dtype=torch.uint8)]) for size in sizes]
-    batches = list(in_batches(enumerate(pictures)))
-    assert [positions for positions, _ in batches] == [[0, 1], [2], [3], [4], [5], [6]]
-    assert batches[0][1].sizes_hw == ((64, 96), (50, 80))
+    shapes = [(64, 96), (64, 96), (64, 96), (64, 64), (640, 640), (640, 640), (64, 96)]
+    assert list(in_batches(enumerate(shapes))) == [[0, 1], [2], [3], [4], [5], [6]]
     assert list(in_batches(iter(()))) == []

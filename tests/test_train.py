@@ -191,7 +191,7 @@ def test_a_batch_holds_one_size_and_no_picture_is_left_behind(build, data, monke
     monkeypatch.setattr(train, "in_batches", lambda pictures: batches.append(list(pictures)) or in_batches(batches[-1]))
     fit(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=60))
     for batch in batches:
-        assert len({sample.view.short_side for sample, _ in batch}) == 1
+        assert len({shape_hw for _, shape_hw in batch}) == 1
         assert len(batch) == SMALL.batch_size
         drawn += [sample.record.image_id for sample, _ in batch]
     shown = [drawn.count(record.image_id) for record in data.train.records]
