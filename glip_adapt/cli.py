@@ -141,7 +141,9 @@ def adapt(
     shots: Annotated[str, typer.Option(help='Pictures per class, or "all".')],
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of training.")] = 3,
-    config: Annotated[Path | None, typer.Option(help="TOML file of training settings (fields of FitConfig).")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file: fields of FitConfig, and the method's own in a table [settings].")
+    ] = None,
     cache: CacheFolder = None,
     trunk: TrunkName = "glip-nano",
     checkpoint: Checkpoint = None,
@@ -157,13 +159,13 @@ def adapt(
     from glip_adapt.config import override, read_toml
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
-    recipe = replace(default_recipe(trunk, method, count), seed=seed)
-    if config is not None:
-        recipe = override(recipe, read_toml(config), str(config))
+    changes = {} if config is None else read_toml(config)
+    settings = changes.pop("settings", {})
+    recipe = override(replace(default_recipe(trunk, method, count), seed=seed), changes, str(config))
     data = load_dataset(dataset)
     train = data.train.with_boxes() if count == "all" else data.train.few_shot(count, seed)
     loaded = open_trunk(trunk, checkpoint, vocabulary, device)
-    model = attach(loaded, method, classes=data.classes)
+    model = attach(loaded, method, classes=data.classes, settings=settings)
     features = feature_cache(cache)
     zero_shot = attach(loaded, "zero_shot", classes=data.classes)
     before = evaluate(zero_shot, data.test, recipe.predict_config, cache=features)

@@ -114,6 +114,21 @@ def test_adapt_then_eval_then_detect_with_the_adapter(glip, coco_folder, tmp_pat
     assert code == 0, err
 
 
+def test_the_recipe_of_adapt_also_holds_the_settings_of_the_method(glip, coco_folder, tmp_path):
+    recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
+    adapt = ("adapt", coco_folder, "--method", "lora", "--shots", "1", "--out", saved, "--config", recipe)
+    short = "max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n[settings]\n"
+    recipe.write_text(short + "target = 'head'\nrank = 2\n")
+    code, _, err = glip(*adapt)
+    assert code == 0, err
+    used = json.loads((saved / "adapter.json").read_text())["config"]
+    assert (used["target"], used["rank"]) == ("head", 2)
+    recipe.write_text(short + "ranks = 2\n")
+    code, _, err = glip(*adapt)
+    assert code == 1
+    assert "settings of lora: unknown key 'ranks' (did you mean 'rank'?)" in " ".join(err.split())
+
+
 def test_data_check_finds_nothing_in_a_good_dataset_and_fails_on_a_bad_one(glip, coco_folder):
     assert glip("data", "check", coco_folder)[0] == 0
     (coco_folder / "test" / "0.png").unlink()
