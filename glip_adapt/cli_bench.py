@@ -28,7 +28,7 @@ def quickstart(
         int | None, typer.Option(min=1, help="Processes that share the runs; default: as cores.")
     ] = None,
 ) -> None:
-    """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about seven minutes.
+    """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about five minutes.
 
     Example: glip-adapt quickstart
     """
