@@ -436,6 +436,22 @@ def test_real_validations_agree_with_evaluating_afterwards(build, data):
     assert history.best_ap == (evaluate(model, data.val, SMALL.predict_config).ap or 0.0)
 
 
+@pytest.mark.parametrize("method", ["text_encoder", "full", "context"])
+def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
+    """AdamW's fused kernel does not count that it changes weights."""
+    model = build(method)
+    seen = []
+
+    def compare(validation):
+        with torch.no_grad():
+            seen.append(model.texts()[0].features)
+            assert torch.equal(seen[-1], model.glip.encode_text(model.captions[0]).features)
+
+    config = replace(SMALL, max_steps=2, validate_every=1, text_learning_rate=1e-2)
+    fit(model, data.train, data.val, config, on_validation=compare)
+    assert not torch.equal(*seen)
+
+
 # Interruption and errors ---------------------------------------------------------------------------------------------
 
 

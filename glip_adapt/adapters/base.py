@@ -147,6 +147,8 @@ class AdaptedGlip:
         """Set train mode where everything below a module is owned; frozen parts stay in eval mode."""
         owned = {id(tensor) for tensor in self.owned_tensors().values()}
         _set_mode(self.glip, owned if training else set())
+        if training:  # fused optimisers change weights without counting it
+            self._texts_version = None
 
     @property
     def frozen_result(self) -> type[Prefix]:
