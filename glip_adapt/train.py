@@ -161,12 +161,13 @@ def default_recipe(trunk: str, method: str, shots: int | Literal["all"]) -> FitC
     recipe = replace(FitConfig(), **{**NANO_RECIPE, **NANO_METHODS.get(method, {})})
     if shots != 1:
         return recipe
-    # One picture per class is learnt by heart at these rates.
+    # One picture per class is learnt by heart at these rates, and soon.
     third, half = 1 / 3, 1 / 2
     assert recipe.max_steps is not None
     return replace(
         recipe,
         max_steps=round(half * recipe.max_steps),
+        validate_every=10,
         learning_rate=third * recipe.learning_rate,
         text_learning_rate=third * recipe.text_learning_rate,
     )
