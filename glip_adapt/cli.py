@@ -102,7 +102,7 @@ def detect(
     if len(set(written)) < len(written) or {path.resolve() for path in images} & set(written):
         raise ValueError(f"Results in {out} would overwrite each other or a picture. Name another --out folder.")
     model = _model(trunk, checkpoint, vocabulary, device, adapter, _split_names(classes, ",") or caption.split(". "))
-    shown = _view(trunk, short_side)
+    shown = _view(model.trunk.name, short_side)
     out.mkdir(parents=True, exist_ok=True)
     results, labels = [], []
     for path in images:
@@ -142,7 +142,7 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     seed: Annotated[int, typer.Option(min=0, help="Of the few-shot draw and of training.")] = 3,
     config: Annotated[
-        Path | None, typer.Option(help="TOML file: fields of FitConfig, and the method's own in a table [settings].")
+        Path | None, typer.Option(help="TOML file: fields of FitConfig, and a table 'settings' of the method's own.")
     ] = None,
     cache: CacheFolder = None,
     trunk: TrunkName = "glip-nano",
@@ -205,7 +205,7 @@ def evaluate_adapter(
 
     data = load_dataset(dataset)
     model = _model(trunk, checkpoint, vocabulary, device, adapter, list(data.classes))
-    shown = _view(trunk, short_side)
+    shown = _view(model.trunk.name, short_side)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(
@@ -286,15 +286,22 @@ def doctor(
 def _model(
     trunk: str, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None, names: list[str]
 ) -> Any:
-    """Return an adapter or a baked model from disk, or zero-shot for ``names``."""
+    """Return an adapter or a baked model from disk, which ``names``, if any, must agree with; or zero-shot for them."""
     from glip_adapt import attach, load_adapter, load_baked
 
+    classes = [name for name in names if name.strip()]
     if adapter is not None and (adapter / "baked.json").is_file():
-        return load_baked(adapter, device)
+        baked = load_baked(adapter, device)
+        if classes and tuple(classes) != baked.class_names:
+            raise ValueError(
+                f"The baked model in {adapter} detects {', '.join(baked.class_names)}, but {', '.join(classes)} was "
+                "asked for. Use the classes that it was trained for, in their order."
+            )
+        return baked
     loaded = open_trunk(trunk, checkpoint, vocabulary, device)
     if adapter is not None:
-        return load_adapter(loaded, adapter, classes=[n for n in names if n.strip()] or None)
-    return attach(loaded, "zero_shot", classes=[n for n in names if n.strip()])
+        return load_adapter(loaded, adapter, classes=classes or None)
+    return attach(loaded, "zero_shot", classes=classes)
 
 
 def _view(trunk: str, short_side: int | None) -> Any:

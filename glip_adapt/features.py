@@ -42,11 +42,12 @@ class FrozenFeatures:
         self.model, self.cache, self.max_long_side, self.precision = model, cache, max_long_side, precision
         stage = model.frozen_result
         self._pixels_only = stage is ImageBatch
+        products = f"{torch.get_float32_matmul_precision()}-{torch.get_num_threads()}"
         self._shared = {
             "trunk": "" if self._pixels_only else model.trunk.checksum,
             "stage": stage.__name__,
             "text": _text_digest(model) if isinstance(model, AdaptedGlip) and stage is Fused else "",
-            "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{torch.get_float32_matmul_precision()}",
+            "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{products}",
         }
 
     def of(self, records: Sequence[ImageRecord], view: View) -> Prefix:

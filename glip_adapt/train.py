@@ -92,6 +92,8 @@ class FitConfig:
         for name in (*positive, "max_steps", "validate_every"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+        if self.schedule not in ("plateau", "cosine"):
+            raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
         _ = self.predict_config  # checks the sizes
 
     @property

@@ -10,6 +10,8 @@ from PIL import Image
 from glip_adapt import attach, load_trunk
 from glip_adapt.data import odinw
 from glip_adapt.data.coco import load_split
+from glip_adapt.prediction import PredictConfig
+from glip_adapt.structures import Detections
 
 SMALL = ["--short-side", "64"]
 
@@ -127,6 +129,40 @@ def test_the_recipe_of_adapt_also_holds_the_settings_of_the_method(glip, coco_fo
     code, _, err = glip(*adapt)
     assert code == 1
     assert "settings of lora: unknown key 'ranks' (did you mean 'rank'?)" in " ".join(err.split())
+
+
+@pytest.fixture
+def bake(tiny_trunk, tmp_path, monkeypatch):
+    """Put a baked model of random weights where the command line finds it; return its folder."""
+
+    def put(trunk, classes):
+        baked = attach(replace(tiny_trunk, name=trunk), "prompt", classes=classes).bake()
+        monkeypatch.setattr("glip_adapt.adapters.baked.load_baked", lambda folder, device: baked)
+        (tmp_path / "baked").mkdir()
+        (tmp_path / "baked" / "baked.json").touch()
+        return tmp_path / "baked"
+
+    return put
+
+
+def test_a_baked_model_is_shown_pictures_as_its_own_trunk_is(glip, bake, coco_folder, tmp_path, monkeypatch):
+    shown = []
+
+    def predict(model, picture, config):
+        shown.append(config)
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+    monkeypatch.setattr("glip_adapt.prediction.predict", predict)
+    baked = bake("glip-t", ["red box"])
+    code, _, err = glip("detect", coco_folder / "test" / "0.png", "--adapter", baked, "--out", tmp_path / "found")
+    assert code == 0, err
+    assert shown == [PredictConfig.of("glip-t")]
+
+
+def test_a_baked_model_is_not_scored_on_classes_in_another_order(glip, bake, coco_folder):
+    code, _, err = glip("eval", coco_folder, "--adapter", bake("glip-nano", ["blue box", "red box"]), *SMALL)
+    assert code == 1
+    assert "detects blue box, red box, but red box, blue box was asked for" in " ".join(err.split())
 
 
 def test_data_check_finds_nothing_in_a_good_dataset_and_fails_on_a_bad_one(glip, coco_folder):
