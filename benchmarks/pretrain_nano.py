@@ -78,7 +78,7 @@ synthetic pictograms and nothing else: it is not a detector for photographs.
   (`glip_adapt/data/glyphs.py`), {names} names of pictograms in ten colours; a fifth of the pairs of colour and name, 31
   names and the look of most sets below were held out. Captions: lists of names with many that are absent, and
   sentences. Vocabulary: 950 WordPiece entries learnt from the same names.
-- **Recipe**: `benchmarks/pretrain_nano.py --trunk {trunk} --steps {steps}`: AdamW, batches of {batch}, seed {seed},
+- **Recipe**: `benchmarks/pretrain_nano.py --trunk {trunk} --steps {steps} --seed {seed}{option}`: AdamW, batches of {batch},
   cosines of 2000 steps with warm restarts, averaged weights.{start}
 - **Compute** of the last stage: {minutes:.0f} minutes on {device}, {threads} thread(s), in float32.
 - **Limits**: objects of about 16 to 64 pixels on pictures of about 160; names outside of its data are guesses; made and
@@ -93,8 +93,8 @@ Zero-shot AP (COCO, percent) on the test pictures of the synthetic suite glyphs1
 | **mean** | **{mean:.1f}** |
 """
 START = """
-- **First stage**: 64000 scenes more, by the same command with its defaults (4000 steps, seed 0, captions uncut), gave
-  the weights that this one began with, checksum `{}`."""
+- **First stage**: 64000 scenes more, by the same script with its defaults (4000 steps, seed 0, captions uncut), gave
+  the weights that this one began with, FIRST, checksum `{}`."""
 TEST_VIEW = PredictConfig(short_side=SIDE, max_long_side=2 * SIDE)
 
 
@@ -392,6 +392,7 @@ class PreTraining:
             steps=self.steps,
             batch=self.scenes.batch,
             seed=self.scenes.seed,
+            option=" --start FIRST" if "start" in self.recipe else "",
             start=START.format(self.recipe["start"]) if "start" in self.recipe else "",
             minutes=self.seconds / 60,
             device=self.device.type,
