@@ -78,8 +78,8 @@ synthetic pictograms and nothing else: it is not a detector for photographs.
   (`glip_adapt/data/glyphs.py`), {names} names of pictograms in ten colours; a fifth of the pairs of colour and name, 31
   names and the look of most sets below were held out. Captions: lists of names with many that are absent, and
   sentences. Vocabulary: 950 WordPiece entries learnt from the same names.
-- **Recipe**: `benchmarks/pretrain_nano.py --trunk {trunk} --steps {steps} --seed {seed}{option}`: AdamW, batches of {batch},
-  cosines of 2000 steps with warm restarts, averaged weights.{start}
+- **Recipe**: `benchmarks/pretrain_nano.py --trunk {trunk} --steps {steps} --seed {seed}{option}`: AdamW,
+  batches of {batch}, cosines of 2000 steps with warm restarts, averaged weights.{start}
 - **Compute** of the last stage: {minutes:.0f} minutes on {device}, {threads} thread(s), in float32.
 - **Limits**: objects of about 16 to 64 pixels on pictures of about 160; names outside of its data are guesses; made and
   measured on synthetic pictures only.
