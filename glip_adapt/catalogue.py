@@ -114,9 +114,9 @@ def memory(trunk: str, size_hw: SizeHW) -> list[dict[str, Any]]:
     stand_in = random_trunk(trunk)  # memory does not depend on the weights
     rows = []
     for name in ADAPTERS:
-        estimate = estimate_memory(stand_in, name, size_hw)
+        estimate, less = (estimate_memory(stand_in, name, size_hw, recompute) for recompute in (False, True))
         parts = {"weights": estimate.weights, "gradients, optimiser, best state": estimate.trained}
-        parts |= {"activations": estimate.activations, "total": estimate.total}
+        parts |= {"activations": estimate.activations, "total": estimate.total, "total, recompute = true": less.total}
         rows.append({"method": name, **{part: f"{size / 1e9:.2f}" for part, size in parts.items()}})
     return rows
 

@@ -47,16 +47,20 @@ class MemoryEstimate:
         return self.weights + self.trained + self.activations
 
 
-def estimate_memory(trunk: Trunk, method: str, size_hw: SizeHW, classes: int = 10) -> MemoryEstimate:
+def estimate_memory(
+    trunk: Trunk, method: str, size_hw: SizeHW, recompute: bool = False, classes: int = 10
+) -> MemoryEstimate:
     """Return what one step of ``method`` will need for a picture of ``size_hw``, measured on two small ones.
 
     Args:
         trunk: may have random weights.
         method: one of ``ADAPTERS``.
         size_hw: of the picture as the network sees it, pixels.
+        recompute: whether blocks are computed again in the backward pass, ``FitConfig.recompute``.
         classes: how many are named in the caption.
     """
     model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)])
+    model.glip.set_recompute(recompute)
     small, large = (_activations(model, probe) for probe in PROBES_HW)
     slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
     activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))

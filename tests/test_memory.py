@@ -48,6 +48,12 @@ def test_training_more_takes_more(nano):
     assert totals == sorted(totals)
 
 
+def test_computing_blocks_again_takes_less_where_they_are_trained(nano):
+    plain, again = (estimate_memory(nano, "full", (480, 640), recompute) for recompute in (False, True))
+    assert again.activations < 0.7 * plain.activations
+    assert (again.weights, again.trained) == (plain.weights, plain.trained)
+
+
 def test_estimating_leaves_the_trunk_as_it_was(nano):
     before = {name: value.clone() for name, value in nano.glip.state_dict().items()}
     estimate_memory(nano, "full", (96, 96))

@@ -18,9 +18,9 @@ from glip_adapt.data.odinw import load_dataset
 from glip_adapt.draw import draw_detections
 from glip_adapt.structures import Detections
 
-CELL = (230, 300)  # height and width of a picture's place, pixels
-HEADING = 34  # pixels above the pictures of a row
-WANTED_OBJECTS = 3  # the first test picture with at least so many is shown
+CELL = (390, 480)  # height and width of a picture's place, pixels; in a smaller one the labels hide what they name
+HEADING = 42  # pixels above the pictures of a row
+WANTED_OBJECTS = 3  # the first test picture with so many is shown, or with the number nearest to it
 
 
 def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
@@ -47,10 +47,10 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
     height, width = CELL
     columns = 1 + max(len(row) for row in by_dataset.values())
     strip = Image.new("RGB", (columns * width, 40 + len(by_dataset) * (height + HEADING)), "white")
-    ImageDraw.Draw(strip).text((6, 10), title, "black", ImageFont.load_default(17))
+    ImageDraw.Draw(strip).text((6, 7), title, "black", ImageFont.load_default(24))
     for position, (dataset, records) in enumerate(by_dataset.items()):
         split = load_dataset(dataset).test
-        shown = next((r for r in split.records if len(r.target) >= WANTED_OBJECTS), split.records[0])
+        shown = min(split.records, key=lambda record: abs(len(record.target) - WANTED_OBJECTS))
         top = 40 + position * (height + HEADING)
         cells = [(f"{split.name}: truth", _truth(shown))]
         for record in records:
@@ -58,7 +58,7 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
             assert record.metrics is not None
             cells.append((f"{_name(record.key)}: AP {100 * (record.metrics.ap or 0):.0f}", found))
         for column, (heading, found) in enumerate(cells):
-            ImageDraw.Draw(strip).text((column * width + 6, top + 10), heading, "black", ImageFont.load_default(14))
+            ImageDraw.Draw(strip).text((column * width + 6, top + 10), heading, "black", ImageFont.load_default(20))
             strip.paste(_picture(shown, found, split.classes), (column * width, top + HEADING))
     return strip
 

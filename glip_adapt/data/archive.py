@@ -8,6 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
@@ -30,8 +31,9 @@ def check_archive(file: IO[bytes]) -> list[ZipInfo]:
         file: opened for reading, seekable.
 
     Raises:
-        UnsafeArchiveError: if it is no zip file; an entry lies outside the folder it is unpacked into, is a link or a
-            device, is encrypted or comes twice; or the entries are too many, too large or pressed too hard.
+        UnsafeArchiveError: if it is no zip file; an entry lies outside the folder it is unpacked into or below a file,
+            is a link or a device, is encrypted or comes twice; or the entries are too many, too large or pressed too
+            hard.
     """
     size = file.seek(0, os.SEEK_END)
     try:
@@ -46,13 +48,14 @@ def check_archive(file: IO[bytes]) -> list[ZipInfo]:
             f"its {size} bytes would unpack to {unpacked}, more than {MAX_RATIO} times as many or than "
             f"{MAX_UNPACKED_BYTES}"
         )
-    seen: set[PurePosixPath] = set()
+    seen: dict[PurePosixPath, ZipInfo] = {}
     for entry in entries:
         _check_entry(entry)
         path = PurePosixPath(entry.filename)
         if path in seen:
             raise UnsafeArchiveError(f"entry {entry.filename!r} comes twice")
-        seen.add(path)
+        seen[path] = entry
+    _check_parents(seen)
     return [entry for entry in entries if not entry.is_dir()]
 
 
@@ -94,3 +97,10 @@ def _check_entry(entry: ZipInfo) -> None:
         raise UnsafeArchiveError(f"entry {entry.filename!r} is a {'link' if kind == stat.S_IFLNK else 'device'}")
     if entry.flag_bits & ~_PLAIN_FLAGS or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
         raise UnsafeArchiveError(f"entry {entry.filename!r} is encrypted, or compressed by another method than deflate")
+
+
+def _check_parents(entries: dict[PurePosixPath, ZipInfo]) -> None:
+    """Refuse an entry below one that is a file: there is no such place."""
+    for above, below in pairwise(sorted(entries, key=lambda path: path.parts)):  # what lies below a path follows it
+        if not entries[above].is_dir() and below.parts[: len(above.parts)] == above.parts:
+            raise UnsafeArchiveError(f"entry {entries[below].filename!r} lies below {str(above)!r}, which is a file")

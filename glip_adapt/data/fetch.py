@@ -135,7 +135,8 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
             if not target.exists():  # another process may just have made it
                 _download(spec, remote, part)
                 _unpack(spec, remote, part, target, report)
-            part.remove()
+            for left in base.glob(f".{spec.archive}-*.part"):  # this one, and those of an archive since replaced
+                left.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -215,7 +216,9 @@ def _open_part(path: Path, size_bytes: int, report: OnBytes) -> Iterator[_PartFi
     with _PartFile(path, size_bytes, report) as part:
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process
-        except BlockingIOError as error:
+            if not os.path.samestat(os.fstat(part.fileno()), path.stat()):
+                raise BlockingIOError("what is locked here was removed meanwhile, and another begun in its place")
+        except (BlockingIOError, FileNotFoundError) as error:
             raise FetchError(f"Another process downloads into {path}. Wait for it, then call again.") from error
         try:
             yield part

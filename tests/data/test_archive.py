@@ -78,6 +78,21 @@ def test_an_entry_that_comes_twice_is_refused(again):
         check_archive(zipped(("a/x", b"1"), (again, b"2")))
 
 
+@pytest.mark.parametrize(
+    "names", [("a/x", "a/x/y"), ("a/x/y/z", "a/x-", "a/x"), ("a/x", "a/x/y/"), ("a//x", "a/", "a/x.y", "a/./x/y")]
+)
+def test_an_entry_below_a_file_is_refused(names):
+    with pytest.raises(UnsafeArchiveError, match=r"entry 'a/(\./)?x/y.*' lies below 'a/x', which is a file"):
+        check_archive(zipped(*[(name, b"") for name in names]))
+
+
+def test_an_entry_below_a_folder_or_beside_a_file_of_like_name_is_not(tmp_path):
+    content = {"a/x/y": b"1", "a/x.y": b"2", "a/x-/y": b"3", "a/X": b"4"}
+    file = zipped(("a/x/", b""), *content.items())
+    unpack(file, check_archive(file), tmp_path, lambda _: None)
+    assert files_below(tmp_path) == content
+
+
 def test_a_bomb_is_refused():
     with pytest.raises(UnsafeArchiveError, match="would unpack to 20000000, more than 100 times"):
         check_archive(zipped(("a/zeros", bytes(20_000_000))))
@@ -115,10 +130,12 @@ def test_anything_else_is_no_zip_file_and_nothing_but_this_error(content):
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), data=st.data())
 def test_a_changed_byte_is_either_refused_or_harmless(tmp_path_factory, at, value, data):
     compression = data.draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
-    content = bytearray(zipped(("a/b", b"some text, " * 9), ("a/c", b"more"), compression=compression).getvalue())
+    original = {"a/b": b"some text, " * 9, "a/c": b"more"}
+    content = bytearray(zipped(*original.items(), compression=compression).getvalue())
     content[at % len(content)] = value
     root = tmp_path_factory.mktemp("changed")
     file = io.BytesIO(bytes(content))
     with contextlib.suppress(UnsafeArchiveError):
         unpack(file, check_archive(file), root / "in", lambda _: None)
+        assert files_below(root / "in").items() <= original.items()
     assert [path.name for path in root.iterdir()] in ([], ["in"])

@@ -207,6 +207,19 @@ def test_a_damaged_part_of_an_earlier_try_is_found_and_dropped(hub, raccoon):
     assert names_in(raccoon) == []
 
 
+def test_the_part_of_an_archive_since_replaced_is_removed_once_the_new_one_is_there(hub, raccoon, tmp_path):
+    hub.fault = "cut"
+    with pytest.raises(FetchError, match="broke off"):
+        fetch_dataset("Raccoon", raccoon)
+    (raccoon / ".Aquarium.zip-0123456789ab.part").touch()
+    replaced = zipped(tmp_path / "made" / "odinw" / "Raccoon", tmp_path / "new.zip", ("Raccoon/more.txt", b"more"))
+    hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", replaced)
+    hub.fault = None
+    fetch_dataset("Raccoon", raccoon)
+    assert (raccoon / "Raccoon" / "more.txt").exists()
+    assert names_in(raccoon) == [".Aquarium.zip-0123456789ab.part", "Raccoon"]
+
+
 def test_what_the_hub_does_not_have_or_no_hub_at_all_is_one_error(hub, raccoon, monkeypatch):
     with pytest.raises(FetchError, match=r"odinw_35/Aquarium\.zip could not be reached"):
         fetch_dataset("Aquarium", raccoon)
@@ -234,6 +247,7 @@ def link(name):
         ("../evil", "outside the folder"),
         ("Raccoon/../../evil", "outside the folder"),
         (link("Raccoon/evil"), "is a link"),
+        ("Raccoon/Raccoon.v2-raw.coco/test/annotations_without_background.json/evil", "lies below .*, which is a file"),
     ],
 )
 def test_an_archive_that_reaches_out_is_refused_before_anything_is_written(hub, raccoon, tmp_path, entry, message):
@@ -340,6 +354,23 @@ def test_two_processes_do_not_write_into_one_file(hub, raccoon):
         with pytest.raises(FetchError, match="Another process downloads"):
             fetch_dataset("Raccoon", raccoon)
     assert fetch_dataset("Raccoon", raccoon).is_new
+
+
+@pytest.mark.parametrize("begun_anew", [False, True])
+def test_a_lock_on_a_part_that_was_removed_meanwhile_does_not_count(hub, raccoon, monkeypatch, begun_anew):
+    lock = fcntl.flock
+
+    def lock_late(part, how):
+        part.path.unlink()
+        if begun_anew:
+            part.path.write_bytes(b"theirs")
+        lock(part, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch.fcntl, "flock", lock_late)
+        with pytest.raises(FetchError, match="Another process downloads"):
+            fetch_dataset("Raccoon", raccoon)
+    assert [path.read_bytes() for path in raccoon.iterdir()] == [b"theirs"] * begun_anew
 
 
 def test_a_folder_that_is_in_the_way_or_incomplete_is_not_touched(hub, raccoon):
