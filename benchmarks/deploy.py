@@ -199,7 +199,7 @@ def clock(work: Callable[..., T], *arguments: Any) -> tuple[float, T]:
 
 
 def peak_gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
 
 
 def resident_gigabytes() -> float:

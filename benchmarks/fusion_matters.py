@@ -1,7 +1,7 @@
 """How much of full fine-tuning's gain prompt tuning recovers at 10 shots, with and without deep fusion.
 
-    glip-adapt bench benchmarks/plans/fusion_matters.toml --out runs/glyphs13
-    python benchmarks/fusion_matters.py runs/glyphs13 --out benchmarks/results/fusion_matters
+    glip-adapt bench benchmarks/plans/fusion_matters.toml --out runs/fusion_matters
+    python benchmarks/fusion_matters.py runs/fusion_matters --out benchmarks/results/fusion_matters
 
 writes the figure (PNG and SVG) and prints the table; both hold bootstrap intervals over datasets and seeds.
 """
@@ -24,10 +24,11 @@ def main() -> None:
     arguments = parser.parse_args()
     records = read_records(arguments.results)
     recoveries = [share_of_gain(records, trunk, "prompt") for trunk in TRUNKS]
-    figure = draw_recovery(recoveries)
+    figure = draw_recovery(recoveries, note="Measured on synthetic data.")
     for suffix in ("png", "svg"):
         figure.savefig(arguments.out.with_suffix(f".{suffix}"), dpi=160)
-    print(format_recovery(recoveries, difference_of_shares(records, *TRUNKS, "prompt")))
+    difference = difference_of_shares(records, *TRUNKS, "prompt")
+    print(format_recovery(recoveries, difference, note="The data are synthetic."))
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def compare(file: Path, weights: ModuleType, vocabulary: Path) -> Iterator[Line]
             if isinstance(module, CrossAttention):
                 module.order = way.order
         compare_kind = compare_eval if file.name.startswith("eval_") else compare_train
-        for quantity, error, limit in compare_kind(golden, model, forward(model, images, way.cached), weights):
+        for quantity, error, limit in compare_kind(golden, model, forward(model, images, way.cached)):
             yield Line(file.name, f"{quantity}{way}", error, limit)
 
 
@@ -144,9 +144,7 @@ def compare_encoders(golden: Any, model: AdaptedGlip, images: ImageBatch) -> Ite
     yield "text_embedded", relative(text.features[:, :, ::8], golden["text_embedded"]), MAX_ERROR
 
 
-def compare_eval(
-    golden: Any, model: AdaptedGlip, output: HeadOutput, weights: ModuleType
-) -> Iterator[tuple[str, float, float]]:
+def compare_eval(golden: Any, model: AdaptedGlip, output: HeadOutput) -> Iterator[tuple[str, float, float]]:
     """Yield name, error and limit of the raw predictions and of the detections."""
     sizes = [h * w for h, w in output.level_shapes_hw]
     per_level = {
@@ -168,9 +166,7 @@ def compare_eval(
         yield f"detections_{i} labels", (found.labels[partner] != expected.labels).sum().item(), 0
 
 
-def compare_train(
-    golden: Any, model: AdaptedGlip, output: HeadOutput, weights: ModuleType
-) -> Iterator[tuple[str, float, float]]:
+def compare_train(golden: Any, model: AdaptedGlip, output: HeadOutput) -> Iterator[tuple[str, float, float]]:
     """Yield name, error and limit of the losses and gradients."""
     losses = detection_loss(output, targets(golden, len(output.sizes_hw)))
     for tensor in model.owned_tensors().values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_facts(folder: str | Path) -> TrainingFacts | None:
     path = Path(folder) / FACTS_FILE
     if not path.is_file():
         return None
-    about = read_file_description(_FactsFile, path, FACTS_VERSION)
+    about = read_file_description(_FactsFile, path, FACTS_VERSION, "training")
     return about.facts if about.sha256 == read_description(folder).sha256 else None
 
 
@@ -84,15 +85,20 @@ def build_card(
         facts: how it was trained.
         licence: of the adapter, in the Hub's short form, ``"mit"`` for example.
         has_picture: whether ``picture.png`` is beside it.
+
+    Raises:
+        ValueError: if a metric has the name of another row of the table.
     """
     trunk = description.trunk
     picture = f"![Detections]({PICTURE_FILE})\n\n" if has_picture else ""
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in _rows(description, facts, licence).items())
+    rows = "\n".join(
+        f"| {_cell(name)} | {_cell(value)} |" for name, value in _rows(description, facts, licence).items()
+    )
     return f"""{_metadata(description, licence)}
 # {_cell(repository.rpartition("/")[2])}
 
-A `{_cell(description.method)}` adapter of {description.trained_parameters:,} numbers for the GLIP detector
-`{_cell(trunk.name)}`, made with glip_adapt. It detects nothing without exactly that trunk.
+A `{_code(description.method)}` adapter of {description.trained_parameters:,} numbers for the GLIP detector
+`{_code(trunk.name)}`, made with glip_adapt. It detects nothing without exactly that trunk.
 
 {picture}| what | value |
 |---|---|
@@ -106,8 +112,8 @@ from glip_adapt import from_hub, load_trunk, predict
 model = from_hub(load_trunk({json.dumps(trunk.name)}), {json.dumps(repository)})
 ```
 
-From the shell: `glip-adapt pull {repository} --out adapter`, then
-`glip-adapt detect photo.jpg --trunk {_cell(trunk.name)} --adapter adapter`.
+From the shell: `glip-adapt pull {_code(repository)} --out adapter`, then
+`glip-adapt detect photo.jpg --trunk {_code(trunk.name)} --adapter adapter`.
 """
 
 
@@ -132,7 +138,7 @@ def _rows(description: Description, facts: TrainingFacts | None, licence: str | 
     trunk = description.trunk
     released = TRUNKS.get(trunk.name)
     settings = ", ".join(f"{key} = {json.dumps(value)}" for key, value in description.config.items())
-    rows = {
+    before = {
         "trunk": f"{trunk.name}, SHA-256 of its weights {trunk.checksum}",
         "licence of the trunk": released.licence if released else _UNKNOWN,
         "method": f"{description.method} ({settings})" if settings else description.method,
@@ -142,11 +148,18 @@ def _rows(description: Description, facts: TrainingFacts | None, licence: str | 
         "shots": str(facts.shots) if facts else _UNKNOWN,
         "seed": str(facts.seed) if facts else _UNKNOWN,
     }
-    metrics = facts.metrics if facts else {}
-    rows |= {name: f"{100 * value:.1f} %" for name, value in metrics.items()} or {"metrics": _UNKNOWN}
-    return rows | {"SHA-256 of adapter.safetensors": description.sha256, "licence": licence or _UNKNOWN}
+    after = {"SHA-256 of adapter.safetensors": description.sha256, "licence": licence or _UNKNOWN}
+    metrics = {name: f"{100 * value:.1f} %" for name, value in facts.metrics.items()} if facts else {}
+    if taken := sorted(metrics.keys() & (before | after).keys()):
+        raise ValueError(f"The card has another row of the name {taken[0]!r}. Give the metric another name.")
+    return before | (metrics or {"metrics": _UNKNOWN}) | after
 
 
 def _cell(value: str) -> str:
-    """Return text that stays within its cell of a table, and is text there."""
-    return html.escape(" ".join(value.split()), quote=False).replace("|", "\\|").replace("`", "'")
+    """Return text that stays on its line and in its cell of a table, and is text there, whatever it looks like."""
+    return re.sub(r"([\\|\[\]*_!`~:])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
+
+
+def _code(value: str) -> str:
+    """Return text that stays between the backticks that mark code, where nothing else has a meaning."""
+    return " ".join(value.split()).replace("`", "'")

@@ -26,10 +26,11 @@ def bake(
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """
     from glip_adapt import load_adapter
+    from glip_adapt.adapters.baked import DESCRIPTION_FILE, TENSORS_FILE
 
     model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu"), adapter)
     model.bake().save(out)
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    size = sum((out / name).stat().st_size for name in (DESCRIPTION_FILE, TENSORS_FILE)) / 1e6
     terminal.console.print(
         f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)", soft_wrap=True
     )
@@ -40,7 +41,9 @@ def export(
     baked: Annotated[Path, typer.Argument(help="Folder saved by `bake`.")],
     out: Annotated[Path, typer.Option(help="File to write, .onnx.", dir_okay=False)],
 ) -> None:
-    """Write a baked model as ONNX: one picture of any size in, boxes, scores and labels out.
+    """Write a baked model as ONNX: one picture in, boxes, scores and labels out.
+
+    Resized as the metadata of the file prescribe, both sides of a picture must lie between their least_side and 4096.
 
     Example: glip-adapt export baked/raccoon --out raccoon.onnx
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,8 +44,8 @@ def search(
     from glip_adapt.data.odinw import load_dataset
     from glip_adapt.prompting import search_prompts
 
-    file = Path(candidates)
-    given = file.read_text(encoding="utf-8").split("\n") if file.is_file() else candidates.split(";")
+    is_file = os.path.isfile(candidates)  # unlike Path, whatever the length
+    given = Path(candidates).read_text(encoding="utf-8").split("\n") if is_file else candidates.split(";")
     data = load_dataset(dataset)
     found = search_prompts(
         open_trunk(trunk, checkpoint, vocabulary, device),

@@ -1,7 +1,7 @@
 """A baked model as one graph, picture in, boxes out: for ``torch.export`` and, through it, for ONNX.
 
 The graph holds what ``predict`` does after resizing: pixel statistics, padding, network, decoding. It takes one picture
-of any size, since the number of operations depends on the model only.
+whose sides, resized as the metadata of the file prescribe, lie between ``least_side`` and 4096 pixels.
 
 Shape letters: A anchors over all levels, K classes, N boxes, H W pixels.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from glip_adapt.model.decode import (
     class_probabilities,
 )
 from glip_adapt.model.image import SwinBlock
+from glip_adapt.model.weights import written_whole
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Detections, HeadOutput, Pyramid, SizeHW, TextFeatures
 
@@ -160,7 +160,8 @@ def export_onnx(model: BakedGlip, path: str | Path) -> None:
     """Write the model as an ONNX file: input ``pixels``, outputs ``boxes_xyxy``, ``scores``, ``labels``.
 
     Input and outputs are those of ``export_program``. The metadata of the file says what the labels mean, ``classes``
-    (JSON), how a picture is resized first, ``short_side`` and ``max_long_side``, and the ``least_side``, in pixels.
+    (JSON), how a picture is resized first, ``short_side`` and ``max_long_side``, and the ``least_side`` that both sides
+    must have then, in pixels: a long, narrow picture may fall below it.
 
     Args:
         model: from ``AdaptedGlip.bake`` or ``load_baked``, on a CPU.
@@ -190,7 +191,5 @@ def export_onnx(model: BakedGlip, path: str | Path) -> None:
         max_long_side=str(shown.max_long_side),
         least_side=str(least_side(model)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    program.save(temporary, external_data=False)
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        program.save(temporary, external_data=False)

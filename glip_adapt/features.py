@@ -44,7 +44,7 @@ class FrozenFeatures:
         self._pixels_only = stage is ImageBatch
         products = f"{torch.get_float32_matmul_precision()}-{torch.get_num_threads()}"
         self._shared = {
-            "trunk": "" if self._pixels_only else model.trunk.checksum,
+            "trunk": "" if self._pixels_only else model.frozen_checksum,
             "stage": stage.__name__,
             "text": _text_digest(model) if isinstance(model, AdaptedGlip) and stage is Fused else "",
             "numerics": f"{model.device.type}-{precision}-{VERSIONS}-{products}",

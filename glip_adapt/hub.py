@@ -29,7 +29,7 @@ from glip_adapt.adapters.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, AdapterM
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.data.check import load_rgb
-from glip_adapt.model.weights import Trunk
+from glip_adapt.model.weights import Trunk, written_whole
 
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
@@ -67,7 +67,7 @@ def push_to_hub(
     Raises:
         FileNotFoundError: if the folder holds no adapter, or there is no picture.
         AdapterMismatchError: if the files in the folder do not belong together.
-        ValueError: if the picture cannot be read.
+        ValueError: if the picture cannot be read, or a metric has the name of another row of the card.
         HubError: if the Hub cannot be reached or refuses.
     """
     with tempfile.TemporaryDirectory() as scratch:
@@ -149,9 +149,9 @@ def pull(repository: str, folder: str | Path, revision: str = "main") -> Descrip
     if (folder / DESCRIPTION_FILE).exists():
         raise FileExistsError(f"{folder} holds an adapter already. Name another folder, or remove it.")
     source = download_adapter(repository, revision)
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (TENSORS_FILE, DESCRIPTION_FILE):  # the description last: a folder without one holds no adapter
-        shutil.copyfile(source / name, folder / name)
+        with written_whole(folder / name) as temporary:
+            shutil.copyfile(source / name, temporary)
     return read_description(folder)
 
 

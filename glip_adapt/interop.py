@@ -15,6 +15,7 @@ import numpy as np
 
 from glip_adapt import boxes
 from glip_adapt.data.check import picture_size
+from glip_adapt.model.weights import written_whole
 from glip_adapt.structures import Detections
 
 if TYPE_CHECKING:
@@ -60,7 +61,6 @@ def write_pseudo_labels(
         class_names: in label order; category ids count from 1.
     """
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (path, detections) in enumerate(zip(pictures, found, strict=True), start=1):
@@ -84,6 +84,5 @@ def write_pseudo_labels(
             )
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
     document = {"images": images, "annotations": annotations, "categories": categories}
-    temporary = file.with_name(f".{file.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(document), encoding="utf-8")
-    os.replace(temporary, file)
+    with written_whole(file) as temporary:
+        temporary.write_text(json.dumps(document), encoding="utf-8")

@@ -12,7 +12,8 @@ from PIL import Image
 from glip_adapt.adapters import load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, autocast
 from glip_adapt.config import describe_unknown
-from glip_adapt.data.transforms import apply_view, collate, padded_shape
+from glip_adapt.data.transforms import apply_view, collate, padded_shape, resize_shape
+from glip_adapt.features import in_batches
 from glip_adapt.model.weights import Trunk
 from glip_adapt.prediction import PredictConfig, detections
 from glip_adapt.structures import Detections, ImageBatch, Pyramid, Target
@@ -82,8 +83,8 @@ class TaskSet(Mapping[str, AdaptedGlip]):
     ) -> list[Detections]:
         """Return what each task finds in its picture, best first, as ``predict`` of its model alone does.
 
-        Pictures of one padded size are encoded together, and one that several tasks look at is encoded once. A task
-        that trains the image encoder encodes its pictures itself.
+        Small pictures of one padded size are encoded together, and one that several tasks look at is encoded once. A
+        task that trains the image encoder encodes its pictures itself.
 
         Args:
             images: N RGB pictures of any size; the same object may come several times.
@@ -98,23 +99,28 @@ class TaskSet(Mapping[str, AdaptedGlip]):
             raise ValueError(f"Expected one task for each of {len(images)} pictures, got {len(tasks)}.")
         models = {name: self[name] for name in dict.fromkeys(tasks)}
         config = config or PredictConfig.of(self.trunk.name)
-        found: dict[int, Detections] = {}
-        for batch, row_of in _batches(images, config):
+        held = list(images)  # once, since a lazy sequence opens a picture anew at each access
+        keys = [(id(image), name) for image, name in zip(held, tasks, strict=True)]
+        asked = set(keys)
+        found: dict[tuple[int, str], Detections] = {}
+        for batch in _batches(held, config):
             encoded = _Encoded(self.trunk, batch, config)
             for name, model in models.items():
-                places = [i for i, image in enumerate(images) if tasks[i] == name and id(image) in row_of]
-                if places:
+                rows = [row for row, image in enumerate(batch) if (id(image), name) in asked]
+                if rows:
                     model.train(False)
-                    prefix = encoded.of(model, [row_of[id(images[i])] for i in places])
-                    sizes_hw = [(images[i].height, images[i].width) for i in places]
-                    found |= zip(places, detections(model, prefix, sizes_hw, config), strict=True)
-        return [found[i] for i in range(len(images))]
+                    sizes_hw = [(batch[row].height, batch[row].width) for row in rows]
+                    seen = detections(model, encoded.of(model, rows), sizes_hw, config)
+                    found |= zip([(id(batch[row]), name) for row in rows], seen, strict=True)
+        return [found[key] for key in keys]
 
 
 class _Encoded:
     """A batch of pictures, and what the image encoder of the trunk makes of it once somebody asks."""
 
-    def __init__(self, trunk: Trunk, batch: ImageBatch, config: PredictConfig) -> None:
+    def __init__(self, trunk: Trunk, images: Sequence[Image.Image], config: PredictConfig) -> None:
+        nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+        batch = collate([apply_view(image, nothing, config.view, config.max_long_side)[0] for image in images])
         self._trunk, self._batch, self._config = trunk, batch.to(trunk.glip.head.bias0.device), config
         self._pyramid: Pyramid | None = None
 
@@ -129,12 +135,10 @@ class _Encoded:
         return replace(self._pyramid, cells=self._pyramid.cells[rows], sizes_hw=sizes_hw)
 
 
-def _batches(images: Sequence[Image.Image], config: PredictConfig) -> Iterator[tuple[ImageBatch, dict[int, int]]]:
-    """Yield the distinct pictures as batches of one padded size, and which row shows the picture of which ``id``."""
-    nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
-    groups: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
-    for key, image in {id(image): image for image in images}.items():
-        pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)
-        groups.setdefault(padded_shape((pixels.shape[1], pixels.shape[2])), {})[key] = pixels
-    for group in groups.values():
-        yield collate(list(group.values())), {key: row for row, key in enumerate(group)}
+def _batches(images: Sequence[Image.Image], config: PredictConfig) -> Iterator[list[Image.Image]]:
+    """Yield the distinct pictures in batches of one padded size."""
+    shaped = [
+        (image, padded_shape(resize_shape((image.height, image.width), config.short_side, config.max_long_side)))
+        for image in {id(image): image for image in images}.values()
+    ]
+    return in_batches(sorted(shaped, key=lambda entry: entry[1]))

@@ -24,6 +24,7 @@ def test_every_verb_has_help_with_an_example(glip):
         code, out, _ = glip(verb, "--help")
         assert code == 0
         assert f"Example: glip-adapt {verb}" in " ".join(out.split())
+    assert "both sides of a picture must lie between their least_side and 4096" in " ".join(out.split())
 
 
 def test_a_baked_adapter_detects_and_scores_the_same_without_a_trunk(glip, adapter, coco_folder, tmp_path, monkeypatch):
@@ -55,9 +56,31 @@ def test_export_hands_the_baked_model_on(glip, adapter, tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").read_text() == "red box blue box"
 
 
-@pytest.mark.parametrize("verb", ["bake", "export"])
-def test_a_folder_without_a_model_is_one_message(glip, tmp_path, verb):
+def test_the_size_of_a_baked_model_is_that_of_its_files(glip, adapter, tmp_path):
+    (tmp_path / "baked" / "older").mkdir(parents=True)
+    (tmp_path / "baked" / "raccoon.onnx").write_bytes(bytes(50_000_000))
+    code, out, err = glip("bake", adapter, "--out", tmp_path / "baked")
+    assert code == 0, err
+    size = sum((tmp_path / "baked" / name).stat().st_size for name in ("baked.json", "baked.safetensors"))
+    assert f"({size / 1e6:.1f} MB)" in out
+
+
+def test_the_folder_of_an_adapter_is_no_place_for_its_bake(glip, adapter):
+    code, _, err = glip("bake", adapter, "--out", adapter)
+    assert code == 1
+    assert f"{adapter} holds an adapter. Name another folder" in " ".join(err.split())
+    assert not (adapter / "baked.json").exists()
+
+
+def test_export_of_an_adapter_says_to_bake_it(glip, adapter, tmp_path):
+    code, _, err = glip("export", adapter, "--out", tmp_path / "model.onnx")
+    assert code == 1
+    assert f"{adapter} holds an adapter. Bake it first: glip-adapt bake {adapter}" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("verb", "what"), [("bake", "adapter"), ("export", "baked model")])
+def test_a_folder_without_a_model_is_one_message(glip, tmp_path, verb, what):
     code, _, err = glip(verb, tmp_path, "--out", tmp_path / "out")
     assert code == 1
-    assert f"No adapter in {tmp_path}" in " ".join(err.split())
+    assert f"No {what} in {tmp_path}" in " ".join(err.split())
     assert "Traceback" not in err

@@ -1,7 +1,11 @@
 """Adapters that travel: up to a stand-in of the Hub and down again, with a card, and nothing unsafe on the way."""
 
+import errno
+import html
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +180,26 @@ def test_what_is_not_there_or_no_hub_is_one_error_that_says_what_to_do(server, s
         push_to_hub(saved, REPOSITORY)
 
 
+@pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
+def test_a_full_disk_while_pulling_leaves_no_adapter_and_the_next_pull_succeeds(
+    server, saved, tmp_path, monkeypatch, name
+):
+    def fail_half_way(source, target):
+        content = Path(source).read_bytes()
+        Path(target).write_bytes(content[:10] if Path(source).name == name else content)
+        if Path(source).name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    push_to_hub(saved, REPOSITORY)
+    with monkeypatch.context() as full:
+        full.setattr(hub.shutil, "copyfile", fail_half_way)
+        with pytest.raises(OSError, match="No space left"):
+            pull(REPOSITORY, tmp_path / "here")
+    assert {path.name for path in (tmp_path / "here").iterdir()} <= {"adapter.safetensors"} - {name}
+    pull(REPOSITORY, tmp_path / "here")
+    assert (tmp_path / "here" / name).read_bytes() == (saved / name).read_bytes()
+
+
 # The card
 
 
@@ -219,6 +243,39 @@ def test_a_name_cannot_break_out_of_the_table(tiny_trunk, tmp_path):
     assert "\n# head" not in card
     rows = [line for line in card.splitlines() if line.startswith("| c")]
     assert all(line.replace("\\|", "").count("|") == 3 for line in rows)
+
+
+@pytest.mark.parametrize(
+    "text", ["AP | x", "AP\n\n# head", "![x](http://evil.example/y.png)", "*a* _b_ ~~c~~", "\\|", "<b>a</b>", "`c`"]
+)
+def test_whatever_looks_like_markdown_is_text(saved, text):
+    facts = replace(FACTS, data=text, metrics={text: 0.5})
+    card = build_card(REPOSITORY, read_description(saved), facts)
+    (row,) = (line for line in card.splitlines() if line.endswith("| 50.0 % |"))
+    name = row.removeprefix("| ").removesuffix(" | 50.0 % |")
+    assert f"| trained on | {name} |" in card.splitlines()
+    live = re.sub(r"\\[\\|\[\]*_!`~:]", "", name)  # what a backslash takes the meaning from
+    assert not re.search(r"[\\|\[\]*_!<>`~\n]", live)
+    assert html.unescape(re.sub(r"\\(.)", r"\1", name)) == " ".join(text.split())
+
+
+def test_code_on_the_card_is_shown_as_it_is(tiny_trunk, tmp_path):
+    attach(tiny_trunk, "linear_probe", classes=["red box"]).save(tmp_path)
+    card = build_card("me/my_adapter", read_description(tmp_path))
+    assert "A `linear_probe` adapter" in card
+    assert "`glip-adapt pull me/my_adapter --out adapter`" in card
+
+
+@pytest.mark.parametrize("name", ["seed", "licence", "SHA-256 of adapter.safetensors"])
+def test_a_metric_cannot_take_the_place_of_another_row(saved, name):
+    with pytest.raises(ValueError, match=f"another row of the name '{name}'"):
+        build_card(REPOSITORY, read_description(saved), replace(FACTS, metrics={name: 0.5}))
+
+
+def test_facts_that_cannot_be_read_are_not_called_an_adapter(saved):
+    (saved / "training.json").write_text("{}")
+    with pytest.raises(AdapterMismatchError, match=r"training\.json describes no training: it has no format_version"):
+        read_facts(saved)
 
 
 def test_facts_belong_to_the_adapter_that_they_were_written_for(saved, tiny_trunk):

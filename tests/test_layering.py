@@ -27,7 +27,7 @@ LEVELS = {
     "optimise": 3,
     "prediction": 3,
     "features": 4,
-    "tasks": 4,
+    "tasks": 5,
     "export": 4,
     "evaluation": 5,
     "train": 6,

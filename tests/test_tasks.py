@@ -1,11 +1,13 @@
 """Several tasks on one trunk: each as by itself, the picture encoded once, and nothing left behind."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from glip_adapt import features
 from glip_adapt.adapters import attach
 from glip_adapt.model.weights import weights_checksum
 from glip_adapt.prediction import PredictConfig, predict
@@ -81,6 +83,31 @@ def test_pictures_of_one_size_are_encoded_together_for_all_tasks_but_those_that_
     assert encoded == [4]
     tasks.predict([picture(5)], ["full"], CONFIG)
     assert encoded == [4]
+
+
+def test_a_batch_has_no_more_pictures_than_memory_is_meant_for(tasks, encoded, monkeypatch):
+    monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 64 * 96)
+    images = [picture(i, (80, 64) if i % 2 else (64, 80)) for i in range(6)]
+    found = tasks.predict(images, ["prompt"] * 6, CONFIG)
+    assert encoded == [2, 1, 2, 1]
+    for image, mine in zip(images, found, strict=True):
+        assert_same(mine, predict(tasks["prompt"], image, CONFIG), tolerance=1e-5)
+
+
+class Album(Sequence):
+    """Opens a picture anew at each access."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return picture(range(3)[i])
+
+
+def test_pictures_may_be_opened_on_access(tasks):
+    found = tasks.predict(Album(), ["prompt", "full", "prompt"], CONFIG)
+    for i, name in enumerate(["prompt", "full", "prompt"]):
+        assert_same(found[i], predict(tasks[name], picture(i), CONFIG), tolerance=1e-5)
 
 
 def test_a_picture_that_many_tasks_look_at_is_encoded_once(tasks, encoded):

@@ -366,6 +366,19 @@ def rates(history):
     return [round(step.learning_rate, 12) for step in history.steps]
 
 
+@pytest.mark.parametrize(("aps", "kept"), [([0.5, 0.4, 0.3], 0), ([0.3, 0.4, 0.2], 1)])
+def test_the_state_before_training_is_kept_where_none_scores_higher(build, single, data, score_with, aps, kept):
+    model, states = build(), []
+    score_with(aps)
+    config = replace(ONE_BY_ONE, epochs=2, short_sides=(32,), keep_start=True)
+    history = fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    assert [validation.step for validation in history.validations] == [0, 1, 2]
+    assert history.best_ap == aps[kept]
+    assert same(states[0], snapshot(build()))
+    assert not same(states[0], states[1])
+    assert same(snapshot(model), states[kept])
+
+
 def test_rates_fall_after_one_evaluation_more_than_the_plateau_patience(build, single, data, score_with):
     aps = [0.5, 0.4, 0.5, 0.3, 0.4]
     history, *_ = run_aps(build, single, data, score_with, aps, plateau_patience=2)

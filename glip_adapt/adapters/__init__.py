@@ -64,6 +64,7 @@ def load_adapter(
     Raises:
         FileNotFoundError: if there is no adapter in ``folder``.
         AdapterMismatchError: if it belongs to another trunk, other weights or another class list; names both.
+        ValueError: if its method or a setting is unknown, or a setting is out of range.
     """
     description = read_description(folder)
     adapter = build_adapter(description.method, description.config)

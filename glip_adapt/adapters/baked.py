@@ -28,10 +28,12 @@ from glip_adapt.captions import ClassPrompt
 from glip_adapt.model.build import build_glip
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import MAX_TOKENS
-from glip_adapt.model.weights import trunk_spec
+from glip_adapt.model.weights import check_device, trunk_spec
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
 
 FORMAT_VERSION = 1
+DESCRIPTION_FILE = "baked.json"
+TENSORS_FILE = "baked.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class BakedGlip:
         glip: the network; nothing is in the place of the text encoder.
         method: that it was adapted by.
         image_frozen: whether the image encoder is the trunk's, so that its features may be shared.
+        frozen_checksum: of the weights that these features come from: the trunk's, or once loaded, of the file, since
+            its description may claim any trunk.
         classes: what is detected, in label order.
     """
 
@@ -86,6 +90,7 @@ class BakedGlip:
         glip: Glip,
         method: str,
         image_frozen: bool,
+        frozen_checksum: str,
         classes: Sequence[ClassPrompt],
         texts: Sequence[TextFeatures],
     ) -> None:
@@ -94,6 +99,7 @@ class BakedGlip:
         self.glip = glip
         self.method = method
         self.image_frozen = image_frozen
+        self.frozen_checksum = frozen_checksum
         self.classes = tuple(classes)
         self._texts = list(texts)
 
@@ -146,11 +152,15 @@ class BakedGlip:
         return self._texts
 
     def save(self, folder: str | Path) -> None:
-        """Write ``baked.safetensors`` (the network and the text) and ``baked.json`` (what it is) into ``folder``."""
+        """Write ``baked.safetensors`` (the network and the text) and ``baked.json`` (what it is) into ``folder``.
+
+        Raises:
+            FileExistsError: if ``folder`` holds an adapter, which would look baked from then on, whatever it becomes.
+        """
         folder = Path(folder)
-        sha256 = write_tensors(
-            _network(self.glip) | _text_tensors(self._texts), folder / "baked.safetensors", self.method
-        )
+        if (folder / "adapter.json").exists():
+            raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
+        sha256 = write_tensors(_network(self.glip) | _text_tensors(self._texts), folder / TENSORS_FILE, self.method)
         description = BakedDescription(
             method=self.method,
             trunk=self.trunk,
@@ -161,7 +171,7 @@ class BakedGlip:
             ),
             sha256=sha256,
         )
-        write_description(description, folder / "baked.json")
+        write_description(description, folder / DESCRIPTION_FILE)
 
 
 def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedGlip:
@@ -174,13 +184,20 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
     Raises:
         FileNotFoundError: if there is no baked model in ``folder``.
         AdapterMismatchError: if a file is damaged, too large, or not what the other one says.
-        ValueError: if it was made from a trunk that is not known here.
+        ValueError: if it was made from a trunk that is not known here, or there is no such device.
     """
     folder = Path(folder)
-    description = read_file_description(BakedDescription, folder / "baked.json", FORMAT_VERSION)
+    check_device(device)
+    file = folder / DESCRIPTION_FILE
+    if not file.is_file() and (folder / "adapter.json").is_file():
+        raise FileNotFoundError(
+            f"Expected a folder saved by `bake`, but {folder} holds an adapter. Bake it first: "
+            f"glip-adapt bake {folder} --out baked"
+        )
+    description = read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
     if sum(caption.classes for caption in description.captions) != len(description.classes):
         raise AdapterMismatchError(
-            f"{folder / 'baked.json'} names {len(description.classes)} classes, but its captions hold "
+            f"{file} names {len(description.classes)} classes, but its captions hold "
             f"{[caption.classes for caption in description.captions]}. Bake the model again."
         )
     config = trunk_spec(description.trunk.name).config
@@ -188,13 +205,14 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
         glip = build_glip(config, text_encoder=nn.Identity())
         blank = [_blank_text(caption, config.text.width) for caption in description.captions]
     expected = _network(glip) | _text_tensors(blank)
-    tensors = read_tensors(folder / "baked.safetensors", expected, description.sha256, device)
+    tensors = read_tensors(folder / TENSORS_FILE, expected, description.sha256, device)
     _fill(glip, tensors)
     return BakedGlip(
         trunk=description.trunk,
         glip=glip.requires_grad_(False),
         method=description.method,
         image_frozen=description.image_frozen,
+        frozen_checksum=description.sha256,
         classes=description.classes,
         texts=[
             replace(text, **{field.name: tensors[f"text.{i}.{field.name}"] for field in fields(text)})

@@ -160,6 +160,11 @@ class AdaptedGlip:
             return ImageBatch
         return Fused if self.adapter.stage is Stage.PREDICT else Pyramid
 
+    @property
+    def frozen_checksum(self) -> str:
+        """Of the weights that the frozen stages run with: models that agree in it may share their features."""
+        return self.trunk.checksum
+
     def frozen_prefix(self, images: ImageBatch) -> Prefix:
         """Return the result of the frozen stages; constant, so it may be kept and reused."""
         if self.frozen_result is ImageBatch:
@@ -215,6 +220,7 @@ class AdaptedGlip:
             glip=without_text_encoder(self.glip, self.owned),
             method=self.adapter.name,
             image_frozen=self.adapter.stage is not Stage.ENCODE_IMAGE,
+            frozen_checksum=self.frozen_checksum,
             classes=self.classes,
             texts=texts,
         )
@@ -253,7 +259,7 @@ def read_description(folder: str | Path) -> Description:
         FileNotFoundError: if the folder holds no adapter.
         AdapterMismatchError: if the file is too large, or not one that this version reads.
     """
-    return read_file_description(Description, Path(folder) / "adapter.json", FORMAT_VERSION)
+    return read_file_description(Description, Path(folder) / "adapter.json", FORMAT_VERSION, "adapter")
 
 
 def restore(

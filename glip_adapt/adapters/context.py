@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from glip_adapt.adapters.base import Stage
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.model.glip import Glip
+from glip_adapt.model.text import MAX_TOKENS
 from glip_adapt.structures import Tokens
 
 BLANK = "[MASK]"  # BERT's own word for "any word"; no text holds it, so its id tells which tokens are free
+MOST_TOKENS = MAX_TOKENS - 3  # all of a caption but [CLS], [SEP] and a name of one token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,11 @@ class Context:
     "whether every class has its own"
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens is {self.tokens}; expected at least one free token before each name.")
+        if not 1 <= self.tokens <= MOST_TOKENS:
+            raise ValueError(
+                f"tokens is {self.tokens}; expected at least one free token before each name, and at most "
+                f"{MOST_TOKENS}, so that a caption has room for the name."
+            )
 
     def worded(self, classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
         """Return the classes with the blanks before their prompts; those that have them stay as they are."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glip_adapt.config import from_mapping, to_mapping
-from glip_adapt.model.weights import save_tensors
+from glip_adapt.model.weights import save_tensors, written_whole
 
 MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
@@ -47,39 +46,45 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str
 
 
 def write_description(description: Any, path: Path) -> None:
-    """Write a dataclass as JSON, under a temporary name first; what it describes must be in place already."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a dataclass as JSON, never a half-written file; what it describes must be in place already."""
+    content = json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
-def read_file_description(kind: type[T], path: Path, version: int) -> T:
+def read_file_description(kind: type[T], path: Path, version: int, what: str) -> T:
     """Return the content of a description file as ``kind``.
+
+    Args:
+        kind: dataclass with the content's fields.
+        path: the file.
+        version: that its format must have.
+        what: it describes, for the errors: "adapter", "baked model" or "training".
 
     Raises:
         FileNotFoundError: if there is no such file.
         AdapterMismatchError: if the file is too large, not a description, or of another format version.
     """
-    check_is_file(path)
+    if not path.is_file():  # a link to one will do, as in the Hub's cache
+        raise FileNotFoundError(f"No {what} in {path.parent}: {path.name} is missing.")
     with path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
-        raise AdapterMismatchError(f"{path} is not an adapter description: it has more than {MAX_JSON_BYTES:,} bytes.")
+        raise AdapterMismatchError(f"{path} describes no {what}: it has more than {MAX_JSON_BYTES:,} bytes.")
     try:
         mapping = json.loads(content)
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested to no end
-        raise AdapterMismatchError(f"{path} is not an adapter description: {error}.") from error
+        raise AdapterMismatchError(f"{path} describes no {what}: {error}.") from error
     if not isinstance(mapping, dict) or "format_version" not in mapping:
-        raise AdapterMismatchError(f"{path} is not an adapter description: it has no format_version.")
+        raise AdapterMismatchError(f"{path} describes no {what}: it has no format_version.")
     if mapping["format_version"] != version:
         raise AdapterMismatchError(
-            f"{path} has format version {mapping['format_version']!r:.20}; this version reads {version}. "
-            "Train and save the adapter again."
+            f"{path} has format version {mapping['format_version']!r:.20}; this version reads {version}. Save it again."
         )
     try:
         return from_mapping(kind, mapping, str(path))
     except ValueError as error:
-        raise AdapterMismatchError(f"{error} Train and save the adapter again.") from error
+        raise AdapterMismatchError(f"{error} Save it again.") from error
 
 
 def read_tensors(
@@ -97,22 +102,23 @@ def read_tensors(
         FileNotFoundError: if there is no such file.
         AdapterMismatchError: if the file is larger than what is expected, damaged, or holds anything else.
     """
-    check_is_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Save or fetch it again, with the description beside it.")
     allowed = sum(tensor.nbytes for tensor in expected.values()) + MAX_HEADER_BYTES
     if path.stat().st_size > allowed:
         raise AdapterMismatchError(
             f"{path} has {path.stat().st_size:,} bytes, more than the {allowed:,} that its {len(expected)} tensors "
-            f"{_shapes(expected)} may take. Train and save the adapter again."
+            f"{_shapes(expected)} may take. Save it again."
         )
     try:
         tensors = load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise AdapterMismatchError(f"{path} is damaged ({error}). Train and save the adapter again.") from error
+    except SafetensorError as error:
+        raise AdapterMismatchError(f"{path} is damaged ({error}). Save it again.") from error
     check_tensors(tensors, expected, str(path))
     if _sha256(path) != sha256:
         raise AdapterMismatchError(
             f"{path} is damaged, or belongs to another description: its SHA-256 is not {sha256[:12]}…, as written "
-            "beside it. Train and save the adapter again."
+            "beside it. Save it again."
         )
     broken = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
     if broken:
@@ -131,12 +137,6 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             f"{what}: expected {len(expected)} tensors {_shapes(expected)}, but {len(tensors)} came: "
             f"{_shapes(tensors)}. Use the trunk, method and classes that it was saved with."
         )
-
-
-def check_is_file(path: Path) -> None:
-    """Raise FileNotFoundError if there is no such file; a link to one will do, as in the Hub's cache."""
-    if not path.is_file():
-        raise FileNotFoundError(f"No adapter in {path.parent}: {path.name} is missing.")
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -31,14 +31,17 @@ class Full:
         """Return all tensors but the frozen ones.
 
         Raises:
-            ValueError: if a module listed as frozen does not exist.
+            ValueError: if a module listed as frozen does not exist, or nothing is left to train.
         """
         modules = {name for name, _ in glip.named_modules()}
         unknown = [name for name in self.frozen if name not in modules]
         if unknown:
             raise ValueError(f"Cannot freeze {unknown}: no such module. Top-level modules: {_children(glip)}.")
         prefixes = tuple(f"{name}." for name in self.frozen)
-        return tuple(name for name in glip.state_dict() if not name.startswith(prefixes))
+        owned = tuple(name for name in glip.state_dict() if not name.startswith(prefixes))
+        if not owned:
+            raise ValueError(f"full has nothing to train: {', '.join(self.frozen)} are frozen. Leave one of them out.")
+        return owned
 
 
 @dataclass(frozen=True, kw_only=True)

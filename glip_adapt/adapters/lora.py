@@ -80,11 +80,16 @@ class Lora:
         """Wrap the target layers.
 
         Raises:
-            ValueError: if the network has none of them.
+            ValueError: if the network has none of them, or the rank is more than any of them can use.
         """
         from peft import inject_adapter_in_model  # takes seconds, so that only those wait who use it
 
         targets = target_names(glip, self.target)
+        most = max(min(glip.get_submodule(name).get_parameter("weight").flatten(1).shape) for name in targets)
+        if self.rank > most:  # before the factors take their memory: a saved adapter may ask for any rank
+            raise ValueError(
+                f"rank is {self.rank}, but no layer of the target '{self.target}' has a rank above {most}. Use less."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             inject_adapter_in_model(self.peft_config(targets), glip)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters import ADAPTERS, build_adapter
 from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey, check_plan, load_plan
@@ -24,7 +24,7 @@ from glip_adapt.train import default_recipe
 
 def read_plan(path: Path | str) -> BenchPlan:
     """Return the plan of a TOML file, checked against the methods, trunks and suites that exist."""
-    return load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+    return _check_settings(load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=_suites()), str(path))
 
 
 def run_benchmark(
@@ -65,7 +65,7 @@ def run_benchmark(
             settings.
         FileNotFoundError: before the first run, if a dataset or checkpoint is not on this machine.
     """
-    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+    plan = _check_plan(plan, where)
     _check_datasets(plan, where)
     if isinstance(cache, FeatureCache) and (workers > 1 or ray):
         raise ValueError("cache: workers share no memory; give a folder that they can share, or leave it out.")
@@ -100,7 +100,7 @@ def preview_benchmark(
         ValueError: as for ``run_benchmark``.
         FileNotFoundError: if a checkpoint is not on this machine.
     """
-    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites())
+    plan = _check_plan(plan, where)
     missing = _missing_datasets(plan, where)
     records = read_records(Path(out))
     recorded = {record.key.trunk: record.config.get("trunk_checksum") for record in records}
@@ -135,6 +135,21 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
         "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
         "predict": to_mapping(recipe.predict_config),
     }
+
+
+def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
+    """Return ``plan`` with suites spelled out, after checking it against what exists."""
+    return _check_settings(check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites()), where)
+
+
+def _check_settings(plan: BenchPlan, where: str) -> BenchPlan:
+    """Return ``plan``, after checking the settings of its methods."""
+    for method, settings in plan.settings.items():
+        try:
+            build_adapter(method, settings)
+        except ValueError as error:
+            raise _placed(error, where) from error
+    return plan
 
 
 def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, trunk: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from glip_adapt.bench.plan import RunKey
-from glip_adapt.bench.records import PARTIAL, REPLACED
+from glip_adapt.bench.records import PARTIAL, REPLACED, complete_replacement
 
 if sys.platform != "win32":
     import fcntl
@@ -51,11 +51,15 @@ def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what processes left half-written that are dead; what a living one writes stays."""
+    """Remove what processes left half-written that are dead, save a run that was only about to get its final name.
+
+    What a living process writes stays.
+    """
     for leftover in out.glob(f"{PARTIAL}*"):
         name = leftover.name.removeprefix(REPLACED).removeprefix(PARTIAL)
         with claim_run(out, name) as free:
             if free:
+                complete_replacement(out, name)
                 shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -45,7 +45,7 @@ class Recovery:
         trunk: name of the frozen model.
         method: whose gain is the numerator.
         reference: whose gain is the denominator.
-        shots: boxes per class in training, or ``"all"``.
+        shots: pictures per class in training, or ``"all"``.
         share: gain of the method as a fraction of the reference's.
         gain: AP of the method less zero-shot AP, a fraction.
         reference_gain: the same of the reference.
@@ -141,12 +141,13 @@ def difference_of_shares(
     return interval_of(shares[0] - shares[1])
 
 
-def format_recovery(recoveries: Sequence[Recovery], difference: Interval) -> str:
+def format_recovery(recoveries: Sequence[Recovery], difference: Interval, note: str = "") -> str:
     """Return a Markdown table, shares in percent and gains in AP points, and a sentence on the difference.
 
     Args:
         recoveries: a row each, alike in all but the trunk.
         difference: share of the first less that of the second, from ``difference_of_shares``.
+        note: a sentence on the data, for the end.
 
     Raises:
         ValueError: if there are fewer than two recoveries, or if they compare different things.
@@ -161,20 +162,22 @@ def format_recovery(recoveries: Sequence[Recovery], difference: Interval) -> str
     ]
     table = "\n".join("| " + " | ".join(row) + " |" for row in (header, [":--", "--:", "--:", "--:"], *rows))
     first, second = recoveries[0].trunk, recoveries[1].trunk
-    return (
+    text = (
         f"{table}\n\n"
         f"Share of {first} less that of {second}: {_format(difference, 0)} percentage points.\n\n"
         f"Gains over zero-shot in AP points, {setting}. In brackets 95 % bootstrap intervals, datasets and seeds "
-        "resampled. The data are synthetic.\n"
+        f"resampled. {note}"
     )
+    return f"{text.rstrip()}\n"
 
 
-def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float] = PUBLISHED) -> Figure:
+def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float] = PUBLISHED, note: str = "") -> Figure:
     """Return a figure: left the gains of method and reference, right the share, beside published ones.
 
     Args:
         recoveries: a trunk each, alike in all else.
         published: label → share, drawn as hollow markers below ours.
+        note: a sentence on the data, written below.
 
     Raises:
         ValueError: if there are no recoveries, or if they compare different things.
@@ -187,10 +190,10 @@ def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float]
     left, right = figure.subplots(1, 2)
     _draw_gains(left, recoveries)
     _draw_shares(right, recoveries, published)
-    note = f"{setting}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.\nMeasured on synthetic data."
+    text = f"{setting[0].upper()}{setting[1:]}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.\n{note}"
     if published:
-        note += " Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10)."
-    figure.supxlabel(note[0].upper() + note[1:], x=0.012, ha="left", fontsize=9, color=GREY)
+        text += f"{' ' if note else ''}Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10)."
+    figure.supxlabel(text.rstrip(), x=0.012, ha="left", fontsize=9, color=GREY)
     return figure
 
 

@@ -171,7 +171,10 @@ def _comparisons(table: pd.DataFrame) -> Section:
 
 
 def _costs(table: pd.DataFrame) -> Section:
-    text = "Means over datasets and seeds, of complete cells. Time is that of fitting and scoring; memory is the peak."
+    text = (
+        "Means over datasets and seeds, of complete cells. Time is that of fitting and scoring; memory is the peak. "
+        "Features that a worker keeps from earlier runs are not computed again and count into its memory."
+    )
     formats = dict(zip(["ap", *COSTS], (_number, _thousands, _bytes, _bytes, _number), strict=True))
     names = dict(zip(["ap", *COSTS], ("AP", "trained parameters", "adapter", "memory", "seconds"), strict=True))
     return Section("Cost", text, _as_text(summarize_costs(table), formats, names))
@@ -187,10 +190,12 @@ def _retention(table: pd.DataFrame) -> Section:
 
 
 def _missing(datasets: pd.DataFrame) -> Section:
+    """Return how many figures are missing; the records do not tell what else the plan holds."""
     missing = int((datasets["expected"] - datasets["finished"]).sum())
+    started = "among the datasets, methods, shots and seeds that were started"
     if not missing:
-        return Section("Completeness", "No figure is missing.")
-    text = f"{_count(missing, 'expected figure')} missing; a mean over datasets is given only where none is."
+        return Section("Completeness", f"No figure is missing {started}.")
+    text = f"{_count(missing, 'expected figure')} missing {started}; a mean over datasets is given only where none is."
     return Section("Completeness", text)
 
 

@@ -22,7 +22,7 @@ from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
 from glip_adapt.bench.runner import RunOutcome
 from glip_adapt.cache import FeatureCache
 from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import from_mapping
+from glip_adapt.config import from_mapping, to_mapping
 from glip_adapt.data.coco import Split
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
 from glip_adapt.data.odinw import Dataset, load_dataset
@@ -101,16 +101,18 @@ class GlipExecutor:
     def _execute(
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
     ) -> RunOutcome:
-        started = time.perf_counter()
         _reset_peak(self.device)
-        data = self.load_dataset(key.dataset)
+        data, trunk = self.load_dataset(key.dataset), self.trunk(key.trunk)
+        started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
         shown = from_mapping(PredictConfig, config["predict"], key.name)
-        model = attach(self.trunk(key.trunk), key.method, classes=_classes(data, protocol))
-        val_ap, adapter_bytes = None, 0
+        model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config.get("settings"))
+        val_ap, adapter_bytes, train_source = None, 0, None
         if config["fit"] is not None:
-            history = self._fit(model, data, key, protocol, from_mapping(FitConfig, config["fit"], key.name), on_step)
-            val_ap = history.best_ap
+            train = training_split(data, key, protocol)
+            val = data.val if protocol.selection == "best_on_val" else None
+            history = self._fit(model, train, val, from_mapping(FitConfig, config["fit"], key.name), on_step)
+            val_ap, train_source = history.best_ap, train.source
             _write_json(directory / "history.json", asdict(history))
             model.save(directory / "adapter")
             adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
@@ -124,19 +126,16 @@ class GlipExecutor:
         )
         others = [entry for entry in protocol.retention if entry != key.dataset]
         retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
-        return RunOutcome(metrics=_metrics(found, val_ap, retention), cost=cost)
+        return RunOutcome(metrics=_metrics(found, val_ap, retention), cost=cost, train_source=train_source)
 
     def _fit(
         self,
         model: AdaptedGlip,
-        data: Dataset,
-        key: RunKey,
-        protocol: ProtocolConfig,
+        train: Split,
+        val: Split | None,
         config: FitConfig,
         on_step: Callable[[Any, int], None],
     ) -> History:
-        train = training_split(data, key, protocol)
-        val = data.val if protocol.selection == "best_on_val" else None
         history = fit(model, train, val, config, cache=self.cache, on_step=on_step)
         if history.stopped_by == "interrupt":
             raise KeyboardInterrupt  # half a run is no record
@@ -152,7 +151,7 @@ class GlipExecutor:
         data = self.load_dataset(dataset)
         trunk, classes = model.trunk, _classes(data, protocol)
         if not _is_bound_to_caption(model):
-            other = attach(trunk, model.adapter.name, classes=classes)
+            other = _attach_again(model, classes)
             other.load_owned(model.owned_tensors())
             return evaluate(other, _scored(data, protocol), shown, cache=self.cache).ap
         if (trunk.name, dataset) not in self._zero_shot:
@@ -195,9 +194,15 @@ def _is_bound_to_caption(model: AdaptedGlip) -> bool:
     if set(model.owned) <= model.trunk.glip.state_dict().keys():
         return False  # what the trunk has as well knows no caption
     classes: Sequence[str | ClassPrompt] = model.classes[:1] if len(model.classes) > 1 else (*model.classes, "thing")
-    other = attach(model.trunk, model.adapter.name, classes=classes)
+    other = _attach_again(model, classes)
     mine, theirs = ({n: t.shape for n, t in m.owned_tensors().items()} for m in (model, other))
     return mine != theirs
+
+
+def _attach_again(model: AdaptedGlip, classes: Sequence[str | ClassPrompt]) -> AdaptedGlip:
+    """Return the method of a model, with its settings, under another caption."""
+    settings = to_mapping(model.adapter)
+    return attach(model.trunk, model.adapter.name, classes=classes, settings=settings)
 
 
 def _metrics(found: Evaluation, val_ap: float | None, retention: Mapping[str, float | None]) -> RunMetrics:

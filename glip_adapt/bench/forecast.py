@@ -46,21 +46,22 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
     trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
 
     @functools.cache
-    def peak_bytes(name: str, method: str, short_side: int, long_side: int) -> int:
-        return estimate_memory(trunk(name), method, (short_side, long_side)).total
+    def peak_bytes(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> int:
+        return estimate_memory(trunk(name), method, (short_side, long_side), recompute).total
 
     forecasts = []
     for run in runs:
         shown = run.config["predict"]
-        sides = (run.config["fit"] or {}).get("short_sides", [])
-        short_side = max(shown["short_side"], *sides) if sides else shown["short_side"]
+        recipe = run.config["fit"] or {}
+        short_side = max([shown["short_side"], *recipe.get("short_sides", ())])
+        recompute = recipe.get("recompute", False)
         known = seconds.get(_kind(run.key))
         forecasts.append(
             Forecast(
                 key=run.key,
                 state=run.state,
                 seconds=fmean(known) if known else None,
-                peak_bytes=peak_bytes(run.key.trunk, run.key.method, short_side, shown["max_long_side"]),
+                peak_bytes=peak_bytes(run.key.trunk, run.key.method, short_side, shown["max_long_side"], recompute),
             )
         )
     return forecasts

@@ -30,7 +30,7 @@ class RunKey:
         trunk: name of the frozen model.
         dataset: the dataset entry as the plan gives it, a known name or a path.
         method: name of the adapter.
-        shots: boxes wanted per class in training, or ``"all"`` pictures.
+        shots: pictures wanted per class in training, or ``"all"``.
         seed: draw of the few-shot subset, and seed of the training.
     """
 
@@ -98,7 +98,7 @@ class BenchPlan:
     """Names of adapters."""
 
     shots: tuple[Shots, ...] = (0, 1, 3, 5, 10, "all")
-    """Boxes per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
+    """Pictures per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
 
     seeds: tuple[int, ...] = (3, 30, 300)
     """0 or more; 3, 30 and 300 have official few-shot files."""
@@ -108,6 +108,9 @@ class BenchPlan:
 
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Training settings that differ from the defaults; a table named by a method holds for that method only."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of a method's adapter that differ from its defaults; a table per method."""
 
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     """The choices that papers leave unclear."""
@@ -153,16 +156,19 @@ class BenchPlan:
         """Return the settings of one run as the plan gives them, JSON-ready.
 
         Returns:
-            ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top) and ``protocol``.
+            ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top), ``protocol``, and
+            ``settings`` of the adapter if the plan gives any: a run without them is that of before they existed.
         """
         shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
         protocol = self.protocol
         if key.method == ZERO_SHOT:  # it keeps everything by definition
             protocol = dataclasses.replace(protocol, retention=())
+        settings = self.settings.get(key.method)
         return {
             "checkpoint": self.checkpoints.get(key.trunk),
             "fit": {**shared, **self.fit.get(key.method, {})},
             "protocol": to_mapping(protocol),
+            **({"settings": settings} if settings else {}),
         }
 
 
@@ -215,6 +221,7 @@ def check_plan(
         ("trunks", plan.trunks, trunks),
         ("methods", plan.methods, methods),
         ("fit", tables, methods),
+        ("settings", plan.settings, methods),
         ("checkpoints", plan.checkpoints, plan.trunks),
     ):
         for entry in entries:

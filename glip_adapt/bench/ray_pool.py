@@ -47,6 +47,7 @@ class RayPool:
             ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
         except (ConnectionError, ValueError) as error:
             raise RuntimeError(f"No Ray cluster at {address!r}: {error}") from error
+        _check_room(address, threads, gpus)
         self._task = ray.remote(_work).options(num_cpus=threads, num_gpus=gpus, max_retries=0)
         self._queue = Queue(actor_options={"num_cpus": 0})
         self._workers: dict[Any, int] = {}
@@ -74,6 +75,20 @@ class RayPool:
         if self._workers:
             ray.wait(list(self._workers), num_returns=len(self._workers), timeout=STOP_SECONDS)
         self._workers.clear()
+
+
+def _check_room(address: str, threads: int, gpus: float) -> None:
+    """Raise if no node is large enough for a worker, which Ray would wait for without a word."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [(node.get("GPU", 0), node.get("CPU", 0)) for node in nodes]
+    if any(node_gpus >= gpus and node_cpus >= threads for node_gpus, node_cpus in rooms):
+        return
+    most_gpus, most_cpus = max(rooms, default=(0, 0), key=lambda room: room if gpus else room[::-1])
+    raise RuntimeError(
+        f"The Ray cluster at {address!r} has no room for a worker, which takes {threads} CPUs and {gpus:g} GPUs; the "
+        f"largest node has {most_cpus:g} and {most_gpus:g}. Add a larger node, or ask for less: `threads` in the plan, "
+        "--device."
+    )
 
 
 def _how(task: Any) -> Report:

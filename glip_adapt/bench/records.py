@@ -80,7 +80,7 @@ class RunCost:
     """Highest memory in use: of the device if it has its own, else of the process; None if unknown."""
 
     seconds: float
-    """Wall time of fitting and scoring."""
+    """Wall time of fitting and scoring; trunk and dataset are loaded before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,10 @@ class RunRecord:
     cost: RunCost | None = None
     """Present if done."""
 
+    train_source: str | None = None
+    """What the training pictures are: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
+    None if nothing was trained, and in records from before this field."""
+
     error: str | None = None
     """Present if failed: one line that says what went wrong, then the traceback."""
 
@@ -122,9 +126,10 @@ class RunRecord:
 
 
 def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
-    """Complete ``directory`` with ``record`` and give it its final name, in one step that cannot be half done.
+    """Complete ``directory`` with ``record`` and give it its final name in one step.
 
-    A failed record of the same key is replaced; a finished one never is.
+    A failed record of the same key makes room before that, which ``complete_replacement`` brings to its end should the
+    process be killed in between; a finished one is never replaced.
 
     Args:
         out: the results folder.
@@ -151,6 +156,13 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     os.replace(directory, final)
     shutil.rmtree(replaced, ignore_errors=True)
     return final
+
+
+def complete_replacement(out: Path, name: str) -> None:
+    """Give a run its final name whose process was killed when the failed one had just made room for it."""
+    directory, final = out / f"{PARTIAL}{name}", out / name
+    if (out / f"{REPLACED}{name}").exists() and not final.exists() and (directory / RECORD_FILE).exists():
+        os.replace(directory, final)
 
 
 def read_record(directory: Path) -> RunRecord:

@@ -22,7 +22,8 @@ from typing import Any, Literal, Protocol
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, read_record, write_record
-from glip_adapt.config import from_mapping, to_mapping
+from glip_adapt.config import to_mapping
+from glip_adapt.train import FitConfig
 
 WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 
@@ -31,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What one run gives back; its files are already in its folder."""
+    """What one run gives back, as its record holds it; its files are already in its folder."""
 
     metrics: RunMetrics
     cost: RunCost
+    train_source: str | None = None
 
 
 class Executor(Protocol):
@@ -147,9 +149,10 @@ def run_plan(
         on_finish: called with the record of each run done or failed now.
 
     Raises:
-        ValueError: before the first run, if a finished run has other settings than the plan, or a record is broken.
+        ValueError: before the first run, if a finished run has other settings than the plan, or a record is broken;
+            later, if another runner has meanwhile done a run with other settings.
         OSError: if the disk is full; finished runs are kept and those under way leave nothing.
-        RuntimeError: if workers cannot start.
+        RuntimeError: if workers cannot start, or one of them meets such a run of another runner.
     """
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
@@ -183,8 +186,7 @@ def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tup
         given = plan.config_of(key)
         config = json.loads(json.dumps(resolve(key, given) if resolve else given, allow_nan=False))
         record = _read_if_there(out, key)
-        if record is not None and record.status == "done":
-            _check_same(record, key, config)
+        _check_same(record, key, config)
         runs.append(PlannedRun(key=key, config=config, record=record))
     return tuple(runs)
 
@@ -198,6 +200,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
     """Do those of ``runs`` that no other process holds or has done since they were listed, in order.
 
     Raises:
+        ValueError: if another process has done one with other settings, naming each.
         OSError: if the disk is full; the run under way leaves nothing.
     """
     for run in runs:
@@ -206,6 +209,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
                 continue
             found = _read_if_there(out, run.key)
             if found is not None and found != run.record:
+                _check_same(found, run.key, run.config)
                 emit(Finished(found, elsewhere=True))
                 continue
             environment = executor.environment(run.key)
@@ -234,25 +238,32 @@ class _Progress:
     ) -> None:
         self.total = len(runs)
         self.pending = {run.key.name: run for run in runs if run.state != "done"}
-        self.done = self.failed = 0
+        self.ended: dict[str, Finished] = {}
         self.on_start, self.on_step, self.on_finish = on_start, on_step, on_finish
 
     def note(self, event: Event) -> None:
-        """Count an event and pass it on; of a run that is over, nothing new comes."""
+        """Take note of an event and pass it on.
+
+        Workers are heard in any order, so that one may find a run done elsewhere before another of ours tells that it
+        did it; what ours tell counts.
+        """
         if isinstance(event, Started) and self.on_start:
             self.on_start(event.key, self.total - len(self.pending), self.total)
         elif isinstance(event, Stepped) and self.on_step:
             self.on_step(event.key, event.step, event.total)
-        elif isinstance(event, Finished) and event.record.key.name in self.pending:
-            del self.pending[event.record.key.name]
-            self.failed += event.record.status == "failed"
-            if not event.elsewhere:
-                self.done += event.record.status == "done"
-                if self.on_finish:
+        elif isinstance(event, Finished):
+            name = event.record.key.name
+            known = self.ended.get(name)
+            if known is None or (known.elsewhere and not event.elsewhere):
+                self.ended[name] = event
+                self.pending.pop(name, None)
+                if not event.elsewhere and self.on_finish:
                     self.on_finish(event.record)
 
     def summary(self) -> RunSummary:
-        return RunSummary(done=self.done, skipped=self.total - self.done - self.failed, failed=self.failed)
+        failed = sum(event.record.status == "failed" for event in self.ended.values())
+        done = sum(event.record.status == "done" and not event.elsewhere for event in self.ended.values())
+        return RunSummary(done=done, skipped=self.total - done - failed, failed=failed)
 
 
 def _store(
@@ -283,7 +294,7 @@ def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -
         outcome = executor.execute(
             run.key, run.config, directory, lambda step, total: emit(Stepped(run.key, step, total))
         )
-        return {"status": "done", "metrics": outcome.metrics, "cost": outcome.cost}
+        return {"status": "done", **vars(outcome)}
     except Exception as error:
         if _is_disk_full(error):
             raise
@@ -299,16 +310,18 @@ def _read_if_there(out: Path, key: RunKey) -> RunRecord | None:
     return read_record(out / key.name) if (out / key.name).exists() else None
 
 
-def _check_same(record: RunRecord, key: RunKey, config: Mapping[str, Any]) -> None:
+def _check_same(record: RunRecord | None, key: RunKey, config: Mapping[str, Any]) -> None:
     """Raise if a finished run of this name was another run, naming every setting that differs.
 
-    A choice of the protocol that came after the record was written had its default then.
+    A choice of the protocol or the recipe that came after the record was written had its default then.
     """
-    recorded_config = {**record.config}
-    if "protocol" in recorded_config:
-        protocol = from_mapping(ProtocolConfig, recorded_config["protocol"], f"{key.name}, protocol")
-        recorded_config["protocol"] = to_mapping(protocol)
-    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, recorded_config), (key, config)))
+    if record is None or record.status != "done":
+        return
+    settings = {**record.config}
+    for name, defaults in (("protocol", to_mapping(ProtocolConfig())), ("fit", to_mapping(FitConfig()))):
+        if settings.get(name):
+            settings[name] = {**{f: defaults[f] for f in config.get(name) or {} if f in defaults}, **settings[name]}
+    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (key, config)))
     differing = [
         f"{name} ({recorded.get(name, 'absent')!r} recorded, {planned.get(name, 'absent')!r} planned)"
         for name in sorted({*recorded, *planned})

@@ -130,14 +130,15 @@ class _Watch:
 
     def __init__(self, pool: Pool, runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
         self.pool, self.out, self.emit = pool, out, emit
-        self.pending = {run.key.name: run for run in runs}
+        self.runs = {run.key.name: run for run in runs}
+        self.pending = dict(self.runs)
         self.under_way: dict[int, tuple[PlannedRun, Mapping[str, Any]]] = {}
         self.deaths: Counter[str] = Counter()
         self.idle_deaths = 0  # in a row, of workers that had no run
 
     def run(self) -> None:
         """Return when every worker has walked all runs."""
-        runs = tuple(self.pending.values())
+        runs = tuple(self.runs.values())
         active = min(self.pool.size, len(runs))
         for worker, start in enumerate(starting_places(runs, active)):
             self.pool.start(worker, (*runs[start:], *runs[:start]), self.out)
@@ -156,7 +157,7 @@ class _Watch:
 
     def _note(self, worker: int, event: Event) -> None:
         if isinstance(event, Started):
-            self.under_way[worker] = (self.pending[event.key.name], event.environment)
+            self.under_way[worker] = (self.runs[event.key.name], event.environment)
             self.idle_deaths = 0
         elif isinstance(event, Finished):
             self.pending.pop(event.record.key.name, None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +122,7 @@ def load_trunk(
         CheckpointError: if the file is not a checkpoint of this trunk.
     """
     spec = trunk_spec(name)
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"No GPU for device {str(device)!r}: torch {torch.__version__} sees none here. Use cpu.")
+    check_device(device)
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
@@ -132,6 +132,16 @@ def load_trunk(
         glip = build_glip(spec.config)
     glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
     return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise ValueError if torch knows no such device, or there is no GPU here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"Unknown device {device!r}. Use cpu, cuda, or one GPU of several, such as cuda:1.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"No GPU for device {str(device)!r}: torch {torch.__version__} sees none here. Use cpu.")
 
 
 def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -> Trunk:
@@ -220,15 +230,27 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write safetensors under a temporary name beside ``path``, then rename: never a half-written file."""
+    """Write a safetensors file, never a half-written one."""
+    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    with written_whole(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(plain, temporary, dict(metadata))
+        temporary.chmod(mode)  # safetensors makes a file of its own, which nobody else may read
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write what becomes ``path`` at the end; after an error, all is as it was.
+
+    The folder of ``path`` is made if need be.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary, dict(metadata))
+    # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
         os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def weights_checksum(glip: Glip) -> str:

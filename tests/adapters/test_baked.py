@@ -1,6 +1,7 @@
 """Baked models: the same numbers without a text encoder, in memory and from a folder."""
 
 import copy
+import hashlib
 import json
 import os
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.adapters.baked import load_baked
 from glip_adapt.adapters.files import AdapterMismatchError
+from glip_adapt.adapters.lora import merge
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import collate
 from glip_adapt.evaluation import evaluate
@@ -24,7 +26,7 @@ from glip_adapt.structures import ImageBatch, Pyramid
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
-METHODS = ("zero_shot", "prompt", "linear_probe", "full", "text_encoder")
+METHODS = ("zero_shot", "prompt", "context", "linear_probe", "full", "text_encoder", "lora")
 CONFIG = PredictConfig(short_side=64)
 
 
@@ -41,6 +43,8 @@ def adapted(trunk, method, classes=CLASSES):
     with torch.no_grad():
         for tensor in model.owned_tensors().values():
             tensor.add_(0.01 * torch.randn(tensor.shape, generator=generator))
+    if method == "lora":  # which is merged before baking
+        return attach(merge(model), "zero_shot", classes=classes)
     return model
 
 
@@ -86,7 +90,7 @@ def test_outputs_are_those_of_the_model_to_the_last_bit(tiny_trunk, tmp_path, me
 
 
 def test_every_method_is_baked_here():
-    assert set(ADAPTERS) - {"lora", "context"} <= set(METHODS)
+    assert set(ADAPTERS) == set(METHODS)
 
 
 @torch.no_grad()
@@ -214,8 +218,18 @@ def test_a_description_that_does_not_fit_is_refused(saved, changes):
         load_baked(saved)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "swollen", "other names", "other type", "not finite"])
-def test_a_damaged_network_is_refused(saved, damage):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("cut", "is damaged"),
+        ("flipped", "SHA-256"),
+        ("swollen", "more than"),
+        ("other names", "but 240 came"),
+        ("other type", "but 240 came"),
+        ("not finite", r"not finite, in head\.bias0"),
+    ],
+)
+def test_a_damaged_network_is_refused(saved, damage, message):
     path = saved / "baked.safetensors"
     content, tensors = bytearray(path.read_bytes()), load_file(path)
     if damage == "cut":
@@ -228,8 +242,40 @@ def test_a_damaged_network_is_refused(saved, damage):
         bias = tensors.pop("head.bias0")
         changed = {"other names": {"head.bias": bias}, "other type": {"head.bias0": bias.half()}}
         save_file(tensors | changed.get(damage, {"head.bias0": bias * float("nan")}), path)
-    with pytest.raises(AdapterMismatchError, match=r"baked\.safetensors"):
+    if damage == "not finite":  # which its author may have written
+        describe(saved, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(AdapterMismatchError, match=rf"baked\.safetensors.*{message}"):
         load_baked(saved)
+
+
+@pytest.mark.parametrize(("device", "message"), [("gpu", "Unknown device 'gpu'"), ("cuda", "No GPU for device 'cuda'")])
+def test_a_device_that_is_not_there_is_an_error_about_the_device(saved, monkeypatch, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=message):
+        load_baked(saved, device)
+
+
+def test_an_adapter_in_its_place_is_named_with_the_verb_that_bakes_it(tiny_trunk, tmp_path):
+    adapted(tiny_trunk, "prompt").save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"saved by `bake`, but .* holds an adapter.*glip-adapt bake"):
+        load_baked(tmp_path)
+
+
+def test_a_folder_with_an_adapter_takes_no_baked_model(tiny_trunk, tmp_path):
+    model = adapted(tiny_trunk, "prompt")
+    model.save(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match="holds an adapter"):
+        model.bake().save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == before
+
+
+def test_features_of_a_loaded_network_are_known_by_its_own_numbers_whatever_trunk_it_claims(tiny_trunk, saved):
+    model = adapted(tiny_trunk, "prompt")
+    assert model.frozen_checksum == model.bake().frozen_checksum == tiny_trunk.checksum
+    loaded = load_baked(saved)
+    assert loaded.trunk.checksum == tiny_trunk.checksum
+    assert loaded.frozen_checksum == hashlib.sha256((saved / "baked.safetensors").read_bytes()).hexdigest()
 
 
 def test_a_deep_copy_of_the_trunk_is_never_made(tiny_trunk, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import pytest
@@ -90,5 +91,16 @@ def test_it_loads_for_plain_names_and_for_its_own_prompts(tiny_trunk, tmp_path):
 def test_no_free_token_and_unworded_classes_are_refused(tiny_trunk):
     with pytest.raises(ValueError, match="tokens is 0; expected at least one"):
         build(tiny_trunk, tokens=0)
+    with pytest.raises(ValueError, match=r"tokens is 254; .* at most 253"):
+        build(tiny_trunk, tokens=254)
     with pytest.raises(ValueError, match=r"4 blanks before each name\. Attach by glip_adapt\.attach"):
         AdaptedGlip(tiny_trunk, Context(), ("red box", "blue box"))
+
+
+def test_a_saved_adapter_cannot_ask_for_more_free_tokens_than_a_caption_holds(tiny_trunk, tmp_path):
+    build(tiny_trunk).save(tmp_path)
+    file = tmp_path / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"tokens": 10**18}}))  # far beyond any memory
+    for classes in (None, CLASSES):
+        with pytest.raises(ValueError, match="at most 253"):
+            load_adapter(tiny_trunk, tmp_path, classes=classes)

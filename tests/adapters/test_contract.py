@@ -263,6 +263,12 @@ def test_freezing_a_module_that_does_not_exist_names_those_that_do(trunk):
         attach(trunk, "full", classes=CLASSES, settings={"frozen": ("image_encoder.backbone.stage9",)})
 
 
+def test_freezing_everything_is_refused_and_names_what_is_frozen(trunk):
+    everything = tuple(name for name, _ in trunk.glip.named_children())
+    with pytest.raises(ValueError, match=r"full has nothing to train: image_encoder, .*head.* are frozen"):
+        attach(trunk, "full", classes=CLASSES, settings={"frozen": everything})
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [("promt", {}, "promt.*prompt"), ("full", {"frosen": ()}, "frosen.*frozen"), ("prompt", {"tokens": 3}, "tokens")],
@@ -337,4 +343,3 @@ def test_the_same_picture_under_another_view_is_another_prefix(trunk, dataset):
     moved = [bits(level) for level in model.frozen_prefix(views[0]).levels]
     assert plain == again == moved
     assert plain != mirrored
-    assert replace(model.adapter) == model.adapter

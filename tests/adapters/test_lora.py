@@ -1,4 +1,5 @@
 import copy
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,22 @@ def test_a_target_that_matches_nothing_is_an_error_and_changes_nothing(tiny_trun
 def test_settings_that_cannot_work_are_refused(tiny_trunk, options, message):
     with pytest.raises(ValueError, match=message):
         attach(tiny_trunk, "lora", classes=CLASSES, settings=options)
+
+
+@pytest.mark.parametrize(("target", "most"), [("fusion", 32), ("head", 32)])
+def test_a_rank_beyond_every_layer_is_refused(tiny_trunk, target, most):
+    attach(tiny_trunk, "lora", classes=CLASSES, settings={"target": target, "rank": most})
+    with pytest.raises(ValueError, match=rf"rank is {most + 1}, but no layer of the target '{target}' .* above {most}"):
+        attach(tiny_trunk, "lora", classes=CLASSES, settings={"target": target, "rank": most + 1})
+
+
+def test_a_saved_adapter_cannot_ask_for_a_rank_that_takes_all_memory(tiny_trunk, tmp_path, monkeypatch):
+    build(tiny_trunk).save(tmp_path)
+    file = tmp_path / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"rank": 1_000_000}}))
+    monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *_: pytest.fail("took memory for the factors"))
+    with pytest.raises(ValueError, match="rank is 1000000"):
+        load_adapter(tiny_trunk, tmp_path)
 
 
 def test_the_seed_fixes_the_start_and_leaves_other_draws_alone(tiny_trunk):

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,6 +76,51 @@ def test_retention_is_the_ap_of_what_was_learned_elsewhere(plan, tiny_trunk, tmp
     assert runs["shapes", "full"].metrics.retention == {"others": evaluate(moved, others.test, shown).ap}
 
 
+def test_settings_of_a_method_reach_its_adapter_also_on_other_datasets(plan, tiny_trunk, tmp_path):
+    plan = replace(plan, methods=("lora", "prompt"), settings={"lora": {"target": "head", "rank": 2}})
+    plan = replace(plan, protocol=ProtocolConfig(retention=plan.datasets))
+    assert run_benchmark(plan, tmp_path / "out").failed == 0
+    lora, prompt = (by_run(tmp_path / "out")["shapes", method] for method in ("lora", "prompt"))
+    assert lora.config["settings"] == {"target": "head", "rank": 2}
+    assert "settings" not in prompt.config
+    saved = json.loads((tmp_path / "out" / lora.key.name / "adapter" / "adapter.json").read_text())["config"]
+    assert (saved["target"], saved["rank"]) == ("head", 2)
+    assert list(lora.metrics.retention) == ["others"]
+    with pytest.raises(ValueError, match=r"settings\.rank \(2 recorded, 4 planned\)"):
+        run_benchmark(replace(plan, settings={"lora": {"target": "head", "rank": 4}}), tmp_path / "out")
+
+
+def test_the_record_says_where_the_training_pictures_come_from(plan, tmp_path):
+    """The first dataset gets an official file for one shot of seed 3."""
+    annotations = Path(plan.datasets[0]) / "train" / "annotations_without_background.json"
+    official = annotations.with_name("fewshot_train_shot1_seed3.json")
+    shutil.copy(annotations, official)
+    run_benchmark(replace(plan, methods=("prompt",), shots=(0, 1, "all")), tmp_path / "out")
+    sources = {(r.key.dataset_name, r.key.shots): r.train_source for r in read_records(tmp_path / "out")}
+    assert sources == {
+        ("shapes", 0): None, ("shapes", 1): f"official {official.name}", ("shapes", "all"): "full",
+        ("others", 0): None, ("others", 1): "sampled", ("others", "all"): "full",
+    }  # fmt: skip
+
+
+def test_loading_trunk_and_dataset_is_not_on_the_clock(plan, tiny_trunk, tmp_path, monkeypatch):
+    now = [0.0]
+
+    def slowly(load):
+        def wait(*given, **settings):
+            now[0] += 100
+            return load(*given, **settings)
+
+        return wait
+
+    monkeypatch.setattr(executor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for name in ("load_trunk", "load_dataset"):
+        monkeypatch.setattr(executor, name, slowly(getattr(executor, name)))
+    run_benchmark(replace(plan, shots=(0,)), tmp_path / "out")
+    assert now == [300.0]  # one trunk, two datasets
+    assert {record.cost.seconds for record in read_records(tmp_path / "out")} == {0.0}
+
+
 @pytest.mark.parametrize("classes", [["red box"], ["red box", "blue box"]])
 def test_what_belongs_to_a_caption_is_told_from_what_goes_along(tiny_trunk, classes):
     """Also where two captions have as many tokens, so that the tensors would fit."""
@@ -133,6 +179,9 @@ def test_a_cache_of_one_process_is_none_for_workers(plan, tmp_path):
         ('datasets = ["PascalVOC"]', "datasets, PascalVOC: Dataset 'PascalVOC' is known but not on this machine"),
         ("[fit]\nrate = 1", "fit, for glip-nano--shapes--zero_shot--0--3: unknown key 'rate'"),
         ("[fit]\nlearning_rate = -1", "learning_rate is -1"),
+        ("[settings.lora]\nrnk = 1", "settings of lora: unknown key 'rnk' (did you mean 'rank'?)"),
+        ("[settings.lora]\nrank = 0", "settings of lora: rank and alpha must be above 0"),
+        ("[settings]\nlora = 1", "settings of lora: expected a table of settings, got 1"),
         ('methods = ["promt"]', "methods: unknown 'promt' (did you mean 'prompt'?)"),
         ('trunks = ["glip-nan"]', "trunks: unknown 'glip-nan'"),
         ("shots = [-1]", "shots: -1 is negative"),

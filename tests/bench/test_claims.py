@@ -8,7 +8,7 @@ import pytest
 
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import RunKey
-from glip_adapt.bench.records import PARTIAL, REPLACED
+from glip_adapt.bench.records import PARTIAL, RECORD_FILE, REPLACED
 
 KEY = RunKey("glip-t", "odinw/Raccoon", "prompt", 5, 3)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
@@ -55,6 +55,21 @@ def test_a_partial_run_starts_empty_whatever_a_dead_one_left(tmp_path):
     (tmp_path / f"{PARTIAL}{KEY.name}" / "adapter").mkdir(parents=True)
     with partial_run(tmp_path, KEY) as directory:
         assert list(directory.iterdir()) == []
+
+
+def test_a_run_killed_while_it_replaced_a_failed_one_is_kept_and_one_killed_earlier_is_not(tmp_path):
+    for name, file in ((KEY.name, RECORD_FILE), ("earlier", "history.json"), ("failed", RECORD_FILE)):
+        (tmp_path / f"{PARTIAL}{name}").mkdir()
+        (tmp_path / f"{PARTIAL}{name}" / file).write_text("new")
+    for folder in (f"{REPLACED}{KEY.name}", f"{REPLACED}earlier", "failed"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / RECORD_FILE).write_text("old")
+    with claim_run(tmp_path, KEY.name):
+        clear_leftovers(tmp_path)
+        assert not (tmp_path / KEY.name).exists()  # its process lives and does that itself
+    clear_leftovers(tmp_path)
+    found = {path.parent.name: path.read_text() for path in tmp_path.glob("*/*")}
+    assert {name: text for name, text in found.items() if name != ".claims"} == {KEY.name: "new", "failed": "old"}
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):

@@ -55,7 +55,8 @@ def test_markdown_holds_note_tables_missing_count_and_failed_runs(table):
     assert "| glip-t | a | prompt | 10.0 | 25.0 ± 7.1 | 30.0 ± 0.0 | – |" in text
     assert "## Mean over 2 datasets, glip-t\n\na, b.\n" in text
     assert "| glip-t | full | 15.0 | 17.0 ± 1.4 | – (1 of 4 missing) | – (1 of 2 missing) |" in text
-    assert "4 expected figures missing" in text  # full: b at 5 seed 30, b at all; prompt: a and b at all
+    # full: b at 5 seed 30, b at all; prompt: a and b at all
+    assert "4 expected figures missing among the datasets, methods, shots and seeds that were started;" in text
     assert "## 1 failed run\n" in text
     assert "| glip-t--b--full--5--30 | FloatingPointError: loss is nan \\| batch 7 |" in text
     assert "Traceback" not in text
@@ -68,11 +69,12 @@ def test_markdown_holds_intervals_tests_and_costs(table):
     assert "| glip-t | 5 | prompt | full | +21.3 | 0.2500 | 0.5000 | 3 | 2 | 1 |" in text
     assert "| glip-t | prompt | 5 | 45.0 | 768 | 3.1 kB | – | 1.5 |" in text
     assert "| glip-t | full | 5 | – | – | – | – | – |" in text
+    assert "Features that a worker keeps from earlier runs are not computed again and count into its memory." in text
 
 
 def test_complete_report_says_so_and_holds_nothing_that_does_not_apply():
     text = format_markdown(build_document(load_table(RECORDS[:10])))
-    assert "No figure is missing." in text
+    assert "No figure is missing among the datasets, methods, shots and seeds that were started." in text
     assert "failed run" not in text
     assert "retention" not in text.lower()
     assert "published" not in text.lower()

@@ -21,13 +21,13 @@ def record(method, shots, seconds, seed=3, dataset="c"):
 def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(tmp_path, monkeypatch):
     asked = []
 
-    def estimate(trunk, method, size_hw):
-        asked.append((trunk, method, size_hw))
+    def estimate(trunk, method, size_hw, recompute):
+        asked.append((trunk, method, size_hw, recompute))
         return MemoryEstimate(weights=1, trained=2, activations=3)
 
     monkeypatch.setattr(forecast, "random_trunk", lambda name: name)
     monkeypatch.setattr(forecast, "estimate_memory", estimate)
-    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": {"short_sides": [480, 960]}}
+    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": {"short_sides": [480, 960], "recompute": True}}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
     runs = list_runs(plan, tmp_path, lambda key, given: settings)
     failed = RunRecord(
@@ -39,4 +39,4 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         assert found[dataset, "prompt", 1] == 15.0
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
-    assert asked == [("glip-t", "prompt", (960, 1333)), ("glip-t", "full", (960, 1333))]  # once per method
+    assert asked == [("glip-t", method, (960, 1333), True) for method in ("prompt", "full")]  # once per method

@@ -105,6 +105,7 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('trunks = ["glip-x"]', "trunks: unknown 'glip-x' (did you mean 'glip-t'?)"),
         ("[fit.promt]\nrate = 1", "fit: unknown 'promt' (did you mean 'prompt'?)"),
         ("[fit]\nprompt = 1", "fit: 'prompt' is a method"),
+        ("[settings.promt]\nrank = 1", "settings: unknown 'promt' (did you mean 'prompt'?)"),
         ('[protocol]\ntest_split = "train"', "protocol, test_split: expected 'test' or 'val'"),
         ("threads = 0", "threads: 0 is no number of threads"),
         ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
@@ -137,6 +138,14 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
         "test_split": "test", "prompts": "official", "few_shot_source": "official", "selection": "best_on_val",
         "retention": [],
     }  # fmt: skip
+
+
+def test_settings_of_a_method_are_its_own_and_a_run_without_them_has_no_such_key(load):
+    plan = load('datasets = ["a"]\n[settings.prompt]\nrank = 4\n[settings.full]')
+    keys = plan.keys()
+    configs = {key.method: plan.config_of(key) for key in keys}
+    assert configs["prompt"]["settings"] == {"rank": 4}
+    assert [method for method, config in configs.items() if "settings" in config] == ["prompt"]
 
 
 def test_retention_names_datasets_or_suites_and_is_no_setting_of_zero_shot(load):

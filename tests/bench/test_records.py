@@ -54,10 +54,10 @@ def test_record_from_before_a_field_came_has_its_default(tmp_path):
     """Written as version 0.1.0 did."""
     path = store(tmp_path, DONE) / "record.json"
     content = json.loads(path.read_text())
-    del content["metrics"]["retention"]
+    del content["metrics"]["retention"], content["train_source"]
     path.write_text(json.dumps(content))
     assert read_records(tmp_path) == [DONE]
-    assert DONE.metrics.retention == {}
+    assert (DONE.metrics.retention, DONE.train_source) == ({}, None)
 
 
 def test_undefined_ap_is_null_and_ap_a_fraction(tmp_path):

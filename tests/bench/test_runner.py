@@ -116,6 +116,15 @@ def test_metrics_out_of_range_are_a_failed_run(tmp_path):
     assert "'ap' is -1.0" in read_record(tmp_path / NAMES[0]).error
 
 
+def test_a_field_of_the_recipe_that_came_later_had_its_default(tmp_path):
+    run(PLAN, tmp_path, FakeExecute())
+    later = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": False})
+    assert run(later, tmp_path, FakeExecute()) == RunSummary(done=0, skipped=4, failed=0)
+    other = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": True})
+    with pytest.raises(ValueError, match=r"fit\.keep_start \(False recorded, True planned\)"):
+        run(other, tmp_path, FakeExecute())
+
+
 def test_other_settings_for_a_finished_run_name_the_fields_and_run_nothing(tmp_path):
     run(PLAN, tmp_path, FakeExecute({NAMES[0]: ValueError("no")}))
     before = {path: path.read_bytes() for path in tmp_path.glob("*/*.json")}
@@ -218,6 +227,21 @@ def test_a_run_done_by_another_runner_since_the_listing_is_not_done_again(tmp_pa
     assert run(PLAN, tmp_path, mine, on_finish=finished.append) == RunSummary(done=1, skipped=2, failed=1)
     assert (mine.calls, theirs.calls) == (NAMES[:1], NAMES[1:])
     assert [record.key.name for record in finished] == NAMES[:1]
+
+
+def test_a_run_done_meanwhile_with_other_settings_stops_and_names_them(tmp_path):
+    """The other runner, here inside the first run, has another plan; what fails there is nobody's result."""
+    changed = dataclasses.replace(PLAN, fit={"rate": 0.2})
+    theirs = FakeExecute({NAMES[1]: ValueError("no")})
+
+    def execute(key, config, directory):
+        walk(list_runs(changed, tmp_path), tmp_path, theirs, lambda event: None)
+        return outcome()
+
+    mine = FakeExecute(execute=execute)
+    with pytest.raises(ValueError, match=r"zero_shot--0--3: this run is .*: fit\.rate \(0\.2 recorded, 0\.1 planned\)"):
+        run(PLAN, tmp_path, mine)
+    assert mine.calls == NAMES[:1]
 
 
 def test_a_run_held_by_another_runner_is_waited_for_and_taken_over_if_that_dies(tmp_path, monkeypatch):

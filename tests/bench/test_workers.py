@@ -1,4 +1,4 @@
-"""Processes that share a plan: every test starts real ones, so that each takes seconds."""
+"""Processes that share a plan: nearly every test starts real ones, so that each takes seconds."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ from fake_runs import NAMES, PLAN, BuildFake, FakeExecutor, read_log, stored, vi
 from glip_adapt.bench import workers
 from glip_adapt.bench.claims import claim_run
 from glip_adapt.bench.records import read_record, read_records
-from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan
-from glip_adapt.bench.workers import ProcessPool, in_workers, starting_places
+from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan, walk
+from glip_adapt.bench.workers import Ended, ProcessPool, in_workers, starting_places
 
 
 def run(out, build, size=2, **more):
@@ -62,6 +62,41 @@ def test_each_worker_stays_with_a_dataset_while_there_is_one_for_it(tmp_path):
 @pytest.mark.parametrize(("size", "places"), [(1, [0]), (2, [0, 4]), (4, [0, 0, 4, 4])])
 def test_workers_begin_evenly_spread_at_the_first_run_of_a_dataset(tmp_path, size, places):
     assert starting_places(list_runs(PLAN, tmp_path), size) == places
+
+
+class LatePool:
+    """Two workers, of which the second does every run before the first looks, and is heard last."""
+
+    size = 2
+
+    def __init__(self, log):
+        self.walks, self.executor = [], FakeExecutor(log)
+
+    def start(self, worker, runs, out):
+        self.walks.append((worker, runs, out))
+
+    def next_report(self):
+        if self.walks:
+            told = {worker: [] for worker, *_ in self.walks}
+            for worker, runs, out in reversed(self.walks):
+                walk(runs, out, self.executor, told[worker].append)
+            self.walks = []
+            self.reports = [(worker, report) for worker in told for report in (*told[worker], Ended())]
+        return self.reports.pop(0)
+
+    def stop(self):
+        pass
+
+
+def test_workers_that_are_heard_in_another_order_than_they_spoke_count_their_own_runs(tmp_path):
+    started, finished = [], []
+    summary = run_plan(
+        PLAN, tmp_path / "out", in_workers(LatePool(tmp_path / "log")),
+        on_start=lambda key, over, total: started.append(key.name),
+        on_finish=lambda record: finished.append(record.key.name),
+    )  # fmt: skip
+    assert summary == RunSummary(done=8, skipped=0, failed=0)
+    assert sorted(started) == sorted(finished) == sorted(NAMES)
 
 
 def test_a_failing_run_is_a_record_and_the_rest_go_on(tmp_path):

@@ -347,6 +347,17 @@ def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_saved_file_has_the_permissions_of_any_other(tmp_path):
+    path = tmp_path / "x.safetensors"
+    before = os.umask(0o027)
+    try:
+        save_tensors({"a": torch.ones(2)}, path, {})
+    finally:
+        os.umask(before)
+    assert oct(path.stat().st_mode & 0o777) == oct(0o640)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_views_and_gradients_are_saved_as_plain_tensors(tmp_path):
     table = torch.arange(6.0).view(2, 3).requires_grad_()
     save_tensors({"column": table[:, 1], "whole": table}, tmp_path / "x.safetensors", {"kind": "test"})
@@ -366,6 +377,11 @@ def test_an_unknown_trunk_lists_the_choices_and_the_nearest(name, nearest):
         with pytest.raises(ValueError, match=rf"Unknown trunk '{name}'.*did you mean '{nearest}'") as failure:
             ask(name)
         assert "'glip-l'" in str(failure.value)
+
+
+def test_a_device_that_torch_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="Unknown device 'gpu'"):
+        load_trunk("glip-nano", device="gpu")
 
 
 def test_a_vocabulary_of_another_size_is_refused(public_file, tmp_path):
