@@ -165,19 +165,24 @@ if __name__ == "__main__":
     out, log, seconds, size = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
     build = BuildFake(log, seconds)
     print("ready", flush=True)
+    sys.stdin.readline()
     print(run_plan(PLAN, out, in_process(build(0)) if size == 1 else in_workers(ProcessPool(build, size))))
 """
 
 
-def start(tmp_path, seconds, size):
+def start(tmp_path, seconds, size, count=1):
+    """Return ``count`` processes that begin at the same time, however long each took to import."""
     (tmp_path / "runner.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     arguments = [tmp_path / "runner.py", tmp_path / "out", tmp_path / "log", seconds, size]
     command = [sys.executable, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-    assert child.stdout.readline() == "ready\n"
-    return child
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, env=environment, start_new_session=True, **pipes) for _ in range(count)]
+    assert [child.stdout.readline() for child in children] == ["ready\n"] * count
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    return children
 
 
 def wait_for(condition, seconds=60):
@@ -188,7 +193,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_two_runners_on_one_folder_share_the_work(tmp_path, serial):
-    runners = [start(tmp_path, 0.5, 1) for _ in range(2)]
+    runners = start(tmp_path, 0.5, 1, count=2)
     answers = [child.communicate() for child in runners]
     assert [child.returncode for child in runners] == [0, 0], answers
     done = read_log(tmp_path / "log")
@@ -199,7 +204,7 @@ def test_two_runners_on_one_folder_share_the_work(tmp_path, serial):
 
 
 def test_ctrl_c_ends_runner_and_workers_and_keeps_what_is_finished(tmp_path):
-    child = start(tmp_path, 1.0, 2)
+    (child,) = start(tmp_path, 1.0, 2)
     wait_for(lambda: len(read_records(tmp_path / "out")) >= 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to the workers too
@@ -212,7 +217,7 @@ def test_ctrl_c_ends_runner_and_workers_and_keeps_what_is_finished(tmp_path):
 
 
 def test_workers_go_with_their_runner_in_the_middle_of_a_run(tmp_path):
-    child = start(tmp_path, 60.0, 2)
+    (child,) = start(tmp_path, 60.0, 2)
     wait_for(lambda: len(read_log(tmp_path / "log")) == 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
     os.kill(child.pid, signal.SIGKILL)
@@ -225,7 +230,7 @@ def test_kill_9_ten_times_then_resume_equals_an_undisturbed_run(tmp_path, serial
     """Of the runs in flight nothing is kept, of the others everything; workers go with their runner."""
     times, seen = random.Random(0), {}
     for _ in range(10):
-        child = start(tmp_path, 0.2, size)
+        (child,) = start(tmp_path, 0.2, size)
         time.sleep(times.uniform(0.0, 0.6 if size == 1 else 6.0))
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
