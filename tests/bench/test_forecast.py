@@ -27,7 +27,8 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
 
     monkeypatch.setattr(forecast, "random_trunk", lambda name: name)
     monkeypatch.setattr(forecast, "estimate_memory", estimate)
-    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": {"short_sides": [480, 960], "recompute": True}}
+    recipe = {"short_sides": [480, 960], "recompute": True}
+    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
     runs = list_runs(plan, tmp_path, lambda key, given: settings)
     failed = RunRecord(
