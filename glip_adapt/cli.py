@@ -158,6 +158,8 @@ def adapt(
     from glip_adapt.card import write_facts
     from glip_adapt.config import override, read_toml
 
+    if (out / "baked.json").exists():  # what detect and eval would go on using
+        raise FileExistsError(f"{out} holds a baked model. Name another folder for the adapter.")
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
     changes = {} if config is None else read_toml(config)
     settings = changes.pop("settings", {})

@@ -165,6 +165,12 @@ def test_a_baked_model_is_not_scored_on_classes_in_another_order(glip, bake, coc
     assert "detects blue box, red box, but red box, blue box was asked for" in " ".join(err.split())
 
 
+def test_no_adapter_is_trained_into_the_folder_of_a_baked_model(glip, bake, coco_folder):
+    code, _, err = glip("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", bake("glip-nano", ["dog"]))
+    assert code == 1
+    assert "holds a baked model. Name another folder" in " ".join(err.split())
+
+
 def test_data_check_finds_nothing_in_a_good_dataset_and_fails_on_a_bad_one(glip, coco_folder):
     assert glip("data", "check", coco_folder)[0] == 0
     (coco_folder / "test" / "0.png").unlink()
