@@ -33,7 +33,8 @@ from glip_adapt.data.transforms import collate
 from glip_adapt.model.decode import decode
 from glip_adapt.model.fusion import CrossAttention
 from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk, public_name, public_names
+from glip_adapt.model.public_names import public_name, public_names
+from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
 from glip_adapt.structures import Detections, HeadOutput, ImageBatch, Target
 
 ROOT = Path(__file__).resolve().parents[1]

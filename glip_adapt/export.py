@@ -31,9 +31,9 @@ from glip_adapt.model.decode import (
     class_probabilities,
 )
 from glip_adapt.model.image import SwinBlock
-from glip_adapt.model.weights import written_whole
 from glip_adapt.prediction import PredictConfig
 from glip_adapt.structures import Detections, HeadOutput, Pyramid, SizeHW, TextFeatures
+from glip_adapt.whole_files import written_whole
 
 MAX_SIDE = 4096  # pixels
 OPSET = 20

@@ -29,7 +29,8 @@ from glip_adapt.adapters.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, AdapterM
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.data.check import load_rgb
-from glip_adapt.model.weights import Trunk, written_whole
+from glip_adapt.model.weights import Trunk
+from glip_adapt.whole_files import written_whole
 
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"

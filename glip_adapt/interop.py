@@ -15,8 +15,8 @@ import numpy as np
 
 from glip_adapt import boxes
 from glip_adapt.data.check import picture_size
-from glip_adapt.model.weights import written_whole
 from glip_adapt.structures import Detections
+from glip_adapt.whole_files import written_whole
 
 if TYPE_CHECKING:
     import supervision

@@ -14,6 +14,7 @@ LEVELS = {
     "boxes": 0,
     "captions": 0,
     "config": 0,
+    "whole_files": 0,
     "model": 1,
     "data": 1,
     "draw": 1,

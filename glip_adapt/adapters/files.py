@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glip_adapt.config import from_mapping, to_mapping
-from glip_adapt.model.weights import save_tensors, written_whole
+from glip_adapt.model.weights import save_tensors
+from glip_adapt.whole_files import written_whole
 
 MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors

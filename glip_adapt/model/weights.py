@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glip_adapt.config import describe_unknown
-from glip_adapt.model.anchors import STRIDES
-from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, build_glip
+from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
 from glip_adapt.model.glip import Glip
+from glip_adapt.model.public_names import is_ignored, public_name, public_names
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
+from glip_adapt.whole_files import written_whole
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -192,7 +191,7 @@ def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
     if spec.public_file is not None and not stored.keys() & expected.keys():  # public names
         table = public_names(spec.config)
         to_ours = {public_name(ours, table): ours for ours in expected}
-        stored = {to_ours.get(key, key): value for key, value in stored.items() if not _is_ignored(key)}
+        stored = {to_ours.get(key, key): value for key, value in stored.items() if not is_ignored(key)}
     problems = [
         *(f"missing: {key} {shape}" for key, shape in expected.items() if key not in stored),
         *(f"unexpected: {key} {tuple(value.shape)}" for key, value in stored.items() if key not in expected),
@@ -237,20 +236,6 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         mode = temporary.stat().st_mode
         save_file(plain, temporary, dict(metadata))
         temporary.chmod(mode)  # safetensors makes a file of its own, which nobody else may read
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield where to write what becomes ``path`` at the end; after an error, all is as it was.
-
-    The folder of ``path`` is made if need be.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        os.replace(temporary, path)
 
 
 def weights_checksum(glip: Glip) -> str:
@@ -340,101 +325,3 @@ def _how_to_get(name: str) -> str:
     if public_file is None:
         return f"The weights of {name} come with the package; leave the checkpoint out."
     return f"The public file of {name} is {public_file} in the Hub repository {HUB_REPOSITORY}."
-
-
-# Entries of public files that the network does not need, by exact name or by prefix.
-IGNORED_PREFIXES = (
-    "rpn.anchor_generator.cell_anchors.",  # derived from strides and sizes
-    "rpn.head.cls_logits.",  # unused with the token loss
-    "rpn.head.mlm_head.",  # masked-language head of pre-training
-    "rpn.resizer.",  # of the contrastive loss, unused
-    "language_backbone.body.model.pooler.",
-)
-IGNORED_NAMES = ("rpn.tunable_linear.weight", "language_backbone.body.model.embeddings.position_ids")
-IGNORED_LAST_PARTS = ("relative_position_index",)  # derived from the window size
-
-
-def _is_ignored(key: str) -> bool:
-    return key.startswith(IGNORED_PREFIXES) or key in IGNORED_NAMES or key.rpartition(".")[2] in IGNORED_LAST_PARTS
-
-
-# Our prefix → public prefix, for the modules that are named once.
-SINGLE_KEYS = {
-    "image_encoder.backbone.patch_embed": "backbone.body.patch_embed",
-    "image_encoder.fpn.p6": "backbone.fpn.top_blocks.p6",
-    "image_encoder.fpn.p7": "backbone.fpn.top_blocks.p7",
-    "text_encoder.bert": "language_backbone.body.model",
-    "head.box_deltas": "rpn.head.bbox_pred",
-    "head.centerness": "rpn.head.centerness",
-    "head.text_projection": "rpn.head.dot_product_projection_text",
-    "head.log_scale": "rpn.head.log_scale",
-    "head.bias_lang": "rpn.head.bias_lang",
-    "head.bias0": "rpn.head.bias0",
-}
-# Within one tower block; the public tower is one flat list of fusion, text and image layers.
-FUSION_KEYS = {
-    "fusion.scale_image": "b_attn.gamma_v",
-    "fusion.scale_text": "b_attn.gamma_l",
-    "fusion.norm_image": "b_attn.layer_norm_v",
-    "fusion.norm_text": "b_attn.layer_norm_l",
-    "fusion.attention.query_image": "b_attn.attn.v_proj",
-    "fusion.attention.key_text": "b_attn.attn.l_proj",
-    "fusion.attention.value_image": "b_attn.attn.values_v_proj",
-    "fusion.attention.value_text": "b_attn.attn.values_l_proj",
-    "fusion.attention.out_image": "b_attn.attn.out_v_proj",
-    "fusion.attention.out_text": "b_attn.attn.out_l_proj",
-}
-TEXT_LAYER_KEYS = {
-    "text_layer.query": "attention.self.query",
-    "text_layer.key": "attention.self.key",
-    "text_layer.value": "attention.self.value",
-    "text_layer.out": "attention.output.dense",
-    "text_layer.out_norm": "attention.output.LayerNorm",
-    "text_layer.hidden": "intermediate.dense",
-    "text_layer.hidden_out": "output.dense",
-    "text_layer.hidden_norm": "output.LayerNorm",
-}
-DYHEAD_KEYS = {
-    "dyhead.offset": "offset",
-    "dyhead.coarser.conv": "DyConv.0.conv",
-    "dyhead.coarser.norm": "DyConv.0.bn",
-    "dyhead.same.conv": "DyConv.1.conv",
-    "dyhead.same.norm": "DyConv.1.bn",
-    "dyhead.finer.conv": "DyConv.2.conv",
-    "dyhead.finer.norm": "DyConv.2.bn",
-    "dyhead.scale_attention": "AttnConv.1",
-    "dyhead.activation.squeeze": "relu.fc.0",
-    "dyhead.activation.excite": "relu.fc.2",
-}
-
-
-def public_names(config: GlipConfig) -> dict[str, str]:
-    """Return our module prefix → public module prefix for a detector with a Swin backbone."""
-    assert isinstance(config.backbone, SwinConfig)
-    table = dict(SINGLE_KEYS)
-    for i in range(len(config.backbone.depths)):
-        table[f"image_encoder.backbone.stages.{i}.blocks"] = f"backbone.body.layers.{i}.blocks"
-        # Ours merges patches at the start of a stage, the public code at the end of the one before.
-        table[f"image_encoder.backbone.stages.{i}.downsample"] = f"backbone.body.layers.{i - 1}.downsample"
-    for i in range(len(config.backbone.depths) - 1):
-        table[f"image_encoder.backbone.output_norms.{i}"] = f"backbone.body.norm{i + 1}"
-        table[f"image_encoder.fpn.lateral.{i}"] = f"backbone.fpn.fpn_inner{i + 2}"
-        table[f"image_encoder.fpn.output.{i}"] = f"backbone.fpn.fpn_layer{i + 2}"
-    layers = (FUSION_KEYS, TEXT_LAYER_KEYS, DYHEAD_KEYS) if config.deep_fusion else (DYHEAD_KEYS,)
-    for i in range(config.blocks):
-        for j, keys in enumerate(layers):
-            for ours, public in keys.items():
-                table[f"tower.blocks.{i}.{ours}"] = f"rpn.head.dyhead_tower.{i * len(layers) + j}.{public}"
-    for i in range(len(STRIDES)):
-        table[f"head.level_scales.{i}"] = f"rpn.head.scales.{i}.scale"
-    return table
-
-
-def public_name(key: str, table: Mapping[str, str]) -> str:
-    """Return the public name of one of our state dict keys: its longest known prefix is replaced."""
-    prefix, rest = key, ""
-    while prefix not in table:
-        prefix, dot, last = prefix.rpartition(".")
-        assert dot, f"{key} is not in the key table"
-        rest = f".{last}{rest}"
-    return table[prefix] + rest

@@ -19,7 +19,8 @@ from glip_adapt.data.coco import load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.build import GLIP_T, build_glip
-from glip_adapt.model.weights import Trunk, public_name, public_names, weights_checksum
+from glip_adapt.model.public_names import public_name, public_names
+from glip_adapt.model.weights import Trunk, weights_checksum
 from glip_adapt.train import FitConfig, fit
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]

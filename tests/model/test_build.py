@@ -9,7 +9,7 @@ from torch import nn
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, TextConfig, build_glip
 from glip_adapt.model.fusion import CrossAttention
 from glip_adapt.model.image import DropBlock, SwinBackbone, TimmBackbone
-from glip_adapt.model.weights import public_name, public_names
+from glip_adapt.model.public_names import public_name, public_names
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
 SMALL = GlipConfig(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import glip_adapt
 from glip_adapt.model import weights
 from glip_adapt.model.build import GlipConfig, SwinConfig, TextConfig, build_glip
+from glip_adapt.model.public_names import public_name, public_names
 from glip_adapt.model.weights import (
     ASSETS,
     CheckpointError,
@@ -24,8 +25,6 @@ from glip_adapt.model.weights import (
     convert,
     fetch,
     load_trunk,
-    public_name,
-    public_names,
     read_checkpoint,
     save_tensors,
     trunk_spec,

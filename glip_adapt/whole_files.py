@@ -1,0 +1,23 @@
+"""Files that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield where to write what becomes ``path`` at the end; after an error, all is as it was.
+
+    The folder of ``path`` is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        os.replace(temporary, path)
