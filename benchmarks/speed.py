@@ -41,8 +41,9 @@ from glip_adapt.model.fusion import CrossAttention, FusionLayer, Order
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.text import MAX_TOKENS
 from glip_adapt.model.weights import TRUNKS, Trunk, random_trunk
+from glip_adapt.recipes import published_recipe
 from glip_adapt.structures import HeadOutput, ImageBatch, Target, TextFeatures, Tokens, split_levels
-from glip_adapt.train import parameter_groups, published_recipe
+from glip_adapt.train import parameter_groups
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")

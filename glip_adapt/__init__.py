@@ -23,20 +23,21 @@ if TYPE_CHECKING:
     from glip_adapt.model.weights import load_trunk
     from glip_adapt.prediction import PredictConfig, predict
     from glip_adapt.prompting import search_prompts
+    from glip_adapt.recipes import FitConfig, default_recipe, published_recipe
     from glip_adapt.tasks import TaskSet
-    from glip_adapt.train import FitConfig, default_recipe, fit, published_recipe
+    from glip_adapt.train import fit
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ClassPrompt": "glip_adapt.captions",
     "FeatureCache": "glip_adapt.cache",
-    "FitConfig": "glip_adapt.train",
+    "FitConfig": "glip_adapt.recipes",
     "PredictConfig": "glip_adapt.prediction",
     "TaskSet": "glip_adapt.tasks",
     "TrainingFacts": "glip_adapt.card",
     "attach": "glip_adapt.adapters",
-    "default_recipe": "glip_adapt.train",
+    "default_recipe": "glip_adapt.recipes",
     "evaluate": "glip_adapt.evaluation",
     "fit": "glip_adapt.train",
     "from_hub": "glip_adapt.hub",
@@ -45,7 +46,7 @@ _HOMES = {
     "load_dataset": "glip_adapt.data.odinw",
     "load_trunk": "glip_adapt.model.weights",
     "predict": "glip_adapt.prediction",
-    "published_recipe": "glip_adapt.train",
+    "published_recipe": "glip_adapt.recipes",
     "push_to_hub": "glip_adapt.hub",
     "run_benchmark": "glip_adapt.bench.benchmark",
     "search_prompts": "glip_adapt.prompting",

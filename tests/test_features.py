@@ -15,8 +15,9 @@ from glip_adapt.evaluation import evaluate
 from glip_adapt.features import FrozenFeatures, in_batches, stack
 from glip_adapt.model.image import ImageEncoder
 from glip_adapt.prediction import PredictConfig
+from glip_adapt.recipes import FitConfig
 from glip_adapt.structures import Fused, ImageBatch, Pyramid
-from glip_adapt.train import FitConfig, fit
+from glip_adapt.train import fit
 
 PLAIN = View(64, flip=False)
 CLASSES = ("red box", "blue box")

@@ -27,6 +27,7 @@ LEVELS = {
     "catalogue": 4,
     "optimise": 3,
     "prediction": 3,
+    "recipes": 4,
     "features": 4,
     "tasks": 5,
     "export": 4,

@@ -13,8 +13,8 @@ from glip_adapt.data.coco import load_rgb
 from glip_adapt.data.transforms import resize_shape
 from glip_adapt.model.anchors import anchor_grid, encode, level_shapes
 from glip_adapt.prediction import PredictConfig, predict
+from glip_adapt.recipes import default_recipe
 from glip_adapt.structures import HeadOutput
-from glip_adapt.train import default_recipe
 
 CLASSES = ("red box", "blue box")
 SMALL = PredictConfig(short_side=64, max_long_side=120)

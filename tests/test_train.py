@@ -20,8 +20,9 @@ from glip_adapt.features import in_batches
 from glip_adapt.model.loss import detection_loss
 from glip_adapt.model.weights import load_trunk
 from glip_adapt.optimise import NonFiniteLossError
+from glip_adapt.recipes import FitConfig, default_recipe, published_recipe
 from glip_adapt.structures import Target
-from glip_adapt.train import FitConfig, default_recipe, fit, parameter_groups, published_recipe
+from glip_adapt.train import fit, parameter_groups
 
 CLASSES = ("red box", "blue box")
 SMALL = FitConfig(short_sides=(64,), test_short_side=64, batch_size=2, epochs=1)

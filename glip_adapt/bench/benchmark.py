@@ -19,7 +19,7 @@ from glip_adapt.config import override, to_mapping
 from glip_adapt.data.odinw import known_datasets, load_dataset, rendered_datasets
 from glip_adapt.model.weights import TRUNKS, load_trunk
 from glip_adapt.optimise import Step
-from glip_adapt.train import default_recipe
+from glip_adapt.recipes import default_recipe
 
 
 def read_plan(path: Path | str) -> BenchPlan:

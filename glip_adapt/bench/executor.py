@@ -29,7 +29,8 @@ from glip_adapt.data.odinw import Dataset, load_dataset
 from glip_adapt.evaluation import Evaluation, evaluate
 from glip_adapt.model.weights import Trunk, load_trunk
 from glip_adapt.prediction import PredictConfig
-from glip_adapt.train import NANO_TRUNKS, FitConfig, History, fit
+from glip_adapt.recipes import NANO_TRUNKS, FitConfig
+from glip_adapt.train import History, fit
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
 

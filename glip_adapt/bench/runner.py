@@ -23,7 +23,7 @@ from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, part
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, read_record, write_record
 from glip_adapt.config import to_mapping
-from glip_adapt.train import FitConfig
+from glip_adapt.recipes import FitConfig
 
 WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 

@@ -21,7 +21,8 @@ from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.build import GLIP_T, build_glip
 from glip_adapt.model.public_names import public_name, public_names
 from glip_adapt.model.weights import Trunk, weights_checksum
-from glip_adapt.train import FitConfig, fit
+from glip_adapt.recipes import FitConfig
+from glip_adapt.train import fit
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
