@@ -1,9 +1,9 @@
 """One training loop for every method: ``fit`` returns a history and prints nothing.
 
 The protocol is the few-shot one of GLIP (arXiv 2112.03857, section E.3; tools/finetune.py and
-maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code); its numbers are in recipes.py. Pictures of a batch go
-through the network one by one, as they do there on four GPUs, or together where they are small and of one size; either
-way their losses share the batch's normalisation.
+maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code); its numbers are in recipes.py. Pictures of a batch
+go through the network one by one, as they do there on four GPUs, or together where they are small and of one size;
+either way their losses share the batch's normalisation.
 """
 
 from __future__ import annotations
