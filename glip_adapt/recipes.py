@@ -83,6 +83,8 @@ class FitConfig:
 # What the published recipe changes per method and per number of shots.
 METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "prompt": {"learning_rate": 0.05, "weight_decay": 0.25},
+    "context": {"text_learning_rate": 2e-3},  # of CoOp, arXiv 2109.01134, section 4.1, there by SGD
+    "lora": {"learning_rate": 2e-4, "text_learning_rate": 2e-4},  # arXiv 2106.09685, tables 11 and 12
     "full": {"recompute": True},  # changes no number; of all methods, the one whose memory keeps people from it
 }
 SHOT_RECIPES: dict[int | Literal["all"], dict[str, Any]] = {
@@ -107,8 +109,9 @@ NANO_RECIPE: dict[str, Any] = {
 NANO_METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"learning_rate": 0.1, "max_steps": 60, "validate_every": 30},
     "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},
-    "lora": {"learning_rate": 1e-3, "text_learning_rate": 1e-3},
-    "text_encoder": {"text_learning_rate": 5e-4},
+    "lora": {"learning_rate": 6e-3, "text_learning_rate": 6e-3},
+    "context": {"text_learning_rate": 1e-2, "max_steps": 60, "validate_every": 30},
+    "text_encoder": {"text_learning_rate": 5e-4, "max_steps": 60, "validate_every": 30},
     # What trains all of the network learns a few pictures by heart unless their objects change size.
     "full": {
         "learning_rate": 5e-4,

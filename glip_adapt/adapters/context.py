@@ -27,7 +27,7 @@ MOST_TOKENS = MAX_TOKENS - 3  # all of a caption but [CLS], [SEP] and a name of 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Owns M × D numbers, or K × M × D, added to the input embeddings of M blanks before each name; zero at the start.
+    """Owns K × M × D numbers, or M × D, added to the input embeddings of M blanks before each name; zero at the start.
 
     Fresh, it is zero-shot detection with the manual prompt ``"[MASK] [MASK] … name"``.
     """
@@ -37,8 +37,9 @@ class Context:
 
     tokens: int = 4
     "free tokens before each name (M)"
-    per_class: bool = False
-    "whether every class has its own"
+    per_class: bool = True
+    """whether every class has its own; shared ones, which CoOp prefers for few shots, hardly part two classes that the
+    trunk confuses (glyphs13, 10 shots, four sets: validation AP 19.0 shared, 27.9 of their own)"""
 
     def __post_init__(self) -> None:
         if not 1 <= self.tokens <= MOST_TOKENS:

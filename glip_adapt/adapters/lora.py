@@ -46,9 +46,10 @@ class Lora:
 
     name: ClassVar[str] = "lora"
 
-    target: Target = "fusion"
+    target: Target = "all"
     """which layers: of the tower's cross attention and text layers, of the text encoder, of the head, or of all three;
-    the image encoder is in none, so that its features are computed once"""
+    the image encoder is in none, so that its features are computed once (validation AP on four sets of glyphs13, 10
+    shots, each at its best rate: 29.7 for the fusion, 35.9 for all)"""
     rank: int = 8
     "of the factors"
     alpha: int = 16

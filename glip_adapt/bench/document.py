@@ -15,6 +15,7 @@ from glip_adapt.bench.tables import (
     COSTS,
     bootstrap_mean,
     compare_methods,
+    rank_methods,
     select,
     sort_shots,
     summarize_costs,
@@ -24,7 +25,7 @@ from glip_adapt.bench.tables import (
 )
 
 MISSING = "–"
-LABELS = ("trunk", "dataset", "method", "first", "second", "run", "error")
+LABELS = ("trunk", "dataset", "method", "best", "next", "first", "second", "run", "error")
 """Columns of words; all others are numbers and stand on the right."""
 
 _TEX = {
@@ -62,7 +63,7 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
     interval = bootstrap_mean(table)
     if interval["low"].notna().any():
         sections.append(_intervals(interval))
-    for section in (_comparisons(table), _costs(table), _retention(table)):
+    for section in (_ranking(table), _comparisons(table), _costs(table), _retention(table)):
         if section.table is not None and len(section.table):
             sections.append(section)
     sections.append(_missing(datasets))
@@ -158,6 +159,18 @@ def _beside_published(trunk: str, mean: pd.DataFrame, published: pd.Series) -> S
     return Section(f"Beside published results, {trunk}", text, _as_text(both, formats))
 
 
+def _ranking(table: pd.DataFrame) -> Section:
+    text = (
+        "The method with the highest mean over datasets at each number of shots, and its lead over the next one, in "
+        "points; in brackets 95 % bootstrap intervals. That of the lead resamples the same datasets and seeds for both "
+        "methods: where it holds zero, these runs do not tell which of the two is better."
+    )
+    ranked = rank_methods(table)
+    ranked["mean"] = list(map(_with_limits, ranked["mean"], ranked["low"], ranked["high"]))
+    ranked["lead"] = list(map(_with_limits, ranked["lead"], ranked["lead_low"], ranked["lead_high"]))
+    return Section("Best method", text, _as_text(ranked[["best", "mean", "next", "lead"]]))
+
+
 def _comparisons(table: pd.DataFrame) -> Section:
     text = (
         "AP of the second method less the first, in points, averaged over pairs of runs of the same trunk, dataset, "
@@ -227,12 +240,16 @@ def _format_cell(cell: object) -> str:
 
 def _format_interval(cell: object) -> str:
     """Return mean and limits of one row as the text of a table cell."""
-    mean, low, high = (getattr(cell, name) for name in ("mean", "low", "high"))
-    return _number(mean) + ("" if math.isnan(low) else f" ({low:.1f} to {high:.1f})")
+    return _with_limits(*(getattr(cell, name) for name in ("mean", "low", "high")))
+
+
+def _with_limits(value: float, low: float, high: float) -> str:
+    limits = "" if math.isnan(low) else f" ({low:.1f} to {high:.1f})".replace("-", "−")
+    return _number(value) + limits
 
 
 def _number(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:.1f}"
+    return MISSING if math.isnan(value) else f"{value:.1f}".replace("-", "−")
 
 
 def _signed(value: float) -> str:

@@ -13,9 +13,11 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from glip_adapt.bench.plan import ZERO_SHOT, Shots
 from glip_adapt.bench.records import RunRecord
@@ -96,10 +98,36 @@ def bootstrap_mean(table: pd.DataFrame) -> pd.DataFrame:
         Columns ``mean``, ``low`` and ``high`` (datasets and seeds resampled), all NaN as soon as one run is missing;
         the limits are NaN for a single run as well.
     """
-    cells = _expected_runs(table).groupby(_CELL, sort=False)
-    rows = {key: _interval(cell) for key, cell in cells}
+    rows = {key: _interval(grid) for key, grid in _grids(table).items()}
     index = pd.MultiIndex.from_tuples(rows, names=_CELL)
     return pd.DataFrame(rows.values(), index=index, columns=["mean", "low", "high"])
+
+
+def rank_methods(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the method with the highest mean of AP at each number of shots, and how far it is ahead of the next one.
+
+    The lead is of paired runs: a bootstrap draw takes the same datasets and seeds for both methods, so that what makes
+    a dataset hard for either does not count. Methods that lack a run are left out.
+
+    Args:
+        table: as ``load_table`` returns it.
+
+    Returns:
+        Per trunk and shots with at least two such methods: ``best``, its ``mean``, ``low`` and ``high`` as in
+        ``bootstrap_mean``, ``next`` (the second best), and ``lead``, ``lead_low`` and ``lead_high`` in points.
+    """
+    rivals: dict[tuple[str, Shots], dict[str, NDArray[np.float64]]] = {}
+    for (trunk, method, shots), grid in _grids(table).items():
+        if shots != 0 and not np.isnan(grid).any():
+            rivals.setdefault((trunk, shots), {})[method] = grid
+    rows = {}
+    for cell, grids in rivals.items():
+        if len(grids) > 1:
+            best, second = sorted(grids, key=lambda name: -grids[name].mean())[:2]
+            rows[cell] = (best, *_interval(grids[best]), second, *_interval(grids[best] - grids[second]))
+    columns = ["best", "mean", "low", "high", "next", "lead", "lead_low", "lead_high"]
+    index = pd.MultiIndex.from_tuples(rows, names=["trunk", "shots"])
+    return pd.DataFrame(rows.values(), index=index, columns=columns)
 
 
 def compare_methods(table: pd.DataFrame) -> pd.DataFrame:
@@ -226,9 +254,16 @@ def _mean_if_complete(values: pd.Series) -> float:
     return float(values.mean(skipna=False))
 
 
-def _interval(cell: pd.DataFrame) -> tuple[float, float, float]:
-    """Return the mean over the runs of a cell and its limits; see ``bootstrap_mean``."""
-    grid = cell["ap"].to_numpy().reshape(cell["dataset"].nunique(), -1)  # (D, S)
+def _grids(table: pd.DataFrame) -> dict[tuple[str, str, Shots], NDArray[np.float64]]:
+    """Return (trunk, method, shots) → AP in percent of the expected runs, (D, S): datasets × seeds."""
+    grids: dict[Any, NDArray[np.float64]] = {}
+    for (trunk, method, shots), cell in _expected_runs(table).groupby(_CELL, sort=False):
+        grids[trunk, method, shots] = cell["ap"].to_numpy().reshape(cell["dataset"].nunique(), -1)
+    return grids
+
+
+def _interval(grid: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the mean over (D, S) runs and its limits; see ``bootstrap_mean``."""
     if grid.size == 1 or np.isnan(grid).any():
         return float(grid.mean()), math.nan, math.nan
     interval = interval_of(resample_means(grid))

@@ -33,18 +33,18 @@ BOTTOM = ("image_encoder.backbone", "tower.blocks.0.text_layer.hidden")  # besid
 ROWS = {
     "zero_shot": ("zero_shot", {}, lambda t: (0, 0)),
     "prompt": ("prompt", {}, lambda t: (1, 32 * t)),
-    "context": ("context", {}, lambda t: (1, 4 * 32)),
-    "context per class": ("context", {"tokens": 3, "per_class": True}, lambda t: (1, 2 * 3 * 32)),
+    "context": ("context", {}, lambda t: (1, 2 * 4 * 32)),
+    "context shared": ("context", {"tokens": 3, "per_class": False}, lambda t: (1, 3 * 32)),
     # box (32 + 1) × 4, centerness 32 + 1, projection 32 × 32 + 32, scale 1, text bias 32, bias 1
     "linear_probe": ("linear_probe", {}, lambda t: (9, 132 + 33 + 1056 + 1 + 32 + 1)),
     # Two factors per layer, 32 + 64 numbers per rank where one side is the joint or hidden width, 32 + 32 elsewhere: of
     # two blocks 6 layers of cross attention, 6 of text; of the text encoder 6; of the head 64 + 36 + 33.
-    "lora on fusion": ("lora", {"rank": 4}, lambda t: (48, 4 * 2 * (6 * 96 + 4 * 64 + 2 * 96))),
+    "lora on fusion": ("lora", {"target": "fusion", "rank": 4}, lambda t: (48, 4 * 2 * (6 * 96 + 4 * 64 + 2 * 96))),
     "lora on text": ("lora", {"target": "text", "rank": 2}, lambda t: (12, 2 * (4 * 64 + 2 * 96))),
     "lora on head": ("lora", {"target": "head", "init_lora_weights": "gaussian"}, lambda t: (6, 8 * (64 + 36 + 33))),
     "lora on all": ("lora", {"target": "all", "rank": 1}, lambda t: (66, 2 * 1024 + 448 + 133)),
     # and the length of each row: 4 × 64 + 2 × 32 of the attention, 5 × 32 + 64 of the text layer
-    "dora": ("lora", {"rank": 4, "use_dora": True}, lambda t: (72, 4 * 2 * 1024 + 2 * (320 + 224))),
+    "dora": ("lora", {"target": "fusion", "rank": 4, "use_dora": True}, lambda t: (72, 4 * 2 * 1024 + 2 * (320 + 224))),
     "dora on head": ("lora", {"target": "head", "use_dora": True}, lambda t: (9, 8 * 133 + 32 + 4 + 1)),
     "full": ("full", {}, lambda t: (256, 431_724)),
     "full above a frozen bottom": ("full", {"frozen": BOTTOM}, None),

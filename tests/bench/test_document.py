@@ -65,6 +65,7 @@ def test_markdown_holds_note_tables_missing_count_and_failed_runs(table):
 def test_markdown_holds_intervals_tests_and_costs(table):
     text = format_markdown(build_document(table))
     assert re.search(r"\| glip-t \| prompt \| 15\.0 \(10\.0 to 20\.0\) \| 37\.5 \(\d+\.\d to \d+\.\d\) \|", text)
+    assert re.search(r"\| glip-t \| 1 \| prompt \| 37\.5 \(.*\) \| full \| 20\.5 \(\d+\.\d to \d+\.\d\) \|", text)
     assert "| glip-t | 1 | prompt | full | −20.5 | 0.1250 | 0.5000 | 4 | 2 | 0 |" in text
     assert "| glip-t | 5 | prompt | full | +21.3 | 0.2500 | 0.5000 | 3 | 2 | 1 |" in text
     assert "| glip-t | prompt | 5 | 45.0 | 768 | 3.1 kB | – | 1.5 |" in text
@@ -119,9 +120,9 @@ def test_latex_escapes_every_character_that_it_reserves():
 def test_latex_is_balanced_and_has_as_many_cells_as_columns(table):
     text = format_latex(build_document(table))
     environments = re.findall(r"\\(begin|end)\{(\w+)\}", text)
-    assert environments == [(end, "longtable") for _ in range(6) for end in ("begin", "end")]
+    assert environments == [(end, "longtable") for _ in range(7) for end in ("begin", "end")]
     for columns, body in re.findall(r"\\begin\{longtable\}\{(\w+)\}(.*?)\\end", text, flags=re.DOTALL):
         body = re.sub(r"\\caption.*", "", body)
         for row in re.findall(r"^(.*) \\\\$", body, flags=re.MULTILINE):
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
-    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [12, 12, 6]  # heads twice
+    assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [14, 14, 7]  # heads twice

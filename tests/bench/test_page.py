@@ -73,7 +73,7 @@ def test_every_section_and_figure_is_there_and_named(page):
     assert [attributes["aria-label"] for attributes in figures] == ["Curves <1>", "Costs"]
     assert {attributes["role"] for attributes in figures} == {"img"}
     assert "Untrained &amp; made up." in page
-    assert page.count("<table>") == 6
+    assert page.count("<table>") == 7
 
 
 def test_colours_follow_the_page_and_unknown_ones_stay(page):

@@ -12,6 +12,7 @@ from glip_adapt.bench.tables import (
     bootstrap_mean,
     compare_methods,
     load_table,
+    rank_methods,
     summarize_costs,
     summarize_datasets,
     summarize_mean,
@@ -76,6 +77,23 @@ def test_bootstrap_and_plain_means_agree(table):
     assert bootstrap_mean(table)["mean"].to_dict() == pytest.approx(
         summarize_mean(table)["mean"].to_dict(), nan_ok=True
     )
+
+
+def test_the_best_method_and_its_lead_by_hand():
+    # As above; full is ahead by 10 on one set and by 20 on the other, whatever the sets themselves are like.
+    scores = {("a", "full"): 0.2, ("b", "full"): 0.6, ("a", "prompt"): 0.1, ("b", "prompt"): 0.4}
+    zero_shot = [record(name, "zero_shot", 0, 3, 0.9) for name in "ab"]
+    table = load_table([*zero_shot, *(record(*cell, 1, 3, ap) for cell, ap in scores.items())])
+    best, *interval, second, lead, low, high = rank_methods(table).loc[("glip-t", 1)]
+    assert (best, second) == ("full", "prompt")
+    assert interval == pytest.approx([40.0, 20.0, 60.0])
+    assert (lead, low, high) == pytest.approx((15.0, 10.0, 20.0))
+    assert list(rank_methods(table).index) == [("glip-t", 1)]
+
+
+def test_a_method_that_lacks_a_run_is_not_ranked(table):
+    assert rank_methods(table).index.tolist() == [("glip-t", 1)]  # full lacks runs at 5 and all
+    assert rank_methods(load_table([record("a", "full", 1, 3, 0.2)])).empty
 
 
 def test_zero_shot_counts_once_whatever_its_seed():
