@@ -23,7 +23,8 @@ from glip_adapt.model.text import Tokenizer
 from glip_adapt.model.weights import TRUNKS, hub_cache, random_trunk
 from glip_adapt.structures import SizeHW, Tokens
 
-PER_TOKEN = {"prompt": "tokens × 768", "context": "classes × free tokens × 768"}  # depends on the caption and the settings
+# What depends on the caption and the settings.
+PER_TOKEN = {"prompt": "tokens × 768", "context": "classes × free tokens × 768"}
 PACKAGES = ("glip-adapt", "torch", "torchvision", "timm", "transformers", "peft")
 
 
