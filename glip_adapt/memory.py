@@ -48,7 +48,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    trunk: Trunk, method: str, size_hw: SizeHW, recompute: bool = False, classes: int = 10
+    trunk: Trunk,
+    method: str,
+    size_hw: SizeHW,
+    recompute: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    classes: int = 10,
 ) -> MemoryEstimate:
     """Return what one step of ``method`` will need for a picture of ``size_hw``, measured on two small ones.
 
@@ -57,9 +62,10 @@ def estimate_memory(
         method: one of ``ADAPTERS``.
         size_hw: of the picture as the network sees it, pixels.
         recompute: whether blocks are computed again in the backward pass, ``FitConfig.recompute``.
+        settings: fields of the adapter that differ from its defaults.
         classes: how many are named in the caption.
     """
-    model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)])
+    model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)], settings=settings)
     model.glip.set_recompute(recompute)
     small, large = (_activations(model, probe) for probe in PROBES_HW)
     slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))

@@ -48,6 +48,11 @@ def test_training_more_takes_more(nano):
     assert totals == sorted(totals)
 
 
+def test_the_settings_of_a_method_count(nano):
+    small, large = (estimate_memory(nano, "lora", (96, 96), settings={"rank": rank}).trained for rank in (1, 4))
+    assert large == 4 * small
+
+
 def test_computing_blocks_again_takes_less_where_they_are_trained(nano):
     plain, again = (estimate_memory(nano, "full", (480, 640), recompute) for recompute in (False, True))
     assert again.activations < 0.7 * plain.activations

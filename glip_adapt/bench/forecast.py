@@ -45,9 +45,11 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
             seconds.setdefault(_kind(record.key), []).append(record.cost.seconds)
     trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
 
+    settings = {run.key.method: run.config.get("settings") for run in runs}  # a plan has one table per method
+
     @functools.cache
     def peak_bytes(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> int:
-        return estimate_memory(trunk(name), method, (short_side, long_side), recompute).total
+        return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[method]).total
 
     forecasts = []
     for run in runs:

@@ -21,16 +21,17 @@ def record(method, shots, seconds, seed=3, dataset="c"):
 def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(tmp_path, monkeypatch):
     asked = []
 
-    def estimate(trunk, method, size_hw, recompute):
-        asked.append((trunk, method, size_hw, recompute))
+    def estimate(trunk, method, size_hw, recompute, settings):
+        asked.append((trunk, method, size_hw, recompute, settings))
         return MemoryEstimate(weights=1, trained=2, activations=3)
 
     monkeypatch.setattr(forecast, "random_trunk", lambda name: name)
     monkeypatch.setattr(forecast, "estimate_memory", estimate)
     recipe = {"short_sides": [480, 960], "recompute": True}
-    settings = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
+    common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
+    adapters = {"prompt": {}, "full": {"settings": {"frozen": ["text_encoder"]}}}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
-    runs = list_runs(plan, tmp_path, lambda key, given: settings)
+    runs = list_runs(plan, tmp_path, lambda key, given: common | adapters[key.method])
     failed = RunRecord(
         key=RunKey("glip-t", "c", "full", 3, 3), config={}, status="failed", error="no", environment={}, created=""
     )
@@ -40,4 +41,7 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         assert found[dataset, "prompt", 1] == 15.0
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
-    assert asked == [("glip-t", method, (960, 1333), True) for method in ("prompt", "full")]  # once per method
+    assert asked == [  # once per method
+        ("glip-t", "prompt", (960, 1333), True, None),
+        ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),
+    ]
