@@ -121,6 +121,10 @@ NANO_METHODS: dict[str, dict[str, Any]] = {
         "validate_every": 80,
     },
 }
+# LoRA reaches all of the network but the image encoder, and soon forgets what three pictures per class do not show.
+NANO_SHOTS: dict[tuple[str, int | Literal["all"]], dict[str, Any]] = {
+    ("lora", 3): {"learning_rate": 2e-3, "text_learning_rate": 2e-3, "validate_every": 20, "keep_start": True},
+}
 NANO_TRUNKS = ("glip-nano", "glip-nano-a")
 
 
@@ -139,7 +143,8 @@ def default_recipe(trunk: str, method: str, shots: int | Literal["all"]) -> FitC
     """
     if trunk not in NANO_TRUNKS:
         return published_recipe(method, shots)
-    recipe = replace(FitConfig(), **{**NANO_RECIPE, **NANO_METHODS.get(method, {})})
+    own = NANO_RECIPE | NANO_METHODS.get(method, {}) | NANO_SHOTS.get((method, shots), {})
+    recipe = replace(FitConfig(), **own)
     if shots != 1:
         return recipe
     # One picture per class is learnt by heart at these rates, and soon; where that only hurts, nothing is changed.

@@ -337,6 +337,13 @@ def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
     assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
 
 
+def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():
+    three, five = (default_recipe("glip-nano", "lora", shots) for shots in (3, 5))
+    assert (three.keep_start, five.keep_start) == (True, False)
+    assert three.learning_rate == pytest.approx(five.learning_rate / 3)
+    assert three.max_steps == five.max_steps
+
+
 def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(build, data, score_with, monkeypatch):
     monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
     score_with(n / 1000 for n in range(1000))
