@@ -1,5 +1,6 @@
 """The goldens of tests/parity, reproduced from the checkout alone; tests/parity/README.md says how they were made."""
 
+import copy
 import functools
 import importlib.util
 import json
@@ -176,21 +177,32 @@ def test_every_stage_and_detection_equals_the_public_code(variant, glip_of):
         assert row["scores"] <= MAX_ERROR
 
 
-def test_losses_and_gradient_of_a_prompt_equal_the_public_code(glip_of):
-    golden = Golden.of("train_prompt_glip_tiny")
-    glip, arrays = glip_of("glip_tiny"), golden.arrays
+def losses_and_gradient(glip, golden, dtype):
+    """The losses of a step of prompt tuning, and the gradient of its offset, with everything in `dtype`."""
     table = stand_ins().tensor("rpn.tunable_linear.weight", (1000, 768), 0)
-    offset = torch.from_numpy(table[: int(arrays["num_tokens"])]).requires_grad_()
+    offset = torch.from_numpy(table[: int(golden.arrays["num_tokens"])]).to(dtype).requires_grad_()
     with torch.no_grad():
         pyramid, text = glip.encode_image(golden.images), glip.encode_text(golden.tokens)
     output = glip.predict(glip.fuse(pyramid, replace(text, features=text.features + offset)))
-    losses = detection_loss(output, golden.targets)
-    for name, public in LOSS_NAMES.items():
-        assert relative(losses[name], arrays[f"loss/{public}"]) <= MAX_ERROR, name
+    losses = detection_loss(output, [replace(t, boxes_xyxy=t.boxes_xyxy.to(dtype)) for t in golden.targets])
     (gradient,) = torch.autograd.grad(sum(losses.values()), offset)
-    assert relative(gradient.norm(), arrays["grad_norms"][0]) <= MAX_ERROR
-    # The float32 golden itself is 1.2e-3 away from the same formulas in float64, so no more can be asked of each entry.
-    assert relative(gradient, arrays["grad/rpn.tunable_linear.weight"]) <= 3 * MAX_ERROR
+    return losses, gradient
+
+
+def test_losses_and_gradient_of_a_prompt_equal_the_public_code(glip_of):
+    golden = Golden.of("train_prompt_glip_tiny")
+    losses, gradient = losses_and_gradient(glip_of("glip_tiny"), golden, torch.float32)
+    for name, public in LOSS_NAMES.items():
+        assert relative(losses[name], golden.arrays[f"loss/{public}"]) <= MAX_ERROR, name
+    assert relative(gradient.norm(), golden.arrays["grad_norms"][0]) <= MAX_ERROR
+
+
+def test_each_entry_of_the_gradient_of_a_prompt_equals_the_public_code(glip_of):
+    # In float64: rounding in float32 moves a few units across a kink (ReLU, maxima), and with them the entries by 2e-3
+    # to 5e-3 from one processor to the next. The golden, float32 too, is 1.2e-3 away, wherever this runs.
+    golden = Golden.of("train_prompt_glip_tiny")
+    _, gradient = losses_and_gradient(copy.deepcopy(glip_of("glip_tiny")).double(), golden, torch.float64)
+    assert relative(gradient, golden.arrays["grad/rpn.tunable_linear.weight"]) <= 1.5 * MAX_ERROR
 
 
 def resized_offsets(x, size_hw):
