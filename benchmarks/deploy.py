@@ -3,9 +3,10 @@
     python benchmarks/deploy.py                                   # glip-nano
     python benchmarks/deploy.py --trunk glip-t --checkpoint glip-t.safetensors --vocabulary vocab.txt --size 480 640
 
-Start-up and memory are those of fresh processes, one after the other: the trunk with a prompt adapter, and the same
-model baked. Swaps are measured with ten prompt adapters on one trunk. ONNX and PyTorch take turns on the same
-photographs with the same number of threads. Each line is printed once it is known; --json ends with all of them.
+Start-up and memory are those of fresh processes, one after the other, from the command to the model: the trunk with a
+prompt adapter, and the same model baked. Swaps are measured with ten prompt adapters on one trunk. ONNX and PyTorch
+take turns on the same photographs with the same number of threads. Each line is printed
+once it is known; --json ends with all of them.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from PIL import Image
 from glip_adapt import PredictConfig, TaskSet, attach, load_adapter, load_baked, load_trunk, predict
 from glip_adapt.adapters.baked import BakedGlip
 from glip_adapt.data.coco import load_rgb
-from glip_adapt.data.transforms import resize_shape
+from glip_adapt.data.transforms import collate, resize_shape
 from glip_adapt.model.weights import Trunk, weights_checksum
+from glip_adapt.prediction import detections
 from glip_adapt.structures import Detections
 
 CLASSES = ("raccoon", "dog", "mushroom")
@@ -82,16 +84,20 @@ def show(title: str, numbers: Numbers) -> Numbers:
 
 
 def start(arguments: argparse.Namespace) -> Numbers:
-    """Load a model in this fresh process; return seconds from before to after, and the memory that it holds."""
-    started = time.perf_counter()
+    """Load a model in this fresh process; return its CPU seconds and the most memory that it held."""
     if (arguments.start / "baked.json").is_file():
         load_baked(arguments.start)
     else:
         trunk = load_trunk(arguments.trunk, checkpoint=arguments.checkpoint, vocabulary=arguments.vocabulary)
         model = load_adapter(trunk, arguments.start)
         model.texts()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "cpu_seconds": time.process_time(), "peak_gb": peak_gigabytes()}
+    return {"cpu_seconds": time.process_time(), "peak_gb": peak_gigabytes()}
+
+
+def run_fresh(command: list[str]) -> Numbers:
+    """Return what a process prints as its last line."""
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(printed.splitlines()[-1])
 
 
 def compare_starts(arguments: argparse.Namespace, folder: Path) -> Numbers:
@@ -100,8 +106,8 @@ def compare_starts(arguments: argparse.Namespace, folder: Path) -> Numbers:
     for _ in range(PROCESSES):
         for kind, runs in found.items():
             command = [sys.executable, __file__, *sys.argv[1:], "--start", str(folder / kind)]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            runs.append(json.loads(answer.splitlines()[-1]))
+            seconds, ended = clock(run_fresh, command)
+            runs.append({"seconds": seconds} | ended)
     numbers: Numbers = {}
     for name in ("seconds", "cpu_seconds", "peak_gb"):
         best = {kind: min(run[name] for run in runs) for kind, runs in found.items()}
@@ -143,20 +149,22 @@ def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: Predic
 
     from glip_adapt.export import export_onnx
 
+    files = sorted(p for p in arguments.photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not files:
+        raise FileNotFoundError(f"No .jpg or .png below {arguments.photographs}. Name a folder of photographs.")
+    chosen = files[:: max(1, len(files) // arguments.count)][: arguments.count]
     seconds, _ = clock(export_onnx, model, folder / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = arguments.threads
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    files = sorted(p for p in arguments.photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    chosen = files[:: max(1, len(files) // arguments.count)][: arguments.count]
     boxes, pixels, score, times = 0, 0.0, 0.0, {"torch": 0.0, "onnx": 0.0}
     for file in chosen:
         picture = load_rgb(file)
         height, width = resize_shape((picture.height, picture.width), config.short_side, config.max_long_side)
         seen = picture.resize((width, height), Image.Resampling.BILINEAR)
-        fed = {"pixels": np.asarray(seen).transpose(2, 0, 1)[None].copy()}
-        onnx_seconds, arrays = clock(session.run, None, fed)
-        torch_seconds, expected = clock(predict, model, seen, config)
+        pixels_chw = np.asarray(seen).transpose(2, 0, 1).copy()
+        onnx_seconds, arrays = clock(session.run, None, {"pixels": pixels_chw[None]})
+        torch_seconds, expected = clock(detect, model, torch.from_numpy(pixels_chw), config)
         times = {"torch": times["torch"] + torch_seconds, "onnx": times["onnx"] + onnx_seconds}
         distance, difference = largest_difference(Detections(*map(torch.from_numpy, arrays)), expected)
         boxes, pixels, score = boxes + len(expected), max(pixels, distance), max(score, difference)
@@ -170,6 +178,14 @@ def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: Predic
         "onnx_seconds": times["onnx"] / len(chosen),
         "torch_over_onnx": times["torch"] / times["onnx"],
     }
+
+
+@torch.no_grad()
+def detect(model: BakedGlip, pixels_chw: torch.Tensor, config: PredictConfig) -> Detections:
+    """Return what PyTorch finds in a picture as it is; ``predict`` might resize it once more."""
+    _, height, width = pixels_chw.shape
+    (found,) = detections(model, model.frozen_prefix(collate([pixels_chw])), [(height, width)], config)
+    return found
 
 
 def largest_difference(found: Detections, expected: Detections) -> tuple[float, float]:

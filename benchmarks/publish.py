@@ -23,7 +23,7 @@ from glip_adapt.config import to_mapping
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("data_efficiency", "cost")
-SHOWN = ("Mean over", "Mean with", "Best method", "Cost")  # how the titles of the README's sections begin
+SHOWN = ("Mean over", "Mean with", "Best method", "Cost")  # how the titles of the README's tables begin
 
 
 def main() -> None:
@@ -51,20 +51,20 @@ def publish(runs: Path, name: str, readme: Path, results: Path, note: str = "") 
     report = write_report(runs, note)
     results.mkdir(parents=True, exist_ok=True)
     for figure in report.figures:
-        if figure.suffix == ".png" and figure.stem in FIGURES:
+        if figure.suffix == ".png" and figure.stem.startswith(FIGURES):  # the trunk follows, where there are several
             shutil.copyfile(figure, results / f"{name}_{figure.name}")
     shutil.copyfile(report.markdown, results / f"{name}.md")
     records = sorted(read_records(runs), key=lambda record: record.key.name)
     lines = [json.dumps(to_mapping(record), ensure_ascii=False) + "\n" for record in records]
     (results / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    readme.write_text(f"{before}{begin}\n\n{main_tables(runs)}\n{end}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{begin}\n\n{main_tables(runs, note)}\n{end}{after}", encoding="utf-8")
 
 
-def main_tables(runs: Path) -> str:
-    """Return the sections that the README shows, as Markdown below its headings of third level."""
-    sections = build_document(load_table(read_records(runs)))
+def main_tables(runs: Path, note: str) -> str:
+    """Return what the README shows, as Markdown below its headings of third level: legend, origin, and main tables."""
+    head, *sections = build_document(load_table(read_records(runs)), note)
     shown = [section for section in sections if section.title.startswith(SHOWN)]
-    return re.sub(r"^#+", "####", format_markdown(shown), flags=re.M)
+    return head.text + "\n\n" + re.sub(r"^#+", "####", format_markdown(shown), flags=re.M)
 
 
 if __name__ == "__main__":

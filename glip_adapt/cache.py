@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.whole_files import file_sha256
 
 FORMAT_VERSION = 1  # raise it when the file format or the arithmetic of a stage changes; older entries then never match
 ALIGNMENT = 64  # bytes, as torch allocates; a dot product rounds differently where its operand starts elsewhere
@@ -327,8 +328,7 @@ def picture_digest(path: str | Path) -> str:
 
 @functools.cache
 def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SEPARATOR = ". "
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and new lines, and halves of surrogate pairs: no tokenizer or terminal should see them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Caption:
 
 def clean_name(name: str) -> str:
     """Return ``name`` without parenthesised text, with underscores and double spaces turned into single spaces."""
-    name = re.sub(r"\(.*\)", "", name)
+    name = re.sub(r"^([^(\n]*)\(.*\)", r"\1", name, flags=re.MULTILINE)  # from each line's start: in linear time
     return name.replace("_", " ").replace("  ", " ")
 
 
@@ -50,7 +52,7 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
         classes: one entry per class, in label order; a plain string is its own name.
 
     Raises:
-        ValueError: if there is no class, or a name is empty once cleaned.
+        ValueError: if there is no class, a name is empty once cleaned, or one holds control characters.
     """
     if not classes:
         raise ValueError("A caption needs at least one class name; got none. Name what should be detected.")
@@ -65,6 +67,9 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
                 f"Class name {prompt.name!r} is empty after cleaning (text in parentheses is dropped). "
                 "Give it a name that can be written in a caption."
             )
+        wording = prompt.prefix + name + prompt.suffix
+        if UNPRINTABLE.search(wording):
+            raise ValueError(f"The class {wording!a} holds control characters. Write it without them.")
         text += SEPARATOR * bool(spans) + prompt.prefix
         spans.append((len(text), len(text) + len(name)))
         names.append(name)

@@ -19,6 +19,7 @@ from glip_adapt.cli_bench import bench_app
 from glip_adapt.cli_data import data_app
 from glip_adapt.cli_deploy import deploy_app
 from glip_adapt.cli_options import (
+    AdaptersTrunk,
     AsJson,
     CacheFolder,
     Checkpoint,
@@ -83,7 +84,7 @@ def detect(
         Path | None, typer.Option(help="Also write the boxes above the threshold as labels of a COCO dataset.")
     ] = None,
     short_side: ShortSide = None,
-    trunk: TrunkName = "glip-nano",
+    trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
@@ -124,7 +125,8 @@ def detect(
         labels.append(best)
         if not as_json:
             terminal.console.print(
-                f"{path.name}: {len(boxes)} boxes, {len(best)} drawn, {seconds:.1f} s → {out / path.stem}.png"
+                f"{path.name}: {len(boxes)} boxes, {len(best)} drawn, {seconds:.1f} s → {out / path.stem}.png",
+                markup=False,
             )
     if as_coco is not None:
         write_pseudo_labels(as_coco, images, labels, model.class_names)
@@ -193,7 +195,7 @@ def evaluate_adapter(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="What to score.")] = "test",
     short_side: ShortSide = None,
     predictions: Annotated[Path | None, typer.Option(help="Write predictions in COCO result form.")] = None,
-    trunk: TrunkName = "glip-nano",
+    trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
@@ -286,7 +288,12 @@ def doctor(
 
 
 def _model(
-    trunk: str, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None, names: list[str]
+    trunk: str | None,
+    checkpoint: Path | None,
+    vocabulary: Path | None,
+    device: str,
+    adapter: Path | None,
+    names: list[str],
 ) -> Any:
     """Return an adapter or a baked model from disk, which ``names``, if any, must agree with; or zero-shot for them."""
     from glip_adapt import attach, load_adapter, load_baked
@@ -300,7 +307,7 @@ def _model(
                 "asked for. Use the classes that it was trained for, in their order."
             )
         return baked
-    loaded = open_trunk(trunk, checkpoint, vocabulary, device)
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
     if adapter is not None:
         return load_adapter(loaded, adapter, classes=classes or None)
     return attach(loaded, "zero_shot", classes=classes)

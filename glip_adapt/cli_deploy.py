@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt import terminal
-from glip_adapt.cli_options import Checkpoint, TrunkName, Vocabulary, open_trunk
+from glip_adapt.cli_options import AdaptersTrunk, Checkpoint, Vocabulary, open_trunk
 
 deploy_app = typer.Typer()
 
@@ -17,7 +17,7 @@ deploy_app = typer.Typer()
 def bake(
     adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
     out: Annotated[Path, typer.Option(help="Folder for the baked model.")],
-    trunk: TrunkName = "glip-nano",
+    trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
 ) -> None:
@@ -26,13 +26,15 @@ def bake(
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """
     from glip_adapt import load_adapter
-    from glip_adapt.adapters.baked import DESCRIPTION_FILE, TENSORS_FILE
+    from glip_adapt.adapters.files import BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE
 
-    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu"), adapter)
+    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter), adapter)
     model.bake().save(out)
-    size = sum((out / name).stat().st_size for name in (DESCRIPTION_FILE, TENSORS_FILE)) / 1e6
+    size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE)) / 1e6
     terminal.console.print(
-        f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)", soft_wrap=True
+        f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)",
+        soft_wrap=True,
+        markup=False,
     )
 
 

@@ -11,6 +11,7 @@ import typer
 
 from glip_adapt import terminal
 from glip_adapt.cli_options import (
+    AdaptersTrunk,
     AsJson,
     CacheFolder,
     Checkpoint,
@@ -73,7 +74,7 @@ def search(
 def show(
     adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
     words: Annotated[int, typer.Option(min=1, help="Nearest words per token.")] = 3,
-    trunk: TrunkName = "glip-nano",
+    trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
     device: Device = "cpu",
@@ -86,7 +87,7 @@ def show(
     from glip_adapt import load_adapter
     from glip_adapt.prompting import class_changes, token_changes
 
-    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, device), adapter)
+    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, device, adapter), adapter)
     tokens = [
         {
             "token": change.token,

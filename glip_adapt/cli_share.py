@@ -48,4 +48,5 @@ def pull(
 
     found = hub.pull(repository, out, revision)
     classes = ", ".join(prompt.name for prompt in found.classes)
-    terminal.console.print(f"{found.method} on {found.trunk.name}, for {classes} → {out}", soft_wrap=True)
+    line = f"{found.method} on {found.trunk.name}, for {classes} → {out}"
+    terminal.console.print(line, soft_wrap=True, markup=False)  # names from elsewhere are no markup

@@ -5,7 +5,6 @@ Both formats hold data only, JSON and safetensors: nothing that is fetched can r
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
@@ -25,15 +24,20 @@ from huggingface_hub import (
 
 from glip_adapt.adapters import load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, Description, read_description
-from glip_adapt.adapters.files import MAX_HEADER_BYTES, MAX_JSON_BYTES, AdapterMismatchError
+from glip_adapt.adapters.files import (
+    BAKED_DESCRIPTION_FILE,
+    DESCRIPTION_FILE,
+    MAX_HEADER_BYTES,
+    MAX_JSON_BYTES,
+    TENSORS_FILE,
+    AdapterMismatchError,
+)
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.data.check import load_rgb
 from glip_adapt.model.weights import Trunk
-from glip_adapt.whole_files import written_whole
+from glip_adapt.whole_files import file_sha256, written_whole
 
-DESCRIPTION_FILE = "adapter.json"
-TENSORS_FILE = "adapter.safetensors"
 MAX_TENSORS_BYTES = 4 * 2**30  # twice what all of the largest trunk takes
 _BYTES_PER_NUMBER = 8  # at most, whatever the type
 _PICTURE_SIDE = 1280
@@ -144,11 +148,12 @@ def pull(repository: str, folder: str | Path, revision: str = "main") -> Descrip
 
     Raises:
         HubError, AdapterMismatchError: as ``download_adapter``.
-        FileExistsError: if ``folder`` holds an adapter already.
+        FileExistsError: if ``folder`` holds an adapter or a baked model already.
     """
     folder = Path(folder)
-    if (folder / DESCRIPTION_FILE).exists():
-        raise FileExistsError(f"{folder} holds an adapter already. Name another folder, or remove it.")
+    for name, what in ((DESCRIPTION_FILE, "an adapter"), (BAKED_DESCRIPTION_FILE, "a baked model")):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder} holds {what} already. Name another folder, or remove it.")
     source = download_adapter(repository, revision)
     for name in (TENSORS_FILE, DESCRIPTION_FILE):  # the description last: a folder without one holds no adapter
         with written_whole(folder / name) as temporary:
@@ -172,7 +177,7 @@ def _download(repository: str, name: str, revision: str, most_bytes: int) -> tup
         )
     with _hub_errors(f"{name} of {repository} could not be fetched"):
         path = Path(hf_hub_download(repository, name, revision=facts.commit_hash, endpoint=endpoint))
-    if len(facts.etag or "") == 64 and _sha256(path) != facts.etag:  # large files are stored under their SHA-256
+    if len(facts.etag or "") == 64 and file_sha256(path) != facts.etag:  # large files are stored under their SHA-256
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise HubError(f"{name} of {repository} arrived damaged. Call again.")
@@ -185,18 +190,13 @@ def _check_saved(folder: Path) -> Description:
     path = folder / TENSORS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No adapter in {folder}: {TENSORS_FILE} is missing. Save one with model.save(folder).")
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != description.sha256:
         raise AdapterMismatchError(
             f"{path} is damaged, or belongs to another description: its SHA-256 is {found[:12]}…, expected "
             f"{description.sha256[:12]}…. Train and save the adapter again."
         )
     return description
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(path: Path) -> bytes:

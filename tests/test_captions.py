@@ -1,4 +1,5 @@
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from glip_adapt.captions import ClassPrompt, build_caption, clean_name
 GOLDEN = json.loads((Path(__file__).parent / "parity" / "text.json").read_text())
 
 few = settings(max_examples=40, deadline=None)
-letters = st.one_of(st.text(min_size=1, max_size=12), st.text("ab_() é", min_size=1, max_size=12))
+printable = st.characters(exclude_categories=("Cc", "Cs"))
+letters = st.one_of(st.text(printable, min_size=1, max_size=12), st.text("ab_() é", min_size=1, max_size=12))
 names = letters.filter(lambda name: clean_name(name).strip())
 prompts = st.lists(
-    st.builds(ClassPrompt, name=names, prefix=st.text(max_size=5), suffix=st.text(max_size=5)), min_size=1, max_size=6
+    st.builds(ClassPrompt, name=names, prefix=st.text(printable, max_size=5), suffix=st.text(printable, max_size=5)),
+    min_size=1,
+    max_size=6,
 )
 
 
@@ -68,6 +72,22 @@ def test_the_caption_is_that_of_the_public_code(entry):
 )
 def test_awkward_names_are_cleaned_as_in_the_public_code(name, cleaned):
     assert clean_name(name) == cleaned
+
+
+@given(st.text("ab() \n", max_size=30))
+def test_parentheses_are_dropped_as_by_the_public_pattern(name):
+    assert clean_name(name) == re.sub(r"\(.*\)", "", name).replace("  ", " ")
+
+
+def test_a_name_of_open_parentheses_takes_no_longer_than_its_length():
+    assert clean_name("(" * 2**20) == "(" * 2**20  # minutes, if each is looked at from every other
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x00", "\x9b", "\ud800"])
+@pytest.mark.parametrize("field", ["name", "prefix", "suffix"])
+def test_control_characters_are_refused(text, field):
+    with pytest.raises(ValueError, match=r"class .*red box.* holds control"):
+        build_caption([ClassPrompt(**{"name": "red box", field: f"red box{text}"})])
 
 
 def test_hand_computed_spans():

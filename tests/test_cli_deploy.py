@@ -1,6 +1,8 @@
 """The verbs ``bake`` and ``export``, and detection with what they write."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,24 @@ def test_a_baked_adapter_detects_and_scores_the_same_without_a_trunk(glip, adapt
     code, out, err = glip("eval", coco_folder, "--adapter", tmp_path / "baked", "--json", "--short-side", 64)
     assert code == 0, err
     assert "ap50" in out
+
+
+def test_the_trunk_of_an_adapter_is_found_by_its_own_name(glip, tmp_path):
+    attach(load_trunk("glip-nano-a"), "lora", classes=("red [b]box",), settings={"target": "head"}).save(tmp_path / "a")
+    code, out, err = glip("bake", tmp_path / "a", "--out", tmp_path / "baked")
+    assert code == 0, err
+    assert "lora for red [b]box" in out
+    assert json.loads((tmp_path / "baked" / "baked.json").read_text())["trunk"]["name"] == "glip-nano-a"
+
+
+def test_loading_a_baked_model_imports_no_library_of_language(glip, adapter, tmp_path):
+    glip("bake", adapter, "--out", tmp_path / "baked")
+    code = (
+        f"import sys; from glip_adapt import load_baked; load_baked({str(tmp_path / 'baked')!r}); "
+        "print(*{'transformers', 'tokenizers', 'peft'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "\n"
 
 
 def test_export_hands_the_baked_model_on(glip, adapter, tmp_path, monkeypatch):

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.adapters.files import (
+    BAKED_DESCRIPTION_FILE,
+    BAKED_TENSORS_FILE,
+    DESCRIPTION_FILE,
     AdapterMismatchError,
     TrunkIdentity,
     read_file_description,
@@ -32,8 +35,6 @@ from glip_adapt.model.weights import check_device, trunk_spec
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
 
 FORMAT_VERSION = 1
-DESCRIPTION_FILE = "baked.json"
-TENSORS_FILE = "baked.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class BakedDescription:
 class BakedGlip:
     """A detector for one list of classes, without text encoder and tokenizer.
 
-    It does what ``predict`` and ``evaluate`` ask of an adapted trunk, with the same numbers to the last bit.
+    It does what ``predict`` and ``evaluate`` ask of an adapted trunk, with the same numbers to the last bit; of LoRA,
+    whose factors are in the weights now, up to rounding.
 
     Attributes:
         trunk: name and checksum of the trunk that it was made from.
@@ -158,9 +160,10 @@ class BakedGlip:
             FileExistsError: if ``folder`` holds an adapter, which would look baked from then on, whatever it becomes.
         """
         folder = Path(folder)
-        if (folder / "adapter.json").exists():
+        if (folder / DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
-        sha256 = write_tensors(_network(self.glip) | _text_tensors(self._texts), folder / TENSORS_FILE, self.method)
+        tensors = _network(self.glip) | _text_tensors(self._texts)
+        sha256 = write_tensors(tensors, folder / BAKED_TENSORS_FILE, self.method)
         description = BakedDescription(
             method=self.method,
             trunk=self.trunk,
@@ -171,7 +174,7 @@ class BakedGlip:
             ),
             sha256=sha256,
         )
-        write_description(description, folder / DESCRIPTION_FILE)
+        write_description(description, folder / BAKED_DESCRIPTION_FILE)
 
 
 def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedGlip:
@@ -188,8 +191,8 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
     """
     folder = Path(folder)
     check_device(device)
-    file = folder / DESCRIPTION_FILE
-    if not file.is_file() and (folder / "adapter.json").is_file():
+    file = folder / BAKED_DESCRIPTION_FILE
+    if not file.is_file() and (folder / DESCRIPTION_FILE).is_file():
         raise FileNotFoundError(
             f"Expected a folder saved by `bake`, but {folder} holds an adapter. Bake it first: "
             f"glip-adapt bake {folder} --out baked"
@@ -205,7 +208,7 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
         glip = build_glip(config, text_encoder=nn.Identity())
         blank = [_blank_text(caption, config.text.width) for caption in description.captions]
     expected = _network(glip) | _text_tensors(blank)
-    tensors = read_tensors(folder / TENSORS_FILE, expected, description.sha256, device)
+    tensors = read_tensors(folder / BAKED_TENSORS_FILE, expected, description.sha256, device)
     _fill(glip, tensors)
     return BakedGlip(
         trunk=description.trunk,

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from glip_adapt.adapters.baked import BakedGlip, without_text_encoder
 from glip_adapt.adapters.files import (
+    BAKED_DESCRIPTION_FILE,
+    DESCRIPTION_FILE,
+    TENSORS_FILE,
     AdapterMismatchError,
     TrunkIdentity,
     check_tensors,
@@ -30,12 +33,11 @@ from glip_adapt.adapters.files import (
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.config import to_mapping
 from glip_adapt.model.glip import Glip
+from glip_adapt.model.linear import fold
 from glip_adapt.model.weights import Trunk
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
 
 FORMAT_VERSION = 2  # 1 had no sha256
-
-_TEXT = ("text_encoder.", "text_prompt.")  # what a baked model has as a constant
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Prefix = ImageBatch | Pyramid | Fused  # what the frozen stages may yield
@@ -203,21 +205,24 @@ class AdaptedGlip:
     def bake(self) -> BakedGlip:
         """Return what this model is now, with its text as a constant, and without text encoder and tokenizer.
 
+        Outputs stay the same to the last bit, unless factors of LoRA are folded into the weights, which rounds.
+
         Raises:
-            ValueError: if the adapter adds tensors to the network beyond its text, as unmerged low-rank factors do.
+            ValueError: if the adapter adds tensors to the network that are neither text nor around a linear layer.
         """
-        plain = self.trunk.glip.state_dict().keys()
-        added = [name for name in self.glip.state_dict() if name not in plain and not name.startswith(_TEXT)]
+        glip = without_text_encoder(self.glip, self.owned)
+        fold(glip, self.trunk.glip)
+        added = sorted(glip.state_dict().keys() - self.trunk.glip.state_dict().keys())
         if added:
             raise ValueError(
                 f"A baked model has the layers of its trunk, but {self.adapter.name} adds {len(added)} tensors, such "
-                f"as {added[0]}. Merge the adapter into its trunk before baking."
+                f"as {added[0]}, which are not around a linear layer. Such a model cannot be baked."
             )
         with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
             texts = [self.glip.text_prompt(text) for text in self.texts()]
         return BakedGlip(
             trunk=self._trunk_identity,
-            glip=without_text_encoder(self.glip, self.owned),
+            glip=glip,
             method=self.adapter.name,
             image_frozen=self.adapter.stage is not Stage.ENCODE_IMAGE,
             frozen_checksum=self.frozen_checksum,
@@ -226,9 +231,15 @@ class AdaptedGlip:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``."""
+        """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``.
+
+        Raises:
+            FileExistsError: if ``folder`` holds a baked model, which commands would go on using.
+        """
         folder = Path(folder)
-        sha256 = write_tensors(self.owned_tensors(), folder / "adapter.safetensors", self.adapter.name)
+        if (folder / BAKED_DESCRIPTION_FILE).exists():
+            raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
+        sha256 = write_tensors(self.owned_tensors(), folder / TENSORS_FILE, self.adapter.name)
         description = Description(
             method=self.adapter.name,
             config=to_mapping(self.adapter),
@@ -237,7 +248,7 @@ class AdaptedGlip:
             trained_parameters=self.trained_parameters,
             sha256=sha256,
         )
-        write_description(description, folder / "adapter.json")
+        write_description(description, folder / DESCRIPTION_FILE)
 
     @property
     def _trunk_identity(self) -> TrunkIdentity:
@@ -259,7 +270,7 @@ def read_description(folder: str | Path) -> Description:
         FileNotFoundError: if the folder holds no adapter.
         AdapterMismatchError: if the file is too large, or not one that this version reads.
     """
-    return read_file_description(Description, Path(folder) / "adapter.json", FORMAT_VERSION, "adapter")
+    return read_file_description(Description, Path(folder) / DESCRIPTION_FILE, FORMAT_VERSION, "adapter")
 
 
 def restore(
@@ -284,7 +295,7 @@ def restore(
             f"The adapter in {folder} was trained for the classes {_wording(saved.classes)}, but "
             f"{_wording(model.classes)} was asked for. Use the classes, order and prompts that it was trained with."
         )
-    path = Path(folder) / "adapter.safetensors"
+    path = Path(folder) / TENSORS_FILE
     model.load_owned(read_tensors(path, model.owned_tensors(), saved.sha256))
     return model
 

@@ -6,9 +6,8 @@ no tensor is handed on before the checksum, names, shapes and types are those ex
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from glip_adapt.captions import UNPRINTABLE
 from glip_adapt.config import from_mapping, to_mapping
 from glip_adapt.model.weights import save_tensors
-from glip_adapt.whole_files import written_whole
+from glip_adapt.whole_files import file_sha256, written_whole
 
+DESCRIPTION_FILE = "adapter.json"
+TENSORS_FILE = "adapter.safetensors"
+BAKED_DESCRIPTION_FILE = "baked.json"
+BAKED_TENSORS_FILE = "baked.safetensors"
 MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
 
@@ -43,7 +47,7 @@ class TrunkIdentity:
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:
     """Write a safetensors file, never a half-written one, and return its SHA-256 as hex."""
     save_tensors(tensors, path, {"method": method})
-    return _sha256(path)
+    return file_sha256(path)
 
 
 def write_description(description: Any, path: Path) -> None:
@@ -74,8 +78,11 @@ def read_file_description(kind: type[T], path: Path, version: int, what: str) ->
         raise AdapterMismatchError(f"{path} describes no {what}: it has more than {MAX_JSON_BYTES:,} bytes.")
     try:
         mapping = json.loads(content)
+        odd = next((text for text in _texts(mapping) if UNPRINTABLE.search(text)), None)
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested to no end
         raise AdapterMismatchError(f"{path} describes no {what}: {error}.") from error
+    if odd is not None:  # a terminal would obey it, a tokenizer or a file name would choke on it
+        raise AdapterMismatchError(f"{path} describes no {what}: it holds control characters, in {odd!a:.60}.")
     if not isinstance(mapping, dict) or "format_version" not in mapping:
         raise AdapterMismatchError(f"{path} describes no {what}: it has no format_version.")
     if mapping["format_version"] != version:
@@ -116,7 +123,7 @@ def read_tensors(
     except SafetensorError as error:
         raise AdapterMismatchError(f"{path} is damaged ({error}). Save it again.") from error
     check_tensors(tensors, expected, str(path))
-    if _sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         raise AdapterMismatchError(
             f"{path} is damaged, or belongs to another description: its SHA-256 is not {sha256[:12]}…, as written "
             "beside it. Save it again."
@@ -140,6 +147,16 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         )
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all keys and strings of what JSON gave."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
@@ -147,8 +164,3 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _shapes(tensors: Mapping[str, Tensor]) -> str:
     first = ", ".join(f"{name} {tuple(x.shape)} {str(x.dtype)[6:]}" for name, x in list(tensors.items())[:3])
     return f"({first}{', …' if len(tensors) > 3 else ''})"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,15 +9,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
 
 from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.config import describe_unknown
 from glip_adapt.model.glip import Glip
-from glip_adapt.model.linear import matrix
+from glip_adapt.model.linear import fold
 from glip_adapt.model.weights import Trunk, save_tensors, weights_checksum
 from glip_adapt.structures import Tokens
 
@@ -64,8 +63,10 @@ class Lora:
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
             raise ValueError(f"Unknown target {describe_unknown(self.target, get_args(Target))}.")
-        if self.rank < 1 or self.alpha <= 0:
-            raise ValueError(f"rank and alpha must be above 0; got {self.rank} and {self.alpha}.")
+        if self.rank < 1 or not 1 <= self.alpha < 2**31:
+            raise ValueError(f"rank and alpha must be whole numbers above 0; got {self.rank} and {self.alpha!s:.20}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie between 0 and 2**63 - 1; got {self.seed!s:.20}.")
 
     @property
     def stage(self) -> Stage:
@@ -142,29 +143,25 @@ def target_names(glip: Glip, target: Target) -> list[str]:
 
 
 def merge(model: AdaptedGlip) -> Trunk:
-    """Return the trunk with the factors folded into its weights: no slower, and ready for ``bake`` or another adapter.
+    """Return the trunk with the factors folded into its weights: no slower, and ready for another adapter.
 
-    ``model`` and its trunk stay as they are, so nothing has to be taken out again; other tensors are shared with them.
+    ``model`` and its trunk stay as they are, so that there is nothing to unmerge; other tensors are shared with them.
 
     Raises:
         ValueError: if the model is not by LoRA.
     """
-    target = _lora_of(model).target
-    shared = {id(tensor): tensor for tensor in (*model.trunk.glip.parameters(), *model.trunk.glip.buffers())}
-    glip = copy.deepcopy(model.trunk.glip, dict(shared))
-    with torch.no_grad():
-        for name in target_names(glip, target):
-            layer = glip.get_submodule(name)
-            weight, _ = matrix(cast(nn.Linear, model.glip.get_submodule(name)))
-            layer.weight = nn.Parameter(weight.view_as(layer.get_parameter("weight")), requires_grad=False)
-    return replace(model.trunk, glip=glip, checksum=weights_checksum(glip))
+    _lora_of(model)
+    plain = model.trunk.glip
+    glip = copy.deepcopy(model.glip, {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())})
+    fold(glip, plain)
+    return replace(model.trunk, glip=glip.eval(), checksum=weights_checksum(glip))
 
 
 def save_for_peft(model: AdaptedGlip, folder: str | Path) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft loads onto the trunk's network.
 
-    ``peft.PeftModel.from_pretrained(trunk.glip, folder)`` reads them. They may lie beside the files of ``model.save``,
-    which alone know the trunk and the classes.
+    ``peft.PeftModel.from_pretrained(copy.deepcopy(trunk.glip), folder)`` reads them; peft changes the network that it
+    is given. They may lie beside the files of ``model.save``, which alone know the trunk and the classes.
 
     Raises:
         ValueError: if the model is not by LoRA.

@@ -132,6 +132,7 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
     return {
         **given,
         "trunk_checksum": checksum,
+        "settings": to_mapping(build_adapter(key.method, given["settings"])),
         "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
         "predict": to_mapping(recipe.predict_config),
     }

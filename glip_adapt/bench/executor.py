@@ -107,7 +107,7 @@ class GlipExecutor:
         started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
         shown = from_mapping(PredictConfig, config["predict"], key.name)
-        model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config.get("settings"))
+        model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
         val_ap, adapter_bytes, train_source = None, 0, None
         if config["fit"] is not None:
             train = training_split(data, key, protocol)

@@ -45,7 +45,7 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
             seconds.setdefault(_kind(record.key), []).append(record.cost.seconds)
     trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
 
-    settings = {run.key.method: run.config.get("settings") for run in runs}  # a plan has one table per method
+    settings = {run.key.method: run.config["settings"] for run in runs}  # a plan has one table per method
 
     @functools.cache
     def peak_bytes(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> int:

@@ -157,18 +157,17 @@ class BenchPlan:
 
         Returns:
             ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top), ``protocol``, and
-            ``settings`` of the adapter if the plan gives any: a run without them is that of before they existed.
+            ``settings`` of the adapter.
         """
         shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
         protocol = self.protocol
         if key.method == ZERO_SHOT:  # it keeps everything by definition
             protocol = dataclasses.replace(protocol, retention=())
-        settings = self.settings.get(key.method)
         return {
             "checkpoint": self.checkpoints.get(key.trunk),
             "fit": {**shared, **self.fit.get(key.method, {})},
             "protocol": to_mapping(protocol),
-            **({"settings": settings} if settings else {}),
+            "settings": {**self.settings.get(key.method, {})},
         }
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from glip_adapt.adapters import build_adapter
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, read_record, write_record
@@ -313,13 +314,17 @@ def _read_if_there(out: Path, key: RunKey) -> RunRecord | None:
 def _check_same(record: RunRecord | None, key: RunKey, config: Mapping[str, Any]) -> None:
     """Raise if a finished run of this name was another run, naming every setting that differs.
 
-    A choice of the protocol or the recipe that came after the record was written had its default then.
+    A choice of the protocol, the recipe or the adapter that a record does not hold had its default then.
     """
     if record is None or record.status != "done":
         return
-    settings = {**record.config}
-    for name, defaults in (("protocol", to_mapping(ProtocolConfig())), ("fit", to_mapping(FitConfig()))):
-        if settings.get(name):
+    settings = {"settings": {}, **record.config}
+    for name, defaults in (
+        ("protocol", to_mapping(ProtocolConfig())),
+        ("fit", to_mapping(FitConfig())),
+        ("settings", to_mapping(build_adapter(key.method, {}))),
+    ):
+        if settings.get(name) is not None:
             settings[name] = {**{f: defaults[f] for f in config.get(name) or {} if f in defaults}, **settings[name]}
     recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (key, config)))
     differing = [

@@ -1,6 +1,8 @@
-"""The linear layer: through the faster of torch's two libraries on a CPU, and as the matrix that it is."""
+"""The linear layer: by the faster of torch's two libraries on a CPU, as the matrix that it is, and without wrappers."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 import torch.nn.functional as F
@@ -49,3 +51,25 @@ def matrix(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
         images = layer(units.view(-1, *weight.shape[1:])).flatten(1)  # (C, C'): the columns of the matrix, and the bias
         added = images - F.linear(units, weight.flatten(1), bias)
     return weight.flatten(1) + added.T, bias
+
+
+@torch.no_grad()
+def fold(network: nn.Module, plain: nn.Module) -> None:
+    """Put in the place of whatever wraps a linear layer one layer with the same matrix, frozen.
+
+    Outputs change by rounding only.
+
+    Args:
+        network: a copy of ``plain``, or of a part of it, with some layers wrapped; changed in place.
+        plain: the network before; it stays as it is, and shares its biases.
+    """
+    modules = dict(network.named_modules())
+    for name, layer in plain.named_modules():
+        wrapper = modules.get(name)
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or isinstance(wrapper, nn.Linear | nn.Conv2d | None):
+            continue
+        weight, _ = matrix(wrapper)
+        folded = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
+        folded.weight = nn.Parameter(weight.view_as(layer.weight), requires_grad=False)
+        parent, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, folded)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Encoding
-from tokenizers.implementations import BertWordPieceTokenizer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
 
 from glip_adapt.captions import Caption, ClassPrompt, build_caption
 from glip_adapt.structures import TextFeatures, Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
 
 MAX_TOKENS = 256  # with [CLS] and [SEP]; 254 remain for the caption
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -43,6 +44,8 @@ class Tokenizer:
                 f"A WordPiece vocabulary needs {', '.join(SPECIAL_TOKENS)}; {', '.join(missing)} missing among "
                 f"{len(vocabulary)} entries. Use the vocab.txt of bert-base-uncased."
             )
+        from tokenizers.implementations import BertWordPieceTokenizer  # a baked model does without
+
         self._tokenizer = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
         self.size = len(vocabulary)
 
@@ -162,6 +165,8 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         self.separators = tuple(separators)
+        from transformers import BertConfig, BertModel  # takes seconds, and a baked model does without
+
         config = BertConfig(
             vocab_size=vocabulary_size,
             hidden_size=width,

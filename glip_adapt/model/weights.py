@@ -22,7 +22,7 @@ from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.public_names import is_ignored, public_name, public_names
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
-from glip_adapt.whole_files import written_whole
+from glip_adapt.whole_files import file_sha256, written_whole
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -276,8 +276,7 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
             f"On a machine with a network, fetch {url}, then name the file with {option}."
         ) from error
     if stated and len(stated) == 64:  # large files are stored under their SHA-256
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
         if found != stated:
             path.resolve().unlink()
             path.unlink(missing_ok=True)

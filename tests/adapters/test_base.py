@@ -268,6 +268,16 @@ def test_a_description_nested_to_no_end_is_refused(saved, tiny_trunk):
         load_adapter(tiny_trunk, saved)
 
 
+@pytest.mark.parametrize("text", ["\x1b]0;title\x07", "\ud800"])
+@pytest.mark.parametrize("change", [lambda t: {"sha256": t}, lambda t: {"classes": [{"name": t}]}, lambda t: {t: 1}])
+def test_control_characters_in_a_description_reach_neither_terminal_nor_tokenizer(saved, tiny_trunk, text, change):
+    file = saved / "adapter.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change(text)))
+    with pytest.raises(AdapterMismatchError, match="holds control characters") as caught:
+        load_adapter(tiny_trunk, saved)
+    assert str(caught.value).isprintable()
+
+
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(saved, tiny_trunk):
     header = json.dumps({"text_prompt.offset": {"dtype": "F32", "shape": [7, 32], "data_offsets": [0, 2**40]}}).encode()
     (saved / "adapter.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)

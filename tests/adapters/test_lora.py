@@ -173,6 +173,15 @@ def test_a_saved_adapter_cannot_ask_for_a_rank_that_takes_all_memory(tiny_trunk,
         load_adapter(tiny_trunk, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"alpha": 10**400}, "alpha must be"), ({"rank": 0}, "rank and alpha"), ({"seed": 10**30}, "seed must lie")],
+)
+def test_a_setting_out_of_range_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Lora(**setting)
+
+
 def test_the_seed_fixes_the_start_and_leaves_other_draws_alone(tiny_trunk):
     torch.manual_seed(5)
     expected = torch.rand(3)

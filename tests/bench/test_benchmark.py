@@ -11,12 +11,14 @@ import torch
 from conftest import write_split
 
 from glip_adapt.adapters import attach, load_adapter
+from glip_adapt.adapters.lora import Lora
 from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
 from glip_adapt.bench.executor import threads_of
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
 from glip_adapt.bench.records import read_records
 from glip_adapt.cache import FeatureCache
+from glip_adapt.config import to_mapping
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.evaluation import evaluate
 from glip_adapt.memory import MemoryEstimate, estimate_memory
@@ -81,13 +83,25 @@ def test_settings_of_a_method_reach_its_adapter_also_on_other_datasets(plan, tin
     plan = replace(plan, protocol=ProtocolConfig(retention=plan.datasets))
     assert run_benchmark(plan, tmp_path / "out").failed == 0
     lora, prompt = (by_run(tmp_path / "out")["shapes", method] for method in ("lora", "prompt"))
-    assert lora.config["settings"] == {"target": "head", "rank": 2}
-    assert "settings" not in prompt.config
+    assert lora.config["settings"] == to_mapping(Lora(target="head", rank=2))
+    assert prompt.config["settings"] == {}
     saved = json.loads((tmp_path / "out" / lora.key.name / "adapter" / "adapter.json").read_text())["config"]
-    assert (saved["target"], saved["rank"]) == ("head", 2)
+    assert saved == lora.config["settings"]
     assert list(lora.metrics.retention) == ["others"]
     with pytest.raises(ValueError, match=r"settings\.rank \(2 recorded, 4 planned\)"):
         run_benchmark(replace(plan, settings={"lora": {"target": "head", "rank": 4}}), tmp_path / "out")
+
+
+def test_a_record_from_before_settings_were_recorded_had_the_defaults(plan, tmp_path):
+    plan = replace(plan, methods=("lora",))
+    run_benchmark(plan, tmp_path / "out")
+    for path in (tmp_path / "out").glob("*--lora--*/record.json"):
+        record = json.loads(path.read_text())
+        del record["config"]["settings"]
+        path.write_text(json.dumps(record))
+    assert run_benchmark(plan, tmp_path / "out").done == 0
+    with pytest.raises(ValueError, match=r"settings\.rank \(8 recorded, 4 planned\)"):
+        run_benchmark(replace(plan, settings={"lora": {"rank": 4}}), tmp_path / "out")
 
 
 def test_the_record_says_where_the_training_pictures_come_from(plan, tmp_path):
@@ -180,7 +194,7 @@ def test_a_cache_of_one_process_is_none_for_workers(plan, tmp_path):
         ("[fit]\nrate = 1", "fit, for glip-nano--shapes--zero_shot--0--3: unknown key 'rate'"),
         ("[fit]\nlearning_rate = -1", "learning_rate is -1"),
         ("[settings.lora]\nrnk = 1", "settings of lora: unknown key 'rnk' (did you mean 'rank'?)"),
-        ("[settings.lora]\nrank = 0", "settings of lora: rank and alpha must be above 0"),
+        ("[settings.lora]\nrank = 0", "settings of lora: rank and alpha must be whole numbers above 0"),
         ("[settings]\nlora = 1", "settings of lora: expected a table of settings, got 1"),
         ('methods = ["promt"]', "methods: unknown 'promt' (did you mean 'prompt'?)"),
         ('trunks = ["glip-nan"]', "trunks: unknown 'glip-nan'"),

@@ -29,7 +29,7 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
     monkeypatch.setattr(forecast, "estimate_memory", estimate)
     recipe = {"short_sides": [480, 960], "recompute": True}
     common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
-    adapters = {"prompt": {}, "full": {"settings": {"frozen": ["text_encoder"]}}}
+    adapters = {"prompt": {"settings": {}}, "full": {"settings": {"frozen": ["text_encoder"]}}}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
     runs = list_runs(plan, tmp_path, lambda key, given: common | adapters[key.method])
     failed = RunRecord(
@@ -42,6 +42,6 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
     assert asked == [  # once per method
-        ("glip-t", "prompt", (960, 1333), True, None),
+        ("glip-t", "prompt", (960, 1333), True, {}),
         ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),
     ]

@@ -140,12 +140,12 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     }  # fmt: skip
 
 
-def test_settings_of_a_method_are_its_own_and_a_run_without_them_has_no_such_key(load):
+def test_settings_of_a_method_are_its_own(load):
     plan = load('datasets = ["a"]\n[settings.prompt]\nrank = 4\n[settings.full]')
     keys = plan.keys()
     configs = {key.method: plan.config_of(key) for key in keys}
     assert configs["prompt"]["settings"] == {"rank": 4}
-    assert [method for method, config in configs.items() if "settings" in config] == ["prompt"]
+    assert all(config["settings"] == {} for method, config in configs.items() if method != "prompt")
 
 
 def test_retention_names_datasets_or_suites_and_is_no_setting_of_zero_shot(load):

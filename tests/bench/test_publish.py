@@ -23,6 +23,7 @@ def test_records_tables_and_figures_are_published_and_the_rest_of_the_readme_sta
     assert text.startswith("# Before\n\n<!-- made_up: generated")
     assert text.endswith("<!-- /made_up -->\n\nAfter.\n")
     assert "stale" not in text
+    assert "Made up.\n\nAP in percent" in text
     assert "#### Best method" in text
     assert "| glip-t | 1 | prompt | 37.5 (" in text
     assert "AP per dataset" not in text

@@ -221,7 +221,7 @@ def test_detections_of_a_baked_model_equal_the_public_code(glip_of, tmp_path, mo
     trunk = Trunk("glip-t", glip_of("glip_tiny"), tokenizer, "stand-in")
     classes = [str(label) for label in golden.arrays["labels"]]
     attach(trunk, "zero_shot", classes=classes).bake().save(tmp_path)
-    for owner in (text.TextEncoder, text.Tokenizer, text.BertModel):
+    for owner in (text.TextEncoder, text.Tokenizer):
         monkeypatch.setattr(owner, "__init__", lambda *args, **kwargs: pytest.fail("built"))
     baked = load_baked(tmp_path)
     parameters = [sum(p.numel() for p in glip.parameters()) for glip in (trunk.glip, baked.glip)]
