@@ -107,13 +107,16 @@ A `{_code(description.method)}` adapter of {description.trained_parameters:,} nu
 ## Use
 
 ```python
+from PIL import Image
+
 from glip_adapt import from_hub, load_trunk, predict
 
 model = from_hub(load_trunk({json.dumps(trunk.name)}), {json.dumps(repository)})
+found = predict(model, Image.open("photo.jpg").convert("RGB"))
 ```
 
 From the shell: `glip-adapt pull {_code(repository)} --out adapter`, then
-`glip-adapt detect photo.jpg --trunk {_code(trunk.name)} --adapter adapter`.
+`glip-adapt detect photo.jpg --adapter adapter`.
 """
 
 
