@@ -215,7 +215,8 @@ def clock(work: Callable[..., T], *arguments: Any) -> tuple[float, T]:
 
 
 def peak_gigabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # KiB on Linux
+    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage starts at the peak of the parent process
+    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
 
 
 def resident_gigabytes() -> float:
