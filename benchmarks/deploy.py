@@ -5,8 +5,8 @@
 
 Start-up and memory are those of fresh processes, one after the other, from the command to the model: the trunk with a
 prompt adapter, and the same model baked. Swaps are measured with ten prompt adapters on one trunk. ONNX and PyTorch
-take turns on the same photographs with the same number of threads. Each line is printed
-once it is known; --json ends with all of them.
+take turns on the same photographs with the same number of threads. Each line is printed once it is known; --json ends
+with all of them.
 """
 
 from __future__ import annotations

@@ -299,13 +299,13 @@ def test_push_and_pull_from_the_shell(server, saved, glip, tmp_path):
         assert (tmp_path / "here" / name).read_bytes() == (saved / name).read_bytes()
         assert not (tmp_path / "here" / name).is_symlink()
     code, _, err = glip("pull", REPOSITORY, "--out", tmp_path / "here")
-    (tmp_path / "baked").mkdir()
-    (tmp_path / "baked" / "baked.json").touch()
-    with pytest.raises(FileExistsError, match="holds a baked model"):
-        hub.pull(REPOSITORY, tmp_path / "baked")
     assert (code, "holds an adapter already" in err, "Traceback" in err) == (1, True, False)
     with pytest.raises(FileExistsError):
         pull(REPOSITORY, tmp_path / "here")
+    (tmp_path / "baked").mkdir()
+    (tmp_path / "baked" / "baked.json").touch()
+    with pytest.raises(FileExistsError, match="holds a baked model"):
+        pull(REPOSITORY, tmp_path / "baked")
     for verb in ("push", "pull"):
         code, out, _ = glip(verb, "--help")
         assert f"Example: glip-adapt {verb}" in " ".join(out.split())
