@@ -24,6 +24,8 @@ from glip_adapt.adapters.files import (
     TrunkIdentity,
     read_file_description,
     read_tensors,
+    replaced_pair,
+    settled,
     write_description,
     write_tensors,
 )
@@ -163,18 +165,20 @@ class BakedGlip:
         if (folder / DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
         tensors = _network(self.glip) | _text_tensors(self._texts)
-        sha256 = write_tensors(tensors, folder / BAKED_TENSORS_FILE, self.method)
-        description = BakedDescription(
-            method=self.method,
-            trunk=self.trunk,
-            image_frozen=self.image_frozen,
-            classes=self.classes,
-            captions=tuple(
-                CaptionSize(classes=text.token_map.shape[1], tokens=text.token_map.shape[2]) for text in self._texts
-            ),
-            sha256=sha256,
+        captions = tuple(
+            CaptionSize(classes=text.token_map.shape[1], tokens=text.token_map.shape[2]) for text in self._texts
         )
-        write_description(description, folder / BAKED_DESCRIPTION_FILE)
+        with replaced_pair(folder, BAKED_DESCRIPTION_FILE) as staging:
+            sha256 = write_tensors(tensors, staging / BAKED_TENSORS_FILE, self.method)
+            description = BakedDescription(
+                method=self.method,
+                trunk=self.trunk,
+                image_frozen=self.image_frozen,
+                classes=self.classes,
+                captions=captions,
+                sha256=sha256,
+            )
+            write_description(description, staging / BAKED_DESCRIPTION_FILE)
 
 
 def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedGlip:
@@ -197,6 +201,13 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
             f"Expected a folder saved by `bake`, but {folder} holds an adapter. Bake it first: "
             f"glip-adapt bake {folder} --out baked"
         )
+    with settled(folder):
+        return _load(folder, device)
+
+
+def _load(folder: Path, device: torch.device | str) -> BakedGlip:
+    """Return the model in a folder that nobody changes meanwhile."""
+    file = folder / BAKED_DESCRIPTION_FILE
     description = read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
     if sum(caption.classes for caption in description.captions) != len(description.classes):
         raise AdapterMismatchError(

@@ -27,6 +27,8 @@ from glip_adapt.adapters.files import (
     check_tensors,
     read_file_description,
     read_tensors,
+    replaced_pair,
+    settled,
     write_description,
     write_tensors,
 )
@@ -230,25 +232,34 @@ class AdaptedGlip:
             texts=texts,
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = True) -> None:
         """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``.
 
+        Both replace an earlier adapter in one step: whatever happens, the old one or the new one can be loaded.
+
+        Args:
+            folder: made if need be.
+            overwrite: whether an adapter that is there may be replaced.
+
         Raises:
-            FileExistsError: if ``folder`` holds a baked model, which commands would go on using.
+            FileExistsError: if ``folder`` holds a baked model, which commands would go on using; or an adapter, and
+                ``overwrite`` is false.
+            OSError: if the files cannot be written.
         """
         folder = Path(folder)
         if (folder / BAKED_DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
-        sha256 = write_tensors(self.owned_tensors(), folder / TENSORS_FILE, self.adapter.name)
-        description = Description(
-            method=self.adapter.name,
-            config=to_mapping(self.adapter),
-            trunk=self._trunk_identity,
-            classes=self.classes,
-            trained_parameters=self.trained_parameters,
-            sha256=sha256,
-        )
-        write_description(description, folder / DESCRIPTION_FILE)
+        with replaced_pair(folder, DESCRIPTION_FILE, overwrite=overwrite) as staging:
+            sha256 = write_tensors(self.owned_tensors(), staging / TENSORS_FILE, self.adapter.name)
+            description = Description(
+                method=self.adapter.name,
+                config=to_mapping(self.adapter),
+                trunk=self._trunk_identity,
+                classes=self.classes,
+                trained_parameters=self.trained_parameters,
+                sha256=sha256,
+            )
+            write_description(description, staging / DESCRIPTION_FILE)
 
     @property
     def _trunk_identity(self) -> TrunkIdentity:
@@ -282,6 +293,11 @@ def restore(
         AdapterMismatchError: if it was trained on another trunk, other weights or another class list, or its file is
             damaged, too large, or not what ``adapter.json`` says.
     """
+    with settled(Path(folder)):
+        return _restore(trunk, adapter, Path(folder), classes)
+
+
+def _restore(trunk: Trunk, adapter: Adapter, folder: Path, classes: Sequence[str | ClassPrompt] | None) -> AdaptedGlip:
     saved = read_description(folder)
     if saved.trunk != TrunkIdentity(name=trunk.name, checksum=trunk.checksum):
         raise AdapterMismatchError(
@@ -295,7 +311,7 @@ def restore(
             f"The adapter in {folder} was trained for the classes {_wording(saved.classes)}, but "
             f"{_wording(model.classes)} was asked for. Use the classes, order and prompts that it was trained with."
         )
-    path = Path(folder) / TENSORS_FILE
+    path = folder / TENSORS_FILE
     model.load_owned(read_tensors(path, model.owned_tensors(), saved.sha256))
     return model
 

@@ -1,4 +1,7 @@
-"""A saved model on disk: one JSON and one safetensors file, written whole and read with suspicion.
+"""A saved model on disk: one JSON and one safetensors file, replaced together and read with suspicion.
+
+The description holds the checksum of the tensors. A new pair is written into a staging folder; moving its description
+into place is the one step that replaces the old model, and the move of the tensors can be made up for later.
 
 A folder may come from anywhere. Neither format can hold code; beyond that, nothing is read before its size fits, and
 no tensor is handed on before the checksum, names, shapes and types are those expected and all numbers are finite.
@@ -6,8 +9,13 @@ no tensor is handed on before the checksum, names, shapes and types are those ex
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,13 +28,16 @@ from torch import Tensor
 from glip_adapt.captions import UNPRINTABLE
 from glip_adapt.config import from_mapping, to_mapping
 from glip_adapt.model.weights import save_tensors
-from glip_adapt.whole_files import file_sha256, written_whole
+from glip_adapt.whole_files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
 
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
 BAKED_DESCRIPTION_FILE = "baked.json"
 BAKED_TENSORS_FILE = "baked.safetensors"
+PAIRS = {DESCRIPTION_FILE: TENSORS_FILE, BAKED_DESCRIPTION_FILE: BAKED_TENSORS_FILE}
+STAGING = ".next"  # folder of a pair that is about to replace the one beside it
 MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
+_ROOM_STEP = 2**20
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
 
 T = TypeVar("T")
@@ -42,6 +53,78 @@ class TrunkIdentity:
 
     name: str
     checksum: str
+
+
+@contextmanager
+def replaced_pair(folder: Path, description_file: str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield an empty folder for the two files of a model, which replace those in ``folder`` together at the end.
+
+    After an error, a kill or a power cut ``folder`` holds the old model or the new one. Several writers take turns.
+
+    Args:
+        folder: made if need be; other files in it stay.
+        description_file: which of ``PAIRS`` is written.
+        overwrite: whether a model of the same kind may be replaced.
+
+    Raises:
+        FileExistsError: if there is a model, and ``overwrite`` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        settle(folder)
+        if not overwrite and (folder / description_file).exists():
+            raise FileExistsError(f"{folder} holds a saved model already. Name another folder, or allow overwriting.")
+        staging = folder / STAGING
+        staging.mkdir()
+        try:
+            yield staging
+            for name in (PAIRS[description_file], description_file):
+                flush_to_disk(staging / name)
+            os.replace(staging / description_file, folder / description_file)
+        finally:
+            settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Finish the replacement that a killed process left unfinished in ``folder``, or remove what it staged."""
+    staging = folder / STAGING
+    for description_file, tensors_file in PAIRS.items():
+        staged = staging / tensors_file
+        if staged.is_file() and file_sha256(staged) == _stated_sha256(folder / description_file):
+            os.replace(staged, folder / tensors_file)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(staging)
+    clear_partials(folder)
+
+
+@contextmanager
+def settled(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, if there is one, while it is read, so that both files are those of one model."""
+    if not folder.is_dir():
+        yield
+        return
+    with locked(folder):
+        with contextlib.suppress(PermissionError):  # who may only read takes it as it is
+            settle(folder)
+        yield
+
+
+def check_room(folder: Path, size_bytes: int) -> None:
+    """Write ``size_bytes`` where ``folder`` is or will be made, and remove them again.
+
+    Raises:
+        OSError: if that fails; says why, and what to do.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            for _ in range(0, size_bytes, _ROOM_STEP):
+                file.write(bytes(min(_ROOM_STEP, size_bytes)))
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot take the {size_bytes / 1e6:.1f} MB that are to be saved there ({error.strerror}). "
+            "Make room, or name another folder."
+        ) from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:
@@ -145,6 +228,14 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             f"{what}: expected {len(expected)} tensors {_shapes(expected)}, but {len(tensors)} came: "
             f"{_shapes(tensors)}. Use the trunk, method and classes that it was saved with."
         )
+
+
+def _stated_sha256(description: Path) -> str | None:
+    """Return the checksum of the tensors that a description states, if it can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(description.read_bytes())
+        return content.get("sha256") if isinstance(content, dict) else None
+    return None
 
 
 def _texts(value: Any) -> Iterator[str]:
