@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from glip_adapt.model.anchors import STRIDES
 from glip_adapt.model.build import GlipConfig, SwinConfig
 
-# Entries of public files that the network does not need, by exact name or by prefix.
-IGNORED_PREFIXES = (
-    "rpn.anchor_generator.cell_anchors.",  # derived from strides and sizes
-    "rpn.head.cls_logits.",  # unused with the token loss
-    "rpn.head.mlm_head.",  # masked-language head of pre-training
-    "rpn.resizer.",  # of the contrastive loss, unused
-    "language_backbone.body.model.pooler.",
+PROMPT_TABLE = "rpn.tunable_linear.weight"
+"""What prompt tuning trains: a row per token position, zero in a file without a prompt."""
+
+# Entries of public files that the network does not need; * stands for anything.
+IGNORED = (
+    PROMPT_TABLE,  # not part of the trunk
+    "rpn.anchor_generator.cell_anchors.*",  # derived from strides and sizes
+    "rpn.head.cls_logits.*",  # unused with the token loss
+    "rpn.head.token_logits.*",
+    "rpn.head.mlm_head.*",  # masked-language head of pre-training
+    "rpn.head.contrastive_align_*",  # of the contrastive losses, which are off
+    "rpn.head.resizer.*",
+    "rpn.resizer.*",
+    "rpn.loss_evaluator.shallow_contrastive_*",
+    "*.b_attn.shrink_lang.*",
+    "language_backbone.body.model.pooler.*",
+    "language_backbone.*.position_ids",  # buffers of older transformers
+    "language_backbone.*.token_type_ids",
+    "*.relative_position_index",  # derived from the window size
+    "*.attn_mask",
 )
-IGNORED_NAMES = ("rpn.tunable_linear.weight", "language_backbone.body.model.embeddings.position_ids")
-IGNORED_LAST_PARTS = ("relative_position_index",)  # derived from the window size
+_WRAPPERS = re.compile(r"^(module\.)+")  # one for each wrapper for training on several GPUs
+
+T = TypeVar("T")
 
 
 def is_ignored(key: str) -> bool:
     """Return whether the network has no need of an entry of a public file."""
-    return key.startswith(IGNORED_PREFIXES) or key in IGNORED_NAMES or key.rpartition(".")[2] in IGNORED_LAST_PARTS
+    return any(fnmatchcase(key, pattern) for pattern in IGNORED)
 
 
 # Our prefix → public prefix, for the modules that are named once.
@@ -94,6 +111,21 @@ def public_names(config: GlipConfig) -> dict[str, str]:
     for i in range(len(STRIDES)):
         table[f"head.level_scales.{i}"] = f"rpn.head.scales.{i}.scale"
     return table
+
+
+def our_names(ours: Iterable[str], config: GlipConfig) -> dict[str, str]:
+    """Return public name → our name of the entries ``ours``; none for a detector that has no public form."""
+    if not isinstance(config.backbone, SwinConfig):
+        return {}
+    table = public_names(config)
+    return {public_name(key, table): key for key in ours}
+
+
+def in_our_names(entries: Mapping[str, T], ours: Iterable[str], config: GlipConfig) -> dict[str, T]:
+    """Return the entries of a file under our names where those are in ``ours``, else without ``module.`` in front."""
+    known = our_names(ours, config)
+    plain = ((_WRAPPERS.sub("", name), value) for name, value in entries.items())
+    return {known.get(name, name): value for name, value in plain}
 
 
 def public_name(key: str, table: Mapping[str, str]) -> str:

@@ -1,36 +1,40 @@
 """Trunks by name: official checkpoint → our keys, from a file or the Hub, checked down to the last entry.
 
-Public files (Hub repository GLIPModel/GLIP) are pickles of a dict with a ``model`` entry whose names may start with
-``module.``; they are read with ``weights_only=True`` and nothing else. Our own files are safetensors with our names.
+Public files (Hub repository GLIPModel/GLIP) are pickles of a dict with a ``model`` entry, read as data only
+(``checkpoint_files.py``). Our own files are safetensors with our names.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from glip_adapt.config import describe_unknown
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
+from glip_adapt.model.checkpoint_entries import match_entries, resembled
+from glip_adapt.model.checkpoint_files import CheckpointError, printable, read_entries
 from glip_adapt.model.glip import Glip
-from glip_adapt.model.public_names import is_ignored, public_name, public_names
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
 from glip_adapt.whole_files import file_sha256, written_whole
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
 HUB_REPOSITORY = "GLIPModel/GLIP"
 HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
+MOST_LISTED = 20  # entries that one message names
+LINE = "\n  "
 
-
-class CheckpointError(ValueError):
-    """A file does not hold the weights that were asked for."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,8 @@ def load_trunk(
 ) -> Trunk:
     """Return a trunk with its weights and tokenizer.
 
+    A prompt that a public file holds beside the weights is left out, with a warning that says how to import it.
+
     Args:
         name: one of ``TRUNKS``.
         checkpoint: public ``.pth`` or safetensors file; without it the public file is fetched from the Hub and kept
@@ -120,6 +126,20 @@ def load_trunk(
         FileNotFoundError: if a file is missing and the Hub cannot be reached.
         CheckpointError: if the file is not a checkpoint of this trunk.
     """
+    trunk, table = load_trunk_and_table(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+    if table is not None:
+        _warn_of_prompt(checkpoint or trunk_spec(name).public_file, name)
+    return trunk
+
+
+def load_trunk_and_table(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    vocabulary: str | Path | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Trunk, Tensor | None]:
+    """Return a trunk as ``load_trunk`` does, and the prompt table of its file, (positions, D), if one was tuned."""
     spec = trunk_spec(name)
     check_device(device)
     tokenizer = load_tokenizer(name, vocabulary)
@@ -129,8 +149,9 @@ def load_trunk(
     _check_exists(Path(checkpoint), name)  # before the network is built, which takes seconds
     with torch.random.fork_rng(devices=[]):
         glip = build_glip(spec.config)
-    glip.load_state_dict(read_checkpoint(Path(checkpoint), glip, name))
-    return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip))
+    weights, table = _read(Path(checkpoint), glip, name)
+    glip.load_state_dict(weights)
+    return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip)), table
 
 
 def check_device(device: torch.device | str) -> None:
@@ -177,42 +198,49 @@ def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer
 
 
 def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
-    """Return the state dict of ``glip`` from a public or one of our own files.
+    """Return the state dict of ``glip``, in float32, from a public or one of our own files.
+
+    Entries that the network does not know are left out, with one warning that names them.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is unreadable, holds more than tensors, or its entries are not those of ``glip``; one
-            error lists everything missing, unexpected or of the wrong shape.
+        CheckpointError: if it is unreadable, holds more than data, or lacks what ``glip`` needs: one error lists every
+            entry that is missing, of the wrong shape or type, not finite, or needed by another trunk only.
     """
-    spec = trunk_spec(name)
+    weights, _ = _read(path, glip, name)
+    return weights
+
+
+def _read(path: Path, glip: Glip, name: str) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Return the state dict of ``glip``, and the prompt table if one was tuned."""
+    trunk_spec(name)
     _check_exists(path, name)
-    stored = {key.removeprefix("module."): value for key, value in _read_tensors(path).items()}
-    expected = {key: tuple(value.shape) for key, value in glip.state_dict().items()}
-    if spec.public_file is not None and not stored.keys() & expected.keys():  # public names
-        table = public_names(spec.config)
-        to_ours = {public_name(ours, table): ours for ours in expected}
-        stored = {to_ours.get(key, key): value for key, value in stored.items() if not is_ignored(key)}
-    problems = [
-        *(f"missing: {key} {shape}" for key, shape in expected.items() if key not in stored),
-        *(f"unexpected: {key} {tuple(value.shape)}" for key, value in stored.items() if key not in expected),
-        *(
-            f"wrong shape: {key} {tuple(stored[key].shape)}, expected {shape}"
-            for key, shape in expected.items()
-            if key in stored and tuple(stored[key].shape) != shape
-        ),
-    ]
-    if problems:
+    configs = {other: spec.config for other, spec in TRUNKS.items()}
+    entries = read_entries(path)
+    match = match_entries(entries, glip, configs[name], configs.values())
+    if match.problems:
+        alike = resembled(entries, configs)
+        hint = f"Its entries are those of {' or '.join(alike)}: ask for that.\n" if alike and name not in alike else ""
         raise CheckpointError(
-            f"{path} is not a checkpoint of {name}: {len(problems)} entries do not fit.\n  "
-            + "\n  ".join(problems[:20])
-            + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
-            + f"\n{_how_to_get(name)}"
+            f"{path} is not a checkpoint of {name}: {len(match.problems)} entries do not fit."
+            f"{LINE}{_listed(match.problems, LINE)}\n{hint}{_how_to_get(name)}"
         )
-    return {key: stored[key].float() for key in expected}
+    if match.unknown:
+        names = _listed([printable(key) for key in match.unknown], ", ")
+        logger.warning("%s: left out %d entries that %s does not have: %s.", path, len(match.unknown), name, names)
+    return match.weights, match.table
+
+
+def _listed(parts: Sequence[str], separator: str) -> str:
+    """Return the first parts in a row, and how many more there are."""
+    more = len(parts) - MOST_LISTED
+    return separator.join([*parts[:MOST_LISTED], *([f"… and {more} more"] if more > 0 else [])])
 
 
 def convert(source: str | Path, target: str | Path, name: str) -> str:
     """Write the checkpoint ``source`` of trunk ``name`` as safetensors with our names; return its checksum.
+
+    A prompt that it holds beside the weights is left out, with a warning that says how to import it.
 
     Raises:
         FileNotFoundError, CheckpointError: as ``read_checkpoint``.
@@ -222,19 +250,31 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
     if target.suffix != ".safetensors":
         raise ValueError(f"The converted file should end in .safetensors, got {target.name}.")
     glip = build_glip(trunk_spec(name).config)
-    glip.load_state_dict(read_checkpoint(Path(source), glip, name))
+    weights, table = _read(Path(source), glip, name)
+    if table is not None:
+        _warn_of_prompt(source, name)
+    glip.load_state_dict(weights)
     checksum = weights_checksum(glip)
     save_tensors(glip.state_dict(), target, {"trunk": name, "checksum": checksum})
     return checksum
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, never a half-written one."""
+    """Write a safetensors file, never a half-written one.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk; what was there before is kept.
+    """
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with written_whole(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(plain, temporary, dict(metadata))
+        try:
+            save_file(plain, temporary, dict(metadata))
+        except SafetensorError as error:  # for whatever the system said
+            number = re.search(r"os error (\d+)", str(error))
+            reason = os.strerror(int(number[1])) if number else str(error)
+            raise OSError(f"{path} could not be written ({reason}). Make room, or name another place.") from error
         temporary.chmod(mode)  # safetensors makes a file of its own, which nobody else may read
 
 
@@ -294,29 +334,12 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (PermissionError, IsADirectoryError):
-        raise
-    except Exception as error:  # damaged bytes lead the readers to any error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CheckpointError(
-            f"{path} could not be read as a checkpoint of tensors only ({reason}). "
-            "It is damaged, or it holds other objects, which are never loaded."
-        ) from error
-    model = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, dict) or not all(isinstance(value, Tensor) for value in model.values()):
-        raise CheckpointError(f"{path} holds no dict of tensors under 'model', as public GLIP checkpoints do.")
-    return model
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether torch.save wrote its current format, which can be memory-mapped."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+def _warn_of_prompt(checkpoint: str | Path | None, name: str) -> None:
+    logger.warning(
+        "%s holds a tuned prompt, which is no part of the trunk and was left out. Import it as an adapter, for the "
+        'classes that it was trained for: glip-adapt convert %s FOLDER --trunk %s --classes "NAME, NAME"',
+        *(checkpoint, checkpoint, name),
+    )
 
 
 def _how_to_get(name: str) -> str:

@@ -1,0 +1,103 @@
+"""Checkpoint files of others → their entries by name, as data only: no code of a file ever runs.
+
+The public code stores a dict with the entry ``model`` beside optimizer, scheduler and the like (microsoft/GLIP,
+maskrcnn_benchmark/utils/checkpoint.py), and after a validation also numpy scalars (engine/trainer.py).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class CheckpointError(ValueError):
+    """A file does not hold the weights that were asked for."""
+
+
+class Unread:
+    """Takes the place of an object beside the weights, whatever that holds."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# What a file may name beyond what torch allows, and what stands for it. No numpy object is made: its dtypes can be
+# changed in place by a file, for the whole process.
+STAND_INS = {
+    "numpy.core.multiarray.scalar": Unread,
+    "numpy._core.multiarray.scalar": Unread,  # as numpy 2 writes it
+    "numpy.core.multiarray._reconstruct": Unread,
+    "numpy._core.multiarray._reconstruct": Unread,
+    "numpy.ndarray": Unread,
+    "numpy.dtype": Unread,
+    "collections.defaultdict": _plain_dict,
+    **{f"builtins.{kind}": Unread for kind in ("bool", "dict", "float", "int", "list")},  # what a defaultdict makes
+}
+
+_REFUSED = re.compile(r"GLOBAL (\S+)")  # in the words of torch
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """Return the entries of a checkpoint by name; not all need be tensors.
+
+    Args:
+        path: safetensors, or what torch.save wrote: a dict of tensors, or one with such a dict under ``model``.
+
+    Raises:
+        CheckpointError: if the file is damaged, holds objects that are no data, or no tensor where they are expected.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # damaged bytes lead the readers to any error
+        raise _refusal(path, error) from error
+    model = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not any(isinstance(value, Tensor) for value in model.values()):
+        raise CheckpointError(
+            f"{path} holds no dict of tensors under 'model', as public GLIP checkpoints do, and is none itself."
+        )
+    return {str(name): value for name, value in model.items()}
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Return what to say of a file that could not be read."""
+    named = _REFUSED.search(str(error)) if isinstance(error, UnpicklingError) else None
+    if named:
+        return CheckpointError(
+            f"{path} holds other objects, which are never loaded: {printable(named[1])}, and that may run code. If you "
+            "trust the file, save its weights alone, where it was made: "
+            "torch.save({'model': torch.load(path, weights_only=False)['model']}, 'weights.pth')"
+        )
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return CheckpointError(
+        f"{path} could not be read as a checkpoint of tensors only ({reason}). "
+        "It is damaged, or it holds other objects, which are never loaded."
+    )
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether torch.save wrote its current format, which can be memory-mapped."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def printable(name: str) -> str:
+    """Return a name from a file as it may be shown: without control characters, and of bounded length."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:120]
