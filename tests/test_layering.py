@@ -39,6 +39,7 @@ LEVELS = {
     "terminal": 7,
     "cli_options": 8,
     "cli_bench": 9,
+    "cli_convert": 9,
     "cli_deploy": 9,
     "cli_data": 9,
     "cli_prompt": 9,
@@ -61,7 +62,8 @@ HOMES = {
     },
     "ray": {"bench/ray_pool.py"},
     "typer": {
-        *("cli.py", "cli_bench.py", "cli_data.py", "cli_deploy.py", "cli_options.py", "cli_prompt.py", "cli_share.py"),
+        *("cli.py", "cli_bench.py", "cli_convert.py", "cli_data.py", "cli_deploy.py", "cli_options.py"),
+        *("cli_prompt.py", "cli_share.py"),
     },
     "rich": {"cli.py", "cli_bench.py", "terminal.py"},
     "huggingface_hub": {"model/weights.py", "data/fetch.py", "hub.py"},

@@ -34,8 +34,10 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# What a file may name beyond what torch allows, and what stands for it. No numpy object is made: its dtypes can be
-# changed in place by a file, for the whole process.
+# Which of these a defaultdict makes, and how Python writes some of their values.
+_DATA = (bool, bytes, dict, float, frozenset, int, list, range, slice, str, tuple)
+# What a file may name beyond what torch allows, and what stands for it. Nobody reads these values, so no object of
+# numpy is made from the bytes of a stranger.
 STAND_INS = {
     "numpy.core.multiarray.scalar": Unread,
     "numpy._core.multiarray.scalar": Unread,  # as numpy 2 writes it
@@ -44,9 +46,10 @@ STAND_INS = {
     "numpy.ndarray": Unread,
     "numpy.dtype": Unread,
     "collections.defaultdict": _plain_dict,
-    **{f"builtins.{kind}": Unread for kind in ("bool", "dict", "float", "int", "list")},  # what a defaultdict makes
+    **dict.fromkeys((f"builtins.{kind.__name__}" for kind in _DATA), Unread),
 }
 
+MOST_SHOWN = 200  # characters of a text from a file
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # in the words of torch
 
 
@@ -85,7 +88,8 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
             "trust the file, save its weights alone, where it was made: "
             "torch.save({'model': torch.load(path, weights_only=False)['model']}, 'weights.pth')"
         )
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    said = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch puts advice before it, which is not ours
+    reason = printable(f"{type(error).__name__}: {said}".splitlines()[0])
     return CheckpointError(
         f"{path} could not be read as a checkpoint of tensors only ({reason}). "
         "It is damaged, or it holds other objects, which are never loaded."
@@ -99,5 +103,5 @@ def _is_zip(path: Path) -> bool:
 
 
 def printable(name: str) -> str:
-    """Return a name from a file as it may be shown: without control characters, and of bounded length."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:120]
+    """Return a text from a file as it may be shown: without control characters, and of bounded length."""
+    return (name if name.isprintable() else ascii(name)[1:-1])[:MOST_SHOWN]

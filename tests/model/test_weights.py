@@ -1,8 +1,10 @@
 import errno
 import hashlib
+import json
 import os
 import pickle
 import random
+import resource
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import close_session, constants
+from public_files import EXTRAS, RARE_EXTRAS, SMALL, public_run, public_state, save_public, tuned
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import glip_adapt
 from glip_adapt.model import weights
-from glip_adapt.model.build import GlipConfig, SwinConfig, TextConfig, build_glip
+from glip_adapt.model.build import build_glip
 from glip_adapt.model.public_names import public_name, public_names
 from glip_adapt.model.weights import (
     ASSETS,
@@ -32,26 +35,6 @@ from glip_adapt.model.weights import (
 )
 
 VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
-SMALL = GlipConfig(
-    backbone=SwinConfig(width=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=4),
-    text=TextConfig(vocabulary_size=950, width=16, layers=1, heads=2, hidden_width=32),
-    image_width=32,
-    blocks=2,
-    joint_width=32,
-    joint_heads=2,
-)
-# What public files hold beside the network, as far as it is known.
-EXTRAS = {
-    "rpn.anchor_generator.cell_anchors.0": torch.zeros(1, 4),
-    "rpn.head.cls_logits.weight": torch.zeros(80, 32, 1, 1),
-    "rpn.head.cls_logits.bias": torch.zeros(80),
-    "rpn.head.mlm_head.dense.weight": torch.zeros(16, 16),
-    "rpn.resizer.fc.weight": torch.zeros(8, 16),
-    "rpn.tunable_linear.weight": torch.zeros(1000, 16),
-    "language_backbone.body.model.pooler.dense.weight": torch.zeros(16, 16),
-    "language_backbone.body.model.embeddings.position_ids": torch.arange(512)[None],
-    "backbone.body.layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.int64),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +53,12 @@ def glip():
 @pytest.fixture
 def public(glip):
     """The ``model`` entry of a public file that holds the weights of ``glip``."""
-    table = public_names(SMALL)
-    state = {public_name(key, table): value.clone() for key, value in glip.state_dict().items()}
-    return {f"module.{key}": value for key, value in (state | EXTRAS).items()}
+    return public_state(glip)
 
 
 @pytest.fixture
 def public_file(public, tmp_path):
     return save_public(public, tmp_path / "small.pth")
-
-
-def save_public(model, path, **options):
-    torch.save({"model": model, "optimizer": {"state": {}, "lr": 1e-4}, "iteration": 7}, path, **options)
-    return path
 
 
 def same(found, expected):
@@ -129,7 +105,165 @@ def test_a_trunk_from_a_public_file_has_its_weights_frozen_in_eval_mode(glip, pu
     assert trunk.checksum == weights_checksum(glip)
 
 
+# What public files hold beside the network
+
+
+@pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old"])
+def test_whatever_a_public_run_stored_its_weights_load(new_format, glip, public, tmp_path, caplog):
+    path = tmp_path / "run.pth"
+    torch.save(public_run(public), path, _use_new_zipfile_serialization=new_format)
+    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+    assert caplog.messages == []
+
+
+def test_numpy_scalars_are_read_in_the_spelling_of_other_versions(glip, public, tmp_path):
+    path = tmp_path / "run.pth"
+    torch.save(public_run(public), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
+    assert (new in content) != (old in content)
+    path.write_bytes(content.replace(*((new, old) if new in content else (old, new))))
+    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+
+
+def test_entries_that_the_network_does_not_know_are_one_warning(glip, public, tmp_path, caplog):
+    odd = {f"module.new_head.layer{i}.weight": torch.ones(i) for i in range(25)} | {"module.steps": 7, "note": "mine"}
+    assert same(read_checkpoint(save_public(public | odd, tmp_path / "odd.pth"), glip, "small"), glip.state_dict())
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'odd.pth'}: left out 27 entries that small does not have: new_head.layer0.")
+    assert message.endswith("new_head.layer19.weight, … and 7 more.")
+
+
+def test_a_name_in_the_warning_holds_no_control_codes(glip, public, tmp_path, caplog):
+    public["\x1b[2J\x1b]0;title\x07" + "a" * 500] = torch.ones(1)
+    read_checkpoint(save_public(public, tmp_path / "odd.pth"), glip, "small")
+    (message,) = caplog.messages
+    assert message.isprintable()
+    assert len(message) < 400
+
+
+def test_what_no_network_needs_is_not_worth_a_warning(glip, public, tmp_path, caplog):
+    wrapped = {f"module.{key}": value for key, value in RARE_EXTRAS.items()}
+    assert same(read_checkpoint(save_public(public | wrapped, tmp_path / "x.pth"), glip, "small"), glip.state_dict())
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "module.module.module."])
+@pytest.mark.parametrize("form", ["model", "bare", "safetensors"])
+def test_the_prefixes_of_wrappers_are_removed_from_every_form(prefix, form, glip, public, tmp_path):
+    state = {prefix + key.removeprefix("module."): value for key, value in public.items()}
+    if form == "safetensors":
+        path = tmp_path / "x.safetensors"
+        save_file(state, path)
+    else:
+        path = tmp_path / "x.pth"
+        torch.save({"model": state} if form == "model" else state, path)
+    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+
+
+def test_an_entry_that_is_there_twice_is_refused(glip, public, tmp_path):
+    public["rpn.head.log_scale"] = torch.ones(1)
+    with pytest.raises(CheckpointError, match="twice: 1 entries, under two forms of their names"):
+        read_checkpoint(save_public(public, tmp_path / "twice.pth"), glip, "small")
+
+
+def test_weights_that_are_views_parameters_or_of_other_floats_arrive_as_they_are(glip, public, tmp_path):
+    row = torch.arange(8.0)
+    public["module.backbone.body.patch_embed.norm.weight"] = torch.stack([row, -row], 1)[:, 0]
+    public["module.backbone.body.patch_embed.norm.bias"] = torch.nn.Parameter(row.double())
+    public["module.backbone.body.patch_embed.proj.bias"] = torch.zeros(1).expand(8)
+    found = read_checkpoint(save_public(public, tmp_path / "views.pth"), glip, "small")
+    start = "image_encoder.backbone.patch_embed"
+    assert found[f"{start}.norm.weight"].tolist() == found[f"{start}.norm.bias"].tolist() == row.tolist()
+    assert found[f"{start}.proj.bias"].tolist() == [0] * 8
+    glip.load_state_dict(found)
+
+
+def test_a_tuned_prompt_is_said_and_how_to_import_it(public, tmp_path, caplog):
+    path = save_public(tuned(public), tmp_path / "tuned.pth")
+    load_trunk("small", checkpoint=path, vocabulary=VOCABULARY)
+    convert(path, tmp_path / "x.safetensors", "small")
+    assert caplog.messages[0] == caplog.messages[1]
+    assert f"{path} holds a tuned prompt" in caplog.text
+    assert f"glip-adapt convert {path} FOLDER --trunk small --classes" in caplog.text
+    caplog.clear()
+    load_trunk("small", checkpoint=tmp_path / "x.safetensors", vocabulary=VOCABULARY)
+    assert caplog.messages == []
+
+
+def test_a_table_of_zeros_is_no_prompt(public_file, caplog):
+    load_trunk("small", checkpoint=public_file, vocabulary=VOCABULARY)
+    assert caplog.messages == []
+
+
 # What does not fit
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (torch.full((1,), torch.nan), "not finite: head.log_scale holds NaN or infinity"),
+        (torch.full((1,), -torch.inf), "not finite: head.log_scale"),
+        (torch.full((1,), 1e300, dtype=torch.float64), "not finite: head.log_scale"),
+        (torch.ones(1, dtype=torch.int64), "wrong type: head.log_scale torch.int64"),
+        (torch.ones(1, dtype=torch.complex64), "wrong type: head.log_scale torch.complex64"),
+        pytest.param(
+            *(torch.ones(1).to_sparse(), "wrong type: head.log_scale torch.float32, torch.sparse_coo"),
+            marks=pytest.mark.filterwarnings("ignore:Validating sparse"),
+        ),
+        (torch.ones(1, device="meta"), "wrong type: head.log_scale"),
+        (1.0, "wrong type: head.log_scale float, expected a tensor of floats"),
+        (None, "missing: head.log_scale"),
+        (torch.tensor(1.0), r"wrong shape: head.log_scale \(\), expected \(1,\)"),
+    ],
+)
+def test_a_value_that_cannot_be_a_weight_is_refused_by_name(value, reason, glip, public, tmp_path):
+    public["module.rpn.head.log_scale"] = value
+    with pytest.raises(CheckpointError, match=f"1 entries do not fit.\n  {reason}"):
+        read_checkpoint(save_public(public, tmp_path / "odd.pth"), glip, "small")
+
+
+TABLES = {"glip-t-a": "glip_a_tiny", "glip-t": "glip_tiny", "glip-l": "glip_large"}
+SIZES = {"glip-t-a": "glip-t-a", "glip-t": "glip-t-b or glip-t-c or glip-t", "glip-l": "glip-l"}
+
+
+def without_memory(shapes):
+    """Return tensors of one repeated number, which take no space in memory or in a file."""
+    return {key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Trunk → files of its entries by public names, as recorded, and by ours, as we write them."""
+    folder, paths = tmp_path_factory.mktemp("trunks"), {}
+    for name in ("glip-nano", "glip-nano-a"):
+        paths[name] = [ASSETS / f"{name}.safetensors"]
+    for name, table in TABLES.items():
+        recorded = json.loads((Path(__file__).parents[1] / "parity" / f"{table}.state_dict.json").read_text())
+        public = {key: shape for key, (shape, _) in recorded.items()}
+        ours = {key: value.shape for key, value in on_meta(name).state_dict().items()}
+        paths[name] = [folder / f"{name}.{kind}.pth" for kind in ("public", "ours")]
+        for shapes, path in zip((public, ours), paths[name], strict=True):
+            torch.save({"model": without_memory(shapes)}, path)
+    return paths
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        return build_glip(trunk_spec(name).config)
+
+
+@pytest.mark.parametrize("asked", ["glip-nano", "glip-nano-a", *TABLES])
+def test_the_file_of_another_trunk_is_refused_and_named(asked, files):
+    glip = on_meta(asked)
+    for stored, paths in files.items():
+        for path in paths:
+            if stored == asked:
+                assert read_checkpoint(path, glip, asked).keys() == glip.state_dict().keys()
+                continue
+            with pytest.raises(CheckpointError, match=f"is not a checkpoint of {asked}") as failure:
+                read_checkpoint(path, glip, asked)
+            assert f"Its entries are those of {SIZES.get(stored, stored)}: ask for that." in str(failure.value)
 
 
 def test_missing_unexpected_and_misshapen_entries_are_one_error(glip, public, tmp_path):
@@ -196,9 +330,12 @@ def test_a_pickle_with_other_objects_is_refused_and_never_run(kind, new_format, 
     }[kind]
     path = tmp_path / "hostile.pth"
     torch.save({"model": public, "extra": hostile}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(CheckpointError, match="holds other objects, which are never loaded"):
+    with pytest.raises(CheckpointError, match="holds other objects, which are never loaded") as failure:
         read_checkpoint(path, glip, "small")
     assert not marker.exists()
+    named = {"foreign": f"{__name__}.Foreign", "system": "posix.system", "mkdir": "posix.mkdir"}[kind]
+    assert f"never loaded: {named}, and that may run code" in str(failure.value)
+    assert "torch.save({'model': " in str(failure.value)
 
 
 def test_a_bare_pickle_is_refused_and_never_run(glip, tmp_path):
@@ -222,6 +359,7 @@ def test_a_truncated_file_is_one_clear_error(form, share, glip, public, tmp_path
     with pytest.raises(CheckpointError, match="could not be read as a checkpoint") as failure:
         read_checkpoint(path, glip, "small")
     assert str(path) in str(failure.value)
+    assert "weights_only" not in str(failure.value)  # torch advises to load what it refuses
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -326,6 +464,25 @@ def test_the_checksum_does_not_depend_on_what_is_trained(glip):
 def fail_half_way(tensors, path, metadata=None):
     Path(path).write_bytes(b"half of it")
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def little_room():
+    """No file of more than 10 kB can be written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_without_room_is_one_clear_error_and_leaves_the_old_file(tmp_path, little_room):
+    path = tmp_path / "x.safetensors"
+    save_tensors({"a": torch.ones(2)}, path, {})
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"x\.safetensors could not be written \(File too large\). Make room"):
+        save_tensors({"a": torch.ones(100_000)}, path, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_leaves_no_file_behind(public_file, tmp_path, monkeypatch):

@@ -1,0 +1,76 @@
+"""A prompt that the public code tuned → an adapter.
+
+GLIP, arXiv 2112.03857, section 4.3; public mode ``language_prompt_v2`` adds row t of ``rpn.tunable_linear.weight`` to
+the features of token t. Rows that no caption reaches get no gradient and stay zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from glip_adapt.adapters import attach
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.captions import ClassPrompt, build_caption
+from glip_adapt.model.public_names import PROMPT_TABLE
+from glip_adapt.model.text import MAX_TOKENS
+from glip_adapt.model.weights import CheckpointError, load_trunk_and_table
+
+logger = logging.getLogger(__name__)
+
+
+def import_prompt(
+    checkpoint: str | Path,
+    name: str,
+    classes: Sequence[str | ClassPrompt],
+    *,
+    vocabulary: str | Path | None = None,
+) -> AdaptedGlip:
+    """Return the tuned prompt of a public file as a ``prompt`` adapter on the weights of the same file.
+
+    Args:
+        checkpoint: written by the public code after prompt tuning.
+        name: of the trunk that was tuned.
+        classes: of the training, worded and ordered as there: the rows belong to the tokens of that caption.
+        vocabulary: as for ``load_trunk``.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as ``load_trunk``; also if the file holds no tuned prompt, or one that
+            does not fit the trunk or the caption.
+        ValueError: if the classes make no caption, or need several.
+    """
+    trunk, table = load_trunk_and_table(name, checkpoint=checkpoint, vocabulary=vocabulary)
+    if table is None:
+        raise CheckpointError(
+            f"{checkpoint} holds no tuned prompt: {PROMPT_TABLE} is missing or zero. Without classes, `convert` writes "
+            "its weights."
+        )
+    model = attach(trunk, "prompt", classes=classes)
+    ((owned, offset),) = model.owned_tensors().items()
+    tokens, width = offset.shape
+    if table.dim() != 2 or table.shape[1] != width or len(table) < tokens:
+        raise CheckpointError(
+            f"The prompt in {checkpoint} has shape {tuple(table.shape)}; the caption of these {len(model.classes)} "
+            f"classes needs at least {tokens} rows of {width}. Name the classes and the trunk of its training."
+        )
+    if not table.isfinite().all():
+        raise CheckpointError(
+            f"The prompt in {checkpoint} holds NaN or infinity. Use an earlier file of that training."
+        )
+    _warn_of_other_length(table, tokens, model, checkpoint)
+    model.load_owned({owned: table[:tokens]})
+    return model
+
+
+def _warn_of_other_length(table: Tensor, tokens: int, model: AdaptedGlip, checkpoint: str | Path) -> None:
+    """Warn if the rows that training moved are not those of the caption."""
+    moved = int(table.any(dim=1).nonzero().max()) + 1
+    if moved != tokens and moved <= MAX_TOKENS:
+        logger.warning(
+            "The prompt in %s was trained on a caption of %d tokens, but %r has %d. Check the classes, their order and "
+            "their wording.",
+            *(checkpoint, moved, build_caption(model.classes).text, tokens),
+        )
