@@ -28,7 +28,7 @@ from PIL import Image
 
 from glip_adapt import PredictConfig, TaskSet, attach, load_adapter, load_baked, load_trunk, predict
 from glip_adapt.adapters.baked import BakedGlip
-from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate, resize_shape
 from glip_adapt.model.weights import Trunk, weights_checksum
 from glip_adapt.prediction import detections

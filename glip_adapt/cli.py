@@ -94,7 +94,7 @@ def detect(
 
     Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
     """
-    from glip_adapt.data.coco import load_rgb
+    from glip_adapt.data.images import load_rgb
     from glip_adapt.draw import draw_detections
     from glip_adapt.interop import write_pseudo_labels
     from glip_adapt.prediction import predict

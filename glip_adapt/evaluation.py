@@ -16,7 +16,6 @@ from pycocotools.cocoeval import COCOeval
 from glip_adapt import boxes
 from glip_adapt.adapters.base import Detector
 from glip_adapt.cache import FeatureCache
-from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
 from glip_adapt.features import FrozenFeatures, in_batches
 from glip_adapt.prediction import PredictConfig, detections
@@ -78,7 +77,7 @@ def _detect_all(
     """Yield the detections of each picture in turn; small ones go through the network together."""
     for together in in_batches((record, features.padded_shape(record, config.view)) for record in records):
         prefix = features.of(together, config.view)
-        yield from detections(model, prefix, [picture_size(record.path) for record in together], config)
+        yield from detections(model, prefix, [record.header.size_hw for record in together], config)
 
 
 def evaluate_split(

@@ -11,8 +11,7 @@ import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Detector, Precision, Prefix, autocast
 from glip_adapt.cache import CacheKey, FeatureCache, picture_digest, to
-from glip_adapt.data.check import picture_size
-from glip_adapt.data.coco import ImageRecord, load_rgb
+from glip_adapt.data.coco import ImageRecord
 from glip_adapt.data.transforms import View, apply_view, collate, padded_shape, resize_shape
 from glip_adapt.structures import Fused, ImageBatch, SizeHW
 
@@ -62,7 +61,7 @@ class FrozenFeatures:
         """
         if self.cache is None:
             return self._compute(records, view)
-        pictures = "-".join(picture_digest(record.path) for record in records)
+        pictures = "-".join(f"{picture_digest(r.path)}{_turned(r)}" for r in records)
         shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}"
         key = CacheKey(picture=pictures, view=shown, **self._shared)
         # Decoding a picture again costs no more than reading its pixels from a file.
@@ -71,10 +70,10 @@ class FrozenFeatures:
 
     def padded_shape(self, record: ImageRecord, view: View) -> SizeHW:
         """Return the (height, width) at which the network sees a picture; no more than its header is read."""
-        return padded_shape(resize_shape(picture_size(record.path), view.short_side, self.max_long_side))
+        return padded_shape(resize_shape(record.header.size_hw, view.short_side, self.max_long_side))
 
     def _compute(self, records: Sequence[ImageRecord], view: View) -> Prefix:
-        pixels = [apply_view(load_rgb(r.path), r.target, view, self.max_long_side)[0] for r in records]
+        pixels = [apply_view(r.load(), r.target, view, self.max_long_side)[0] for r in records]
         with autocast(self.model.device, self.precision):
             return self.model.frozen_prefix(collate(pixels).to(self.model.device))
 
@@ -104,6 +103,11 @@ def stack(prefixes: Sequence[Prefix]) -> Prefix:
     """Return the prefixes of several pictures of one padded size as one."""
     parts: list[Any] = list(prefixes)  # all of one kind
     return parts[0] if len(parts) == 1 else type(parts[0]).stack(parts)
+
+
+def _turned(record: ImageRecord) -> str:
+    """Return what a key holds of a picture that is turned; the digest is of the file alone."""
+    return "" if record.header.applied == 1 else f"t{record.header.applied}"
 
 
 def _text_digest(model: AdaptedGlip) -> str:

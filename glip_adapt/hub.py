@@ -34,7 +34,7 @@ from glip_adapt.adapters.files import (
 )
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
-from glip_adapt.data.check import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.model.weights import Trunk
 from glip_adapt.whole_files import file_sha256, written_whole
 

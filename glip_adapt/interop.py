@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_adapt import boxes
-from glip_adapt.data.check import picture_size
+from glip_adapt.data.images import read_header
 from glip_adapt.structures import Detections
 from glip_adapt.whole_files import written_whole
 
@@ -64,7 +64,7 @@ def write_pseudo_labels(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, (path, detections) in enumerate(zip(pictures, found, strict=True), start=1):
-        height, width = picture_size(path)
+        height, width = read_header(path).size_hw
         name = Path(os.path.relpath(path, file.parent)).as_posix()
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         boxes_xywh = boxes.xyxy_to_xywh(boxes.clip(detections.boxes_xyxy, (height, width))).tolist()

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from glip_adapt.adapters.base import AdaptedGlip, Stage, autocast
 from glip_adapt.cache import FeatureCache
-from glip_adapt.data.check import picture_size
 from glip_adapt.data.coco import ImageRecord, Split
 from glip_adapt.data.transforms import View, training_views, view_target
 from glip_adapt.evaluation import check_scorable, evaluate
@@ -201,7 +200,7 @@ class _Fit:
     def _build_sample(self, position: int, view: View) -> _Sample:
         """Return a picture of the split in one view; the picture itself is not opened beyond its size."""
         record = self.train.records[position]
-        size_hw = picture_size(record.path)
+        size_hw = record.header.size_hw
         target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
         padded_hw = self.features.padded_shape(record, view)
         shapes_hw = level_shapes(padded_hw)

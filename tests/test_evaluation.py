@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from glip_adapt.adapters import attach
-from glip_adapt.data.coco import ImageRecord, Split, load_rgb
+from glip_adapt.data.coco import ImageRecord, Split
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.evaluation import evaluate, evaluate_split, score, to_coco_results
 from glip_adapt.prediction import PredictConfig, predict
@@ -229,7 +229,7 @@ def test_a_model_is_scored_by_what_it_predicts(tiny_trunk, split):
     config, seen = PredictConfig(short_side=64), []
     model = attach(tiny_trunk, "zero_shot", classes=split.classes)
     found = evaluate(model, split, config, on_image=lambda *position: seen.append(position))
-    expected = evaluate_split(lambda record: predict(model, load_rgb(record.path), config), split)
+    expected = evaluate_split(lambda record: predict(model, record.load(), config), split)
     assert found.ap == pytest.approx(expected.ap, abs=1e-6)
     assert len(found.predictions) > 0
     for one, other in zip(found.predictions, expected.predictions, strict=True):  # a batch adds up in another order

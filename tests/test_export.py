@@ -11,7 +11,7 @@ from PIL import Image
 
 from glip_adapt import export
 from glip_adapt.adapters import attach
-from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate
 from glip_adapt.model import decode
 from glip_adapt.model.build import SwinConfig, build_glip

@@ -9,6 +9,7 @@ import torch
 from glip_adapt import features
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.cache import FeatureCache
+from glip_adapt.data.coco import ImageRecord
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View
 from glip_adapt.evaluation import evaluate
@@ -147,7 +148,7 @@ def test_pixels_stay_out_of_the_folder(build, data, tmp_path):
 def test_a_cached_picture_is_not_opened_again(build, data, monkeypatch):
     cache, record = FeatureCache(), data.train.records[0]
     first = of(build("prompt"), cache, record)
-    monkeypatch.setattr(features, "load_rgb", lambda path: pytest.fail("opened"))
+    monkeypatch.setattr(ImageRecord, "load", lambda record: pytest.fail("opened"))
     assert of(build("prompt"), cache, record) is first
 
 

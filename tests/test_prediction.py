@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glip_adapt.adapters import attach
-from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import resize_shape
 from glip_adapt.model.anchors import anchor_grid, encode, level_shapes
 from glip_adapt.prediction import PredictConfig, predict

@@ -12,7 +12,7 @@ from conftest import SHARED
 
 from glip_adapt import features, train
 from glip_adapt.adapters import attach
-from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.evaluation import evaluate

@@ -33,9 +33,14 @@ def test_a_file_appears_with_its_content(tmp_path):
 
 def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(OSError, match="full"), written_whole(tmp_path / "a.txt") as temporary:
-        temporary.write_text("half")
-        raise OSError("full")
+
+    def fail():
+        with written_whole(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from glip_adapt import boxes
 from glip_adapt.bench.plan import ZERO_SHOT, RunKey
 from glip_adapt.bench.records import RunRecord, read_records
-from glip_adapt.data.coco import ImageRecord, Split, load_rgb
+from glip_adapt.data.coco import ImageRecord, Split
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.draw import draw_detections
 from glip_adapt.structures import Detections
@@ -85,7 +85,7 @@ def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detectio
 
 def _picture(record: ImageRecord, found: Detections, names: Sequence[str]) -> Image.Image:
     """Return a picture with boxes, in the size of a cell."""
-    picture = load_rgb(record.path)
+    picture = record.load()
     fitted = ImageOps.contain(picture, (CELL[1] - 6, CELL[0]))
     seen = boxes.scale(found.boxes_xyxy, (picture.height, picture.width), (fitted.height, fitted.width))
     return draw_detections(fitted, Detections(seen, found.scores, found.labels), names)

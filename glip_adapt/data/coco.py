@@ -4,21 +4,50 @@ Behaviour of the public code that is kept (maskrcnn_benchmark/data/datasets/coco
 the order of their ids; crowd boxes are no targets; target boxes are clipped to the picture, and those left without
 width or height (so also boxes of at most one pixel) are dropped; a picture is fit for training when one of its boxes,
 crowd or not, has both sides above one pixel (``Split.with_boxes``). The ground truth for scoring keeps everything that
-the file states. EXIF rotation is ignored, as boxes are drawn on the stored pixels.
+the file states.
+
+EXIF orientation, which the public code ignores: where the file states the size of the stored pixels, the tag is left
+alone; otherwise the picture is turned, as people saw it when they drew the boxes.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from glip_adapt import boxes
-from glip_adapt.data.check import declared_size, load_document, load_rgb
+from glip_adapt.data.check import (
+    area_of,
+    box_of,
+    declared_size,
+    is_ambiguous,
+    is_outside,
+    load_document,
+    picture_path,
+    root_category,
+)
+from glip_adapt.data.images import Header, load_rgb, read_header
 from glip_adapt.structures import SizeHW, Target
+
+logger = logging.getLogger(__name__)
+
+_AMBIGUOUS = (
+    "are turned by their EXIF orientation, and their size does not tell whether boxes were drawn before or after that"
+)
+_NOT_APPLIED = (
+    "have an EXIF orientation that is not applied, as the annotation file states the size of the stored pixels; but "
+    "boxes leave the picture, as if drawn on the turned one"
+)
+_APPLIED = "are turned by their EXIF orientation, as the annotation file states no size"
+
+AnnotationIds = Literal["renumbered", "as_in_file"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +59,14 @@ class Annotation:
         bbox_xywh: left, top, width, height in pixels.
         area: pixels, of the segmentation where the file has one.
         iscrowd: whether scoring ignores what falls into this region.
+        annotation_id: the id in the file, if it has one.
     """
 
     category_id: int
     bbox_xywh: tuple[float, float, float, float]
     area: float
     iscrowd: bool
+    annotation_id: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,8 +75,8 @@ class ImageRecord:
 
     Attributes:
         image_id: the id in the COCO file.
-        path: the picture; open it with ``load_rgb``.
-        size_hw: declared (height, width) in pixels.
+        path: the picture; open it with ``load``.
+        size_hw: (height, width) in pixels that the file declares; where it does not, that of the upright picture.
         target: what training aims at.
         annotations: what scoring compares with; empty where no file states more than ``target`` does.
     """
@@ -55,6 +86,22 @@ class ImageRecord:
     size_hw: SizeHW
     target: Target
     annotations: tuple[Annotation, ...] = ()
+
+    def load(self) -> Image.Image:
+        """Return the picture as RGB, turned as its boxes are; errors as ``load_rgb``."""
+        return load_rgb(self.path, self.size_hw)
+
+    @functools.cached_property
+    def header(self) -> Header:
+        """What the start of the picture file says; read once, with errors as ``read_header``."""
+        header = read_header(self.path, self.size_hw)
+        if is_ambiguous(header):
+            _warn_once(self.path.parent, _AMBIGUOUS)
+        elif header.applied != header.orientation and any(
+            is_outside(a.bbox_xywh, self.size_hw) for a in self.annotations
+        ):
+            _warn_once(self.path.parent, _NOT_APPLIED)
+        return header
 
 
 @dataclass(frozen=True)
@@ -69,6 +116,8 @@ class Split:
         annotation_file: the COCO file that the boxes come from.
         source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
         image_dir: folder that file names in ``annotation_file`` are relative to.
+        annotation_ids: the numbers that boxes have while they are scored. ``"as_in_file"`` is what the public evaluator
+            does, where a box with id 0 can never be found; see ``coco_ground_truth``.
     """
 
     name: str
@@ -78,6 +127,7 @@ class Split:
     annotation_file: Path
     source: str = "full"
     image_dir: Path | None = None
+    annotation_ids: AnnotationIds = "renumbered"
 
     def __len__(self) -> int:
         return len(self.records)
@@ -112,6 +162,7 @@ def load_split(
     *,
     categories: Mapping[int, str] | None = None,
     require_images: bool = True,
+    keep_root: bool = False,
 ) -> Split:
     """Return the split that a COCO file describes, with labels 0..K-1 by rising category id.
 
@@ -121,23 +172,25 @@ def load_split(
         name: how records call the split.
         categories: id → name instead of the file's own categories.
         require_images: whether every picture must exist; sampling needs only the file.
+        keep_root: whether a category that only heads the others, and has no box here, is a class all the same.
 
     Raises:
         FileNotFoundError: if the annotation file or a picture is missing.
-        ValueError: at the first other defect that ``check_split`` would list, except duplicate file names, duplicate
-            annotation ids and boxes outside the picture, which leave the meaning of the split clear.
+        ValueError: at the first other defect that leaves the meaning of the file open; see ``load_document``.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
     document = load_document(annotation_file, image_dir if require_images else None, categories)
-    named = sorted((entry["id"], entry["name"]) for entry in document["categories"])
+    root = None if keep_root else root_category(document)
+    named = sorted((e["id"], e["name"]) for e in document["categories"] if root is None or e["id"] != root[0])
     label_of = {category_id: label for label, (category_id, _) in enumerate(named)}
     annotations: dict[int | str, list[Annotation]] = {entry["id"]: [] for entry in document["images"]}
     for entry in document["annotations"]:
-        annotations[entry["image_id"]].append(_build_annotation(entry))
+        if (box := box_of(entry)) is not None:
+            annotations[entry["image_id"]].append(_build_annotation(entry, box))
     records = []
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
-        stated, path = tuple(annotations[entry["id"]]), image_dir / entry["file_name"]
-        size_hw = declared_size(entry) or _stored_size(path)
+        stated, path = tuple(annotations[entry["id"]]), picture_path(image_dir, entry["file_name"])
+        size_hw = declared_size(entry) or _upright_size(path)
         records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
     classes = tuple(category_name for _, category_name in named)
     return Split(name, tuple(records), classes, tuple(label_of), annotation_file, image_dir=image_dir)
@@ -146,10 +199,15 @@ def load_split(
 def coco_ground_truth(split: Split) -> dict[str, Any]:
     """Return exactly this split as a COCO document, for scoring by pycocotools or for writing to a file.
 
-    Crowd regions stay in. Annotations are numbered anew from 1: pycocotools takes a match with id 0 for none.
+    Crowd regions stay in. Annotations are numbered from 1, as pycocotools takes a match with id 0 for none; or, where
+    the split asks for it, as in the file.
+
+    Raises:
+        ValueError: if they are to be numbered as in the file, and one has no whole number there.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    as_in_file = split.annotation_ids == "as_in_file"
     for record in split.records:
         height, width = record.size_hw
         path = record.path
@@ -159,7 +217,7 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
         for annotation in split.annotations(record):
             annotations.append(
                 {
-                    "id": len(annotations) + 1,
+                    "id": _file_id(annotation, split) if as_in_file else len(annotations) + 1,
                     "image_id": record.image_id,
                     "category_id": annotation.category_id,
                     "bbox": list(annotation.bbox_xywh),
@@ -171,17 +229,33 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _stored_size(path: Path) -> SizeHW:
-    image = load_rgb(path)
-    return image.height, image.width
+def _upright_size(path: Path) -> SizeHW:
+    """Return the size of a picture whose annotation file does not state it."""
+    header = read_header(path)
+    if header.orientation != 1:
+        _warn_once(path.parent, _APPLIED)
+    return header.size_hw
 
 
-def _build_annotation(entry: dict[str, Any]) -> Annotation:
-    x, y, w, h = map(float, entry["bbox"])
-    area = entry.get("area")
-    return Annotation(
-        entry["category_id"], (x, y, w, h), w * h if area is None else float(area), bool(entry.get("iscrowd"))
-    )
+@functools.cache
+def _warn_once(folder: Path, what: str) -> None:
+    """Say once for each folder what holds for some of its pictures."""
+    logger.warning(f"Pictures in {folder} {what}. `glip-adapt data check` lists them; look at some of their boxes.")
+
+
+def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
+    x, y, w, h = box
+    is_crowd = entry.get("iscrowd") in (1, True)
+    return Annotation(entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"))
+
+
+def _file_id(annotation: Annotation, split: Split) -> int:
+    if not isinstance(annotation.annotation_id, int):
+        raise ValueError(
+            f"{split.annotation_file}: a box has the id {annotation.annotation_id!r}; scoring by the ids of the file "
+            "needs whole numbers. Give each box one, or score with renumbered ids."
+        )
+    return annotation.annotation_id
 
 
 def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int], size_hw: SizeHW) -> Target:

@@ -2,7 +2,8 @@
 
 ODinW: GLIP, arXiv 2112.03857, section E.1, and configs/odinw_13 of the public code. Folder layouts that are understood
 without further word: the official ODinW one; ``train``, ``valid`` or ``val``, ``test`` folders with one COCO file each;
-``annotations/train.json`` or ``annotations/instances_train2017.json`` and so on beside the picture folders.
+``annotations/train.json`` or ``annotations/instances_train2017.json`` and so on beside the picture folders; or a single
+COCO file, which is the split ``train``.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.config import describe_unknown, from_mapping, read_toml
-from glip_adapt.data.coco import Split, load_split
+from glip_adapt.data.check import picture_path
+from glip_adapt.data.coco import AnnotationIds, Split, load_split
 from glip_adapt.data.glyphs import GLYPHS13, GLYPHS_VERSION, GlyphSet, write_glyph_set
 
 ARCHIVE_REPOSITORY = "GLIPModel/GLIP"  # on the Hub
@@ -104,12 +107,14 @@ class Dataset:
         classes: name of label 0..K-1.
         splits: those that exist, by name; ``train``, ``val`` and ``test`` are reached as attributes.
         prompts: manual wording of the classes, in label order, or None.
+        early_stopping: the split that public training watches.
     """
 
     name: str
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     prompts: tuple[ClassPrompt, ...] | None = None
+    early_stopping: str = "val"
 
     @property
     def train(self) -> Split:
@@ -128,6 +133,16 @@ class Dataset:
         PascalVOC has none of its own: there, as in the paper and its public config, it is the pictures of ``val``.
         """
         return self._split("test")
+
+    @property
+    def selection(self) -> Split:
+        """The split that selects a state in training: the one of the public config where it is there, else ``val``."""
+        return self.splits.get(self.early_stopping) or self.val
+
+    def scored(self, annotation_ids: AnnotationIds) -> Dataset:
+        """Return the dataset with boxes numbered in this way while they are scored; see ``Split``."""
+        splits = {name: replace(split, annotation_ids=annotation_ids) for name, split in self.splits.items()}
+        return replace(self, splits=splits)
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:
@@ -266,9 +281,7 @@ def find_splits(folder: Path | str) -> dict[str, tuple[Path, Path]]:
         raise FileNotFoundError(f"There is no folder {folder}. Give the folder of one dataset.")
     if (known := _only_known(folder)) is not None:
         return _known_files(folder, *known)
-    files = dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder))
-    if not files:
-        raise ValueError(f"Found no COCO annotation file in {folder}. {_LAYOUT_HINT}.")
+    files = dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder)) or _single_file_layout(folder)
     return {name: files[name] for name in _SPLIT_NAMES if name in files}
 
 
@@ -276,7 +289,10 @@ def _load_folder(folder: Path) -> Dataset:
     """Return the one dataset in an existing folder: a known one if the layout says so, else whatever COCO files say."""
     if (known := _only_known(folder)) is not None:
         return _load_known(folder, *known)
-    splits = {name: load_split(*files, f"{folder.name}/{name}") for name, files in find_splits(folder).items()}
+    files = find_splits(folder)
+    splits = {name: load_split(*pair, f"{folder.name}/{name}") for name, pair in files.items()}
+    if len({split.category_ids for split in splits.values()}) > 1:  # a root category has boxes in one of them
+        splits = {name: load_split(*pair, f"{folder.name}/{name}", keep_root=True) for name, pair in files.items()}
     return _build_dataset(folder.name, splits)
 
 
@@ -304,10 +320,10 @@ def _load_known(folder: Path, spec: DatasetSpec, depth: int) -> Dataset:
         name: load_split(*pair, f"{spec.official_name}/{name}", categories=spec.categories)
         for name, pair in _known_files(folder, spec, depth).items()
     }
-    return _build_dataset(spec.official_name, splits, spec.prompts)
+    return _build_dataset(spec.official_name, splits, prompts=spec.prompts, early_stopping=spec.early_stopping)
 
 
-def _build_dataset(name: str, splits: dict[str, Split], prompts: tuple[ClassPrompt, ...] | None = None) -> Dataset:
+def _build_dataset(name: str, splits: dict[str, Split], **facts: Any) -> Dataset:
     """Return the dataset, once its splits are known to agree on the classes."""
     first = next(iter(splits.values()))
     for split in splits.values():
@@ -317,7 +333,7 @@ def _build_dataset(name: str, splits: dict[str, Split], prompts: tuple[ClassProm
                 f"{dict(zip(first.category_ids, first.classes, strict=True))}, {split.annotation_file} has "
                 f"{dict(zip(split.category_ids, split.classes, strict=True))}. Give both the same list."
             )
-    return Dataset(name=name, classes=first.classes, splits=splits, prompts=prompts)
+    return Dataset(name=name, classes=first.classes, splits=splits, **facts)
 
 
 def _annotation_layout(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]]:
@@ -360,6 +376,33 @@ def _split_folder_layout(folder: Path) -> Iterator[tuple[str, tuple[Path, Path]]
         level = sorted(path for parent in level for path in parent.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
+def _single_file_layout(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Return the one COCO file of a folder as the split ``train``, as CVAT, Label Studio and Roboflow export it.
+
+    Raises:
+        ValueError: if there is none, or more than one; names the files that are there.
+    """
+    seen = [path for base in (folder, folder / "annotations") for path in sorted(base.glob("*.json"))]
+    found = [path for path in seen if _is_coco(path)]
+    if len(found) != 1:
+        came = ", ".join(str(path.relative_to(folder)) for path in (found or seen)[:10]) or "no JSON file"
+        what = f"several COCO files in {folder} that no split is named after" if found else f"no COCO file in {folder}"
+        raise ValueError(f"Found {what}: {came}. {_LAYOUT_HINT}.")
+    (path,) = found
+    stem = path.stem.removeprefix("instances_")
+    candidates = [folder / "images" / stem, folder / stem, folder / "images", path.parent, folder]
+    return {"train": (path, _image_dir(path, candidates))}
+
+
+def _is_coco(path: Path) -> bool:
+    """Return whether a JSON file has the lists of a COCO file."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
+
+
 def _annotation_file(folder: Path) -> Path | None:
     """Return the COCO file of a split folder; few-shot subsets do not count."""
     for name in _ANNOTATION_FILES:
@@ -378,7 +421,7 @@ def _image_dir(annotation_file: Path, candidates: list[Path]) -> Path:
     if len(existing) > 1:
         try:
             first = json.loads(annotation_file.read_bytes())["images"][0]["file_name"]
-            return next(path for path in existing if (path / first).is_file())
+            return next(path for path in existing if picture_path(path, first).is_file())
         except (ValueError, LookupError, TypeError, StopIteration):
             pass  # load_split says what is wrong
     return existing[0]

@@ -85,7 +85,7 @@ def apply_view(image: Image.Image, target: Target, view: View, max_long_side: in
         ValueError: if the picture is not RGB.
     """
     if image.mode != "RGB":
-        raise ValueError(f"Expected an RGB picture, got mode {image.mode!r}. Open it with data.coco.load_rgb.")
+        raise ValueError(f"Expected an RGB picture, got mode {image.mode!r}. Open it with data.images.load_rgb.")
     size_hw = (image.height, image.width)
     height, width = resize_shape(size_hw, view.short_side, max_long_side)
     image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -15,7 +15,7 @@ from conftest import write_split
 from glip_adapt.adapters import ADAPTERS, attach, load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.captions import ClassPrompt, build_caption
-from glip_adapt.data.coco import load_rgb
+from glip_adapt.data.images import load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.model.build import GLIP_T, build_glip

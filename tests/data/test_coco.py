@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glip_adapt.data.check import check_split
 from glip_adapt.data.coco import coco_ground_truth, load_split
 
 CATEGORIES = [{"id": 7, "name": "seven"}, {"id": 0, "name": "zero"}, {"id": 3, "name": "three"}]
@@ -99,6 +101,110 @@ def test_sizes_that_the_file_lacks_come_from_the_picture(tmp_path):
         load(path, require_images=False)
 
 
+def test_a_box_without_sides_is_no_target_but_stays_in_the_ground_truth(tmp_path):
+    split = load(write(tmp_path, annotations=[annotation(5, 1, 3, [1, 1, 0, 5]), annotation(6, 1, 3, [1, 1, 5, 5])]))
+    assert split.records[0].target.boxes_xyxy.tolist() == [[1, 1, 5, 5]]
+    assert [a["bbox"] for a in coco_ground_truth(split)["annotations"]] == [[1, 1, 0, 5], [1, 1, 5, 5]]
+
+
+def test_a_polygon_without_a_box_gives_one(tmp_path):
+    polygons = [[2, 3, 12, 3, 12, 8], [20, 20, 25, 29, 22, 28]]
+    boxes = [annotation(1, 1, 3, None, segmentation=polygons), annotation(2, 1, 3, [], segmentation=polygons[:1])]
+    (record,) = load(write(tmp_path, annotations=boxes)).records
+    assert [a.bbox_xywh for a in record.annotations] == [(2, 3, 23, 26), (2, 3, 10, 5)]
+    assert [a.area for a in record.annotations] == [23 * 26, 50]
+
+
+def test_odd_areas_and_crowd_marks_read_as_those_of_a_plain_box(tmp_path):
+    boxes = [annotation(1, 1, 3, [1, 1, 5, 6], area=-3, iscrowd="no"), annotation(2, 1, 3, [1, 1, 5, 7], iscrowd=True)]
+    (record,) = load(write(tmp_path, annotations=boxes)).records
+    assert [(a.area, a.iscrowd) for a in record.annotations] == [(30, False), (35, True)]
+
+
+def test_backslashes_in_names_are_folders(tmp_path):
+    (tmp_path / "train").mkdir()
+    path = write(tmp_path)
+    (tmp_path / "1.png").rename(tmp_path / "train" / "1.png")
+    path.write_text(path.read_text().replace('"1.png"', r'"train\\1.png"'))
+    assert load(path).records[0].path == tmp_path / "train" / "1.png"
+    assert check_split(path, tmp_path) == []
+
+
+ROOT = [{"id": 0, "name": "dice", "supercategory": "none"}]
+BELOW = [{"id": n, "name": name, "supercategory": "dice"} for n, name in ((1, "one"), (2, "two"))]
+
+
+@pytest.mark.parametrize(
+    ("categories", "boxes_of", "classes"),
+    [
+        (ROOT + BELOW, [1], ("one", "two")),
+        (ROOT + BELOW, [0], ("dice", "one", "two")),
+        ([{"id": 0, "name": "__background__"}, *BELOW], [], ("one", "two")),
+        ([*BELOW, {"id": 9, "name": "dice"}], [], ("one", "two")),
+        (ROOT, [], ("dice",)),
+        ([{"id": 0, "name": "dog"}, {"id": 1, "name": "cat"}], [], ("dog", "cat")),
+        ([{"id": 0, "name": "person", "supercategory": "person"}, *BELOW], [], ("person", "one", "two")),
+        ([*ROOT, BELOW[0], {"id": 2, "name": "two", "supercategory": "other"}], [], ("dice", "one", "two")),
+    ],
+)
+def test_a_category_that_only_heads_the_others_is_no_class_unless_it_has_boxes(tmp_path, categories, boxes_of, classes):
+    boxes = [annotation(n, 1, category_id, [1, 1, 5, 5]) for n, category_id in enumerate(boxes_of)]
+    assert load(write(tmp_path, annotations=boxes, categories=categories)).classes == classes
+
+
+@pytest.mark.parametrize(("declared", "shown"), [((40, 30), (40, 30)), ((30, 40), (30, 40)), (None, (40, 30))])
+def test_a_picture_is_turned_where_its_boxes_were_drawn_on_the_turned_one(tmp_path, declared, shown):
+    path = write(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png", exif=exif)
+    document = json.loads(path.read_text())
+    document["images"][0] |= {"height": declared and declared[0], "width": declared and declared[1]}
+    path.write_text(json.dumps(document))
+    (record,) = load(path).records
+    assert record.size_hw == record.header.size_hw == record.load().size[::-1] == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "declared", "box", "said"),
+    [
+        ((40, 30), (40, 30), [0, 0, 30, 40], ""),
+        ((40, 30), (30, 40), [0, 0, 40, 30], ""),
+        ((40, 30), (30, 40), [0, 0, 30, 40], "boxes leave the picture"),
+        ((40, 30), None, [0, 0, 30, 40], "states no size"),
+        ((40, 40), (40, 40), [0, 0, 30, 40], "does not tell"),
+    ],
+)
+def test_what_is_done_about_an_orientation_is_said_once(tmp_path, caplog, size, declared, box, said):
+    images = [image_entry(n, file_name=f"{n}.png") for n in (1, 2)]
+    path = write(tmp_path, images, [annotation(n, n, 3, box) for n in (1, 2)])
+    exif = Image.Exif()
+    exif[274] = 6
+    document = json.loads(path.read_text())
+    for entry in document["images"]:
+        Image.new("RGB", size).save(tmp_path / entry["file_name"], exif=exif)
+        entry |= {"height": declared and declared[0], "width": declared and declared[1]}
+    path.write_text(json.dumps(document))
+    for record in load(path).records:
+        record.header  # noqa: B018
+    assert len(caplog.records) == bool(said)
+    assert said in caplog.text
+
+
+def test_annotations_keep_the_ids_of_the_file_for_scoring_as_the_public_evaluator_does(tmp_path):
+    split = load(write(tmp_path, annotations=[annotation(0, 1, 3, [1, 1, 5, 5]), annotation(7, 1, 3, [9, 9, 5, 5])]))
+    assert [a["id"] for a in coco_ground_truth(split)["annotations"]] == [1, 2]
+    as_in_file = replace(split, annotation_ids="as_in_file")
+    assert [a["id"] for a in coco_ground_truth(as_in_file)["annotations"]] == [0, 7]
+
+
+@pytest.mark.parametrize("annotation_id", [None, "a"])
+def test_ids_of_the_file_must_be_whole_numbers_where_they_are_used(tmp_path, annotation_id):
+    split = load(write(tmp_path, annotations=[annotation(annotation_id, 1, 3, [1, 1, 5, 5])]))
+    with pytest.raises(ValueError, match="whole numbers"):
+        coco_ground_truth(replace(split, annotation_ids="as_in_file"))
+
+
 def test_given_categories_replace_those_of_the_file(tmp_path):
     path = write(tmp_path, annotations=[annotation(1, 1, 3, [0, 0, 5, 5])])
     split = load(path, categories={3: "hare", 4: "owl"})
@@ -143,5 +249,6 @@ def test_the_ground_truth_loads_as_the_same_split(tmp_path):
     (tmp_path / "again.json").write_text(json.dumps(truth))
     again = load(tmp_path / "again.json")
     assert (again.classes, again.category_ids) == (split.classes, split.category_ids)
-    assert again.records[0].annotations == split.records[0].annotations
+    stated = [replace(a, annotation_id=None) for a in split.records[0].annotations]
+    assert [replace(a, annotation_id=None) for a in again.records[0].annotations] == stated
     assert again.records[0].path == split.records[0].path

@@ -233,7 +233,7 @@ def test_a_folder_without_annotations_says_what_was_expected(tmp_path):
     (tmp_path / "birds" / "train").mkdir(parents=True)
     (tmp_path / "birds" / ".hidden").mkdir()
     write(tmp_path / "birds" / ".hidden" / "test" / "annotations.json")
-    with pytest.raises(ValueError, match=r"Found no COCO annotation file.*Expected folders train"):
+    with pytest.raises(ValueError, match=r"Found no COCO file.*Expected folders train"):
         load_dataset(tmp_path / "birds")
 
 
@@ -313,3 +313,61 @@ def test_where_nothing_is_named_synthetic_sets_go_into_the_users_cache(tmp_path,
 def test_an_unknown_synthetic_set_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'glyphs13/Dice'"):
         load_dataset("glyphs13/Dices")
+
+
+@pytest.mark.parametrize(
+    ("file", "pictures"),
+    [
+        ("annotations/instances_default.json", "images/default"),  # CVAT
+        ("result.json", "images"),  # Label Studio
+        ("_annotations.coco.json", ""),  # Roboflow without splits
+        ("annotations/instances_default.json", "images"),
+    ],
+)
+def test_a_single_file_is_the_training_split(tmp_path, file, pictures):
+    write(tmp_path / "birds" / file, tmp_path / "birds" / pictures, count=2)
+    (tmp_path / "birds" / "info.json").write_text("{}")
+    data = load_dataset(tmp_path / "birds")
+    assert sizes(data) == {"train": 2}
+    assert data.train.image_dir == tmp_path / "birds" / pictures
+    with pytest.raises(FileNotFoundError, match="has no test split, only train"):
+        _ = data.test
+
+
+def test_several_files_of_no_known_name_are_listed(tmp_path):
+    write(tmp_path / "birds" / "one.json")
+    write(tmp_path / "birds" / "two.json")
+    with pytest.raises(ValueError, match=r"several COCO files in .*one\.json, two\.json"):
+        load_dataset(tmp_path / "birds")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "package.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match=r"no COCO file in .*package\.json"):
+        load_dataset(tmp_path / "notes")
+
+
+def test_a_root_category_is_left_out_unless_a_split_has_boxes_of_it(tmp_path):
+    categories = ({"id": 1, "name": "owl", "supercategory": "birds"}, {"id": 0, "name": "birds"})
+    for name in ("train", "test"):
+        write(tmp_path / "birds" / name / "_annotations.coco.json", categories=categories)
+    assert load_dataset(tmp_path / "birds").classes == ("owl",)
+    write(tmp_path / "birds" / "test" / "_annotations.coco.json", categories=categories[::-1])
+    assert load_dataset(tmp_path / "birds").classes == ("birds", "owl")
+
+
+def test_training_is_watched_on_the_split_of_the_public_config(tmp_path):
+    eggs = next(spec for spec in known_datasets() if spec.early_stopping == "minival")
+    categories = [{"id": i, "name": name} for i, name in eggs.categories.items()]
+    for count, name in enumerate(("train", "val", "minival"), start=1):
+        split = eggs.splits[name]
+        write(tmp_path / split.ann_file, tmp_path / split.img_dir, count=count, categories=categories)
+    data = load_dataset(eggs.official_name, root=tmp_path)
+    assert data.selection is data.splits["minival"]
+    (tmp_path / eggs.splits["minival"].ann_file).unlink()
+    data = load_dataset(eggs.official_name, root=tmp_path)
+    assert data.selection is data.val
+
+
+def test_a_dataset_can_be_scored_by_the_ids_of_its_files(raccoon):
+    data = load_dataset("Raccoon", root=raccoon)
+    assert {split.annotation_ids for split in data.splits.values()} == {"renumbered"}
+    assert {split.annotation_ids for split in data.scored("as_in_file").splits.values()} == {"as_in_file"}

@@ -1,0 +1,136 @@
+"""Pictures as they lie on disk → RGB as people see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from glip_adapt.structures import SizeHW
+
+# What Pillow may open. Its other readers start programs (PostScript), or are for formats that no dataset uses.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "PCX", "TGA")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".pcx", ".tga"),
+)
+_TURNS = {  # EXIF orientation → what shows the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = 5  # orientations from here on exchange height and width
+
+
+def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
+    """Return the picture at ``path`` as RGB, upright.
+
+    The EXIF orientation is applied, unless ``declared_hw`` is the size of the pixels as they are stored. 16 bits become
+    8, and transparent pixels are shown on white.
+
+    Args:
+        path: the file.
+        declared_hw: (height, width) that an annotation file states; it tells on which pixels the boxes were drawn.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a picture in one of ``FORMATS``, or the range of its pixels is unknown.
+    """
+    with _opened(path) as image:
+        turn = _TURNS.get(_applied(image, declared_hw))
+        shown = _to_rgb(image)
+        return shown if turn is None else shown.transpose(turn)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the start of a picture file says.
+
+    Attributes:
+        size_hw: (height, width) in pixels of what ``load_rgb`` returns.
+        orientation: EXIF orientation, 1 to 8; 1 is upright.
+        applied: the orientation that ``load_rgb`` applies: the same, or 1.
+    """
+
+    size_hw: SizeHW
+    orientation: int
+    applied: int
+
+
+def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
+    """Return what the start of a picture file says, without decoding its pixels; arguments as for ``load_rgb``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a picture in one of ``FORMATS``.
+    """
+    with _opened(path) as image:
+        applied = _applied(image, declared_hw)
+        stored_hw = (image.height, image.width)
+        return Header(stored_hw[::-1] if applied >= _SWAPS_SIDES else stored_hw, _orientation(image), applied)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong while it is in use is one of two clear errors."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No picture at {path}. `glip-adapt data check` lists every missing one.") from None
+    except Exception as error:  # damaged bytes lead the decoders to any error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is not a picture that can be read ({reason}). Replace it by one in a common format such as JPEG "
+            "or PNG, or remove it."
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened picture, 1 if it has none that is known."""
+    # Pillow turns TIFF itself. Of a PNG it would decode all pixels to look for a tag behind them.
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    tag = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return tag if tag in _TURNS else 1
+
+
+def _applied(image: Image.Image, declared_hw: SizeHW | None) -> int:
+    """Return the orientation that is applied: 1 where the declared size, lying or upright, is that of the stored."""
+    tag = _orientation(image)
+    if tag < _SWAPS_SIDES or declared_hw is None:
+        return tag
+    is_stored = (declared_hw[0] - declared_hw[1]) * (image.height - image.width) > 0
+    return 1 if is_stored else tag
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return the pixels as 8-bit RGB."""
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Return grey values as uint8: those of 16-bit files by their upper byte, others by the range that they lie in."""
+    low, high = values.min(), values.max()
+    is_16_bit = values.dtype.itemsize == 2
+    if is_16_bit or (values.dtype.kind in "iu" and low >= 0 and 255 < high <= 65535):
+        return (values.astype(np.uint16) >> 8).astype(np.uint8)
+    if not (low >= 0 and high <= 255):  # NaN fails here as well
+        raise ValueError(f"its grey values lie between {low} and {high}; expected 0 to 1, 0 to 255, or 16 bits")
+    if values.dtype.kind == "f" and high <= 1:
+        values = 255 * values
+    return values.round().astype(np.uint8)
