@@ -42,7 +42,7 @@ def convert(
     _check_usage(target, names, dataset, prompts)
     if not names and not dataset:
         checksum = weights.convert(source, target, trunk)
-        terminal.console.print(f"{target}: SHA-256 of the weights {checksum}", markup=False)
+        terminal.console.print(f"{target}: SHA-256 of the weights {checksum}", soft_wrap=True, markup=False)
         return
     model = import_prompt(source, trunk, names or _classes_of(dataset, prompts), vocabulary=vocabulary)
     model.save(target, overwrite=overwrite)
