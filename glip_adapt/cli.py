@@ -16,6 +16,7 @@ from rich.text import Text
 import glip_adapt
 from glip_adapt import terminal
 from glip_adapt.cli_bench import bench_app
+from glip_adapt.cli_convert import convert_app
 from glip_adapt.cli_data import data_app
 from glip_adapt.cli_deploy import deploy_app
 from glip_adapt.cli_options import (
@@ -34,6 +35,7 @@ from glip_adapt.cli_share import share_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=glip_adapt.__doc__)
 app.add_typer(bench_app)
+app.add_typer(convert_app)
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app)
 app.add_typer(prompt_app, name="prompt")
@@ -251,22 +253,6 @@ def audit(
     if not as_json:
         terminal.console.print(Text.assemble("caption: ", (caption.text, "bold"), f" ({count} tokens of 256)"))
     terminal.print_rows("class → tokens", rows, as_json)
-
-
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="Public .pth or our .safetensors.")],
-    target: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
-    trunk: TrunkName = "glip-t",
-) -> None:
-    """Write a public checkpoint as safetensors with our names.
-
-    Example: glip-adapt convert glip_tiny_model_o365_goldg_cc_sbu.pth glip-t.safetensors --trunk glip-t
-    """
-    from glip_adapt.model import weights
-
-    checksum = weights.convert(source, target, trunk)
-    terminal.console.print(f"{target}: SHA-256 of the weights {checksum}")
 
 
 @app.command()

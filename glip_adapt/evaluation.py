@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from glip_adapt import boxes
 from glip_adapt.adapters.base import Detector
 from glip_adapt.cache import FeatureCache
-from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
+from glip_adapt.data.coco import AnnotationIds, ImageRecord, Split, coco_ground_truth, load_ground_truth
 from glip_adapt.features import FrozenFeatures, in_batches
 from glip_adapt.prediction import PredictConfig, detections
 from glip_adapt.structures import Detections
@@ -55,14 +58,14 @@ def evaluate(
     """Return the COCO metrics of ``model`` on a split.
 
     Args:
-        model: from ``attach``, ``load_adapter`` or ``load_baked``, for as many classes as the split has.
+        model: from ``attach``, ``load_adapter`` or ``load_baked``, for the classes of the split.
         split: what to score on.
         config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
         cache: keeps what the frozen stages make of each picture, for the next evaluation.
         on_image: called after each picture with its position from 1 and the number of pictures.
 
     Raises:
-        ValueError: if the split is empty, or has another number of classes than the model.
+        ValueError: if the split is empty, or its classes are not those of the model in the same order.
     """
     check_scorable(model, split)
     config = config or PredictConfig.of(model.trunk.name)
@@ -108,12 +111,13 @@ def _score_all(found: Iterable[Detections], split: Split, on_image: Callable[[in
 
 
 def check_scorable(model: Detector, split: Split) -> None:
-    """Raise ValueError if the split is empty, or has another number of classes than the model."""
+    """Raise ValueError if the split is empty, or its classes are not those of the model in the same order."""
     _check_filled(split)
-    if len(model.classes) != len(split.classes):
+    if model.class_names not in (split.classes, split.aliases):
         raise ValueError(
-            f"The model detects {len(model.classes)} classes {model.class_names}, {split.name} has "
-            f"{len(split.classes)}: {split.classes}. Attach with the classes of the dataset."
+            f"The model detects the {len(model.classes)} classes {model.class_names}, but {split.name} has the "
+            f"{len(split.classes)} classes {split.classes}. Attach with the classes of the dataset, in its order. "
+            "Where a prompt words them by other names, state these as the aliases of the split."
         )
 
 
@@ -135,14 +139,71 @@ def to_coco_results(detections: Detections, image_id: int | str, category_ids: t
     ]
 
 
-def score(predictions: list[dict[str, Any]], split: Split) -> Evaluation:
+def score(predictions: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
     """Return the COCO metrics of predictions in COCO result form."""
+    return _score(predictions, coco_ground_truth(split))
+
+
+def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = "renumbered") -> Evaluation:
+    """Return the COCO metrics of a file of predictions against any COCO file.
+
+    Args:
+        predictions: JSON list in COCO result form.
+        truth: COCO JSON.
+        annotation_ids: the numbers that boxes have while they are scored, as in ``Split``.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the predictions are not in COCO result form, or are about pictures or categories that the truth
+            does not have; or if the truth has a defect that leaves its meaning open.
+    """
+    document = load_ground_truth(truth, annotation_ids)
+    return _score(_read_predictions(predictions, document, truth), document)
+
+
+def _read_predictions(path: Path, document: Mapping[str, Any], truth: Path) -> list[dict[str, Any]]:
+    """Return predictions in COCO result form, after checking that each is about what the truth has."""
+    expected = "Expected a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
+    if not path.is_file():
+        raise FileNotFoundError(f"No predictions at {path}. `glip-adapt eval --predictions FILE` writes them.")
+    try:
+        entries = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: malformed JSON ({error}). {expected}.") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds a {type(entries).__name__}. {expected}.")
+    known = {
+        "image_id": {entry["id"] for entry in document["images"]},
+        "category_id": {entry["id"] for entry in document["categories"]},
+    }
+    for index, entry in enumerate(entries):
+        if not _is_prediction(entry):
+            raise ValueError(f"{path}: entry {index} is {str(entry)[:100]}. {expected}.")
+        for key, values in known.items():
+            if entry[key] not in values:
+                raise ValueError(f"{path}: entry {index} has {key} {entry[key]}, which {truth} does not have.")
+    return entries
+
+
+def _is_prediction(entry: Any) -> bool:
+    """Tell whether an entry of a predictions file has every part in the right type, and finite numbers."""
+    if not isinstance(entry, dict) or not isinstance(bbox := entry.get("bbox"), list) or len(bbox) != 4:
+        return False
+    ids = (entry.get("image_id"), entry.get("category_id"))
+    numbers = [*bbox, entry.get("score")]
+    return all(isinstance(key, int | str) for key in ids) and all(
+        type(number) in (int, float) and abs(number) < float("inf") for number in numbers
+    )
+
+
+def _score(predictions: Sequence[Mapping[str, Any]], document: dict[str, Any]) -> Evaluation:
+    """Return the COCO metrics of predictions in COCO result form against a COCO document."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
         truth = COCO()
-        truth.dataset = coco_ground_truth(split)
+        truth.dataset = document
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes([dict(p) for p in predictions]) if predictions else COCO(), "bbox")
-        evaluation.params.imgIds = [record.image_id for record in split.records]
+        evaluation.params.imgIds = [entry["id"] for entry in document["images"]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -150,13 +211,19 @@ def score(predictions: list[dict[str, Any]], split: Split) -> Evaluation:
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
     per_class = {
         name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), 0, -1])
-        for name, category_id in zip(split.classes, split.category_ids, strict=True)
+        for category_id, name in _distinct_names(document["categories"]).items()
     }
     return Evaluation(
         **{name: _defined(value) for name, value in zip(names, evaluation.stats, strict=False)},
         per_class=per_class,
-        predictions=tuple(predictions),
+        predictions=tuple(dict(p) for p in predictions),
     )
+
+
+def _distinct_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return category id → name, with the id where several categories have one name."""
+    counts = Counter(entry["name"] for entry in categories)
+    return {e["id"]: e["name"] if counts[e["name"]] == 1 else f"{e['name']} (category {e['id']})" for e in categories}
 
 
 def _mean(precision: np.ndarray) -> float | None:

@@ -109,11 +109,7 @@ def _check_trainable(model: AdaptedGlip, train: Split) -> None:
         raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
     if not len(train):
         raise ValueError(f"{train.name} has no pictures to learn from.")
-    if len(train.classes) != len(model.classes):
-        raise ValueError(
-            f"The model detects {len(model.classes)} classes, {train.name} has {len(train.classes)}. "
-            "Attach with the classes of the dataset."
-        )
+    check_scorable(model, train)
 
 
 class _Fit:

@@ -7,20 +7,13 @@ import torch
 from public_files import SMALL, public_state, save_public, tuned
 
 import glip_adapt
-from glip_adapt import cli, load_adapter, load_trunk
+from glip_adapt import load_adapter, load_trunk
 from glip_adapt.adapters.base import read_description
-from glip_adapt.cli_convert import convert_app
 from glip_adapt.model import weights
 from glip_adapt.model.build import build_glip
 from glip_adapt.model.weights import TrunkSpec
 
 VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    others = [command for command in cli.app.registered_commands if command.callback.__name__ != "convert"]
-    monkeypatch.setattr(cli.app, "registered_commands", [*others, *convert_app.registered_commands])
 
 
 @pytest.fixture(autouse=True)

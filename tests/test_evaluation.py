@@ -12,7 +12,7 @@ from PIL import Image
 from glip_adapt.adapters import attach
 from glip_adapt.data.coco import ImageRecord, Split
 from glip_adapt.data.odinw import load_dataset
-from glip_adapt.evaluation import evaluate, evaluate_split, score, to_coco_results
+from glip_adapt.evaluation import evaluate, evaluate_split, score, score_files, to_coco_results
 from glip_adapt.prediction import PredictConfig, predict
 from glip_adapt.structures import Detections, Target
 
@@ -240,7 +240,7 @@ def test_a_model_is_scored_by_what_it_predicts(tiny_trunk, split):
 
 def test_a_model_for_another_number_of_classes_is_refused_and_both_are_named(tiny_trunk, split):
     model = attach(tiny_trunk, "zero_shot", classes=("red box", "blue box", "cat"))
-    with pytest.raises(ValueError, match=rf"detects 3 classes .*'cat'.*{split.name} has 2: \('red box', 'blue box'\)"):
+    with pytest.raises(ValueError, match=rf"detects the 3 classes .*'cat'.*{split.name} has the 2 classes \('red box', 'blue box'\)"):
         evaluate(model, split)
 
 
@@ -248,3 +248,95 @@ def test_a_missing_picture_says_so(tiny_trunk, split):
     gone = replace(split.records[0], path=Path("nowhere.png"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         evaluate(attach(tiny_trunk, "zero_shot", classes=split.classes), replace(split, records=(gone,)))
+
+
+def test_classes_in_another_order_are_refused_and_other_names_of_a_prompt_are_not(tiny_trunk, split):
+    config = PredictConfig(short_side=64, max_long_side=80)
+    swapped = attach(tiny_trunk, "zero_shot", classes=split.classes[::-1])
+    with pytest.raises(ValueError, match=r"in its order.*aliases of the split"):
+        evaluate(swapped, split, config)
+    worded = attach(tiny_trunk, "zero_shot", classes=("scarlet box", "azure box"))
+    with pytest.raises(ValueError, match="scarlet box"):
+        evaluate(worded, split, config)
+    found = evaluate(worded, replace(split, aliases=("scarlet box", "azure box")), config)
+    assert list(found.per_class) == list(split.classes)
+
+
+def boxes_with_ids(*ids):
+    """Ground truth and perfect predictions of boxes that do not touch, with falling scores."""
+    boxes = [[20 * n, 0, 10, 10] for n in range(len(ids))]
+    entries = [{"id": i, "image_id": 1, "category_id": 1, "bbox": b} for i, b in zip(ids, boxes, strict=True)]
+    truth = {
+        "images": [{"id": 1, "file_name": "none.png"}],
+        "annotations": entries,
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": b, "score": 0.9 - n / 100} for n, b in enumerate(boxes)]
+    return truth, found
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes predictions and truth as files."""
+
+    def write(truth, predictions):
+        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        (tmp_path / "found.json").write_text(predictions if isinstance(predictions, str) else json.dumps(predictions))
+        return tmp_path / "found.json", tmp_path / "truth.json"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("ids", "ap"),
+    [
+        ((1, 2, 3, 4, 5), 1),
+        # Of five boxes the third best is lost: precision 1 up to recall 2/5 (41 points), 4/5 up to recall 4/5 (40).
+        ((3, 4, 0, 1, 2), (41 + 40 * 4 / 5) / 101),
+        ((0,), 0),
+        ((1, 2, 3, 4, 0), 81 / 101),  # the least certain one is lost, and costs recall alone
+    ],
+)
+def test_a_box_with_id_zero_is_never_found_where_the_ids_of_the_file_count(files, ids, ap):
+    paths = files(*boxes_with_ids(*ids))
+    assert score_files(*paths, "as_in_file").ap == pytest.approx(ap)
+    assert score_files(*paths).ap == ONE
+
+
+def test_the_two_known_saturated_scores_of_the_public_evaluator(files):
+    cases = Path(__file__).resolve().parents[2] / "shared" / "cases" / "annotation_ids.json"
+    if not cases.is_file():
+        pytest.skip("the cases are not beside this checkout")
+    for case, ap in zip(json.loads(cases.read_text()), (0.881, 0.723), strict=True):
+        paths = files(case["truth"], case["predictions"])
+        assert score_files(*paths, "as_in_file").ap == pytest.approx(ap, abs=5e-4)
+        assert score_files(*paths).ap == ONE
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ("{", "malformed JSON"),
+        ("{}", "holds a dict"),
+        ([3], "entry 0 is 3"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9], "score": 1}], "entry 0 is"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "score": math.nan}], "entry 0 is"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}], "entry 0 is"),
+        ([{"image_id": 2, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 1}], "image_id 2, which .*truth"),
+        ([{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 1}], "category_id 9, which"),
+    ],
+)
+def test_predictions_that_cannot_be_scored_say_where_and_why(files, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        score_files(*files(boxes_with_ids(1)[0], predictions))
+
+
+def test_no_predictions_in_a_file_score_zero(files):
+    assert score_files(*files(boxes_with_ids(1)[0], [])).ap == 0
+
+
+def test_classes_of_one_name_are_scored_apart(files):
+    truth, found = boxes_with_ids(1, 2)
+    truth["categories"].append({"id": 2, "name": "box"})
+    truth["annotations"][1]["category_id"] = 2
+    assert score_files(*files(truth, found[:1])).per_class == {"box (category 1)": ONE, "box (category 2)": 0}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +116,7 @@ class Split:
         annotation_file: the COCO file that the boxes come from.
         source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
         image_dir: folder that file names in ``annotation_file`` are relative to.
+        aliases: other names of label 0..K-1 by which a prompt may word them; empty where there are none.
         annotation_ids: the numbers that boxes have while they are scored. ``"as_in_file"`` is what the public evaluator
             does, where a box with id 0 can never be found; see ``coco_ground_truth``.
     """
@@ -127,6 +128,7 @@ class Split:
     annotation_file: Path
     source: str = "full"
     image_dir: Path | None = None
+    aliases: tuple[str, ...] = ()
     annotation_ids: AnnotationIds = "renumbered"
 
     def __len__(self) -> int:
@@ -206,27 +208,36 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
         ValueError: if they are to be numbered as in the file, and one has no whole number there.
     """
     images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    as_in_file = split.annotation_ids == "as_in_file"
+    annotations: list[tuple[int | str, Annotation]] = []
     for record in split.records:
         height, width = record.size_hw
         path = record.path
         if split.image_dir is not None and path.is_relative_to(split.image_dir):
             path = path.relative_to(split.image_dir)
         images.append({"id": record.image_id, "file_name": path.as_posix(), "height": height, "width": width})
-        for annotation in split.annotations(record):
-            annotations.append(
-                {
-                    "id": _file_id(annotation, split) if as_in_file else len(annotations) + 1,
-                    "image_id": record.image_id,
-                    "category_id": annotation.category_id,
-                    "bbox": list(annotation.bbox_xywh),
-                    "area": annotation.area,
-                    "iscrowd": int(annotation.iscrowd),
-                }
-            )
+        annotations += [(record.image_id, annotation) for annotation in split.annotations(record)]
     categories = [{"id": key, "name": name} for key, name in zip(split.category_ids, split.classes, strict=True)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    numbered = _numbered(annotations, split.annotation_ids, split.annotation_file)
+    return {"images": images, "annotations": numbered, "categories": categories}
+
+
+def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "renumbered") -> dict[str, Any]:
+    """Return a COCO file for scoring by pycocotools; it needs neither pictures nor their sizes.
+
+    Args:
+        annotation_file: COCO JSON.
+        annotation_ids: the numbers that boxes have while they are scored, as in ``Split``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_split``; ValueError also as ``coco_ground_truth``.
+    """
+    document = load_document(annotation_file, None, need_sizes=False)
+    annotations = [
+        (entry["image_id"], _build_annotation(entry, box))
+        for entry in document["annotations"]
+        if (box := box_of(entry)) is not None
+    ]
+    return document | {"annotations": _numbered(annotations, annotation_ids, annotation_file)}
 
 
 def _upright_size(path: Path) -> SizeHW:
@@ -249,13 +260,22 @@ def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
     return Annotation(entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"))
 
 
-def _file_id(annotation: Annotation, split: Split) -> int:
-    if not isinstance(annotation.annotation_id, int):
-        raise ValueError(
-            f"{split.annotation_file}: a box has the id {annotation.annotation_id!r}; scoring by the ids of the file "
-            "needs whole numbers. Give each box one, or score with renumbered ids."
-        )
-    return annotation.annotation_id
+def _numbered(
+    annotations: Sequence[tuple[int | str, Annotation]], annotation_ids: AnnotationIds, file: Path
+) -> list[dict[str, Any]]:
+    """Return annotations, each with the id of its picture, as COCO entries."""
+    entries = []
+    for position, (image_id, annotation) in enumerate(annotations, start=1):
+        number = annotation.annotation_id if annotation_ids == "as_in_file" else position
+        if not isinstance(number, int):
+            raise ValueError(
+                f"{file}: a box has the id {number!r}, but scoring by the ids of the file needs whole numbers. Give "
+                "each box one, or score with renumbered ids."
+            )
+        entry: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": annotation.category_id}
+        entry |= {"bbox": list(annotation.bbox_xywh), "area": annotation.area, "iscrowd": int(annotation.iscrowd)}
+        entries.append(entry)
+    return entries
 
 
 def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int], size_hw: SizeHW) -> Target:

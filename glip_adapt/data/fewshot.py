@@ -43,7 +43,9 @@ def few_shot_split(split: Split, shots: int, seed: int) -> Split:
     categories = dict(zip(split.category_ids, split.classes, strict=True))
     image_dir = split.image_dir or official.parent
     subset = load_split(official, image_dir, _name(split, shots, seed), categories=categories).with_boxes()
-    return replace(subset, source=f"official {official.name}")
+    return replace(
+        subset, source=f"official {official.name}", aliases=split.aliases, annotation_ids=split.annotation_ids
+    )
 
 
 def sample_few_shot(split: Split, shots: int, seed: int) -> Split:

@@ -316,8 +316,9 @@ def _known_files(folder: Path, spec: DatasetSpec, depth: int) -> dict[str, tuple
 
 def _load_known(folder: Path, spec: DatasetSpec, depth: int) -> Dataset:
     """Return the splits of ``spec`` that exist, under its own class names, as the public configs override them."""
+    aliases = tuple(prompt.name for prompt in spec.prompts or ())
     splits = {
-        name: load_split(*pair, f"{spec.official_name}/{name}", categories=spec.categories)
+        name: replace(load_split(*pair, f"{spec.official_name}/{name}", categories=spec.categories), aliases=aliases)
         for name, pair in _known_files(folder, spec, depth).items()
     }
     return _build_dataset(spec.official_name, splits, prompts=spec.prompts, early_stopping=spec.early_stopping)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glip_adapt.adapters import attach, load_adapter
-from glip_adapt.adapters.files import check_room
+from glip_adapt.adapters.files import STAGING, check_room
 
 FORK = multiprocessing.get_context("fork")
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "fcntl.flock", "shutil.rmtree")
@@ -95,6 +95,19 @@ def test_an_adapter_is_not_replaced_unless_that_is_wanted(tiny_trunk, tmp_path):
     with pytest.raises(FileExistsError, match="holds a saved model already"):
         build(tiny_trunk, 2.0).save(tmp_path, overwrite=False)
     assert value_in(tiny_trunk, tmp_path) == 1.0
+
+
+def test_a_full_disk_keeps_the_old_adapter(tiny_trunk, tmp_path):
+    build(tiny_trunk, 1.0).save(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written"):
+            build(tiny_trunk, 2.0).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert value_in(tiny_trunk, tmp_path) == 1.0
+    assert not (tmp_path / STAGING).exists()
 
 
 def test_other_files_of_the_folder_stay(tiny_trunk, tmp_path):
