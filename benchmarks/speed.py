@@ -180,7 +180,8 @@ def build_workload(
     trunk: Trunk, task: str, arguments: argparse.Namespace, size_hw: tuple[int, int], classes: int
 ) -> Workload:
     """Return a task on noise pictures with three boxes each."""
-    model = attach(trunk, METHOD_OF[task], classes=[f"w{i}" for i in range(classes)])
+    settings = {"frozen": ()} if task == "full" else {}  # the reference trains everything as well
+    model = attach(trunk, METHOD_OF[task], classes=[f"w{i}" for i in range(classes)], settings=settings)
     generator = torch.Generator().manual_seed(0)
     h, w = size_hw
     padded_hw = (-(-h // 32) * 32, -(-w // 32) * 32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
 from glip_adapt.adapters.base import Adapter
 from glip_adapt.captions import Caption
 from glip_adapt.data.odinw import known_datasets, rendered_datasets
@@ -78,7 +78,8 @@ def methods() -> list[dict[str, Any]]:
         glip = build_glip(GLIP_T).requires_grad_(False)
     rows = []
     for name, adapter in ADAPTERS.items():
-        trained = PER_TOKEN.get(name) or f"{_owned_numbers(adapter(), copy.deepcopy(glip)):,}"
+        attached = build_adapter(name, default_settings("glip-t", name))
+        trained = PER_TOKEN.get(name) or f"{_owned_numbers(attached, copy.deepcopy(glip)):,}"
         rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
     return rows
 

@@ -9,13 +9,14 @@ from typing import Any
 from glip_adapt import config
 from glip_adapt.adapters.base import AdaptedGlip, Adapter, read_description, restore
 from glip_adapt.adapters.context import Context
-from glip_adapt.adapters.full import Full, TextEncoderTuning
+from glip_adapt.adapters.full import PUBLISHED_FROZEN, Full, TextEncoderTuning
 from glip_adapt.adapters.linear_probe import LinearProbe
 from glip_adapt.adapters.lora import Lora
 from glip_adapt.adapters.prompt import Prompt
 from glip_adapt.adapters.zero_shot import ZeroShot
 from glip_adapt.captions import ClassPrompt
-from glip_adapt.model.weights import Trunk
+from glip_adapt.model.build import SwinConfig
+from glip_adapt.model.weights import Trunk, trunk_spec
 
 ADAPTERS: dict[str, type[Any]] = {
     "zero_shot": ZeroShot,
@@ -41,13 +42,13 @@ def attach(
         method: one of ``ADAPTERS``.
         classes: what to detect, in label order; a name, or a prompt around a name. ``context`` puts its free tokens
             before each, so that ``model.classes`` are prompts.
-        settings: fields of the adapter that differ from its defaults.
+        settings: fields of the adapter that differ from its defaults, and from ``default_settings``.
 
     Raises:
         ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, the caption is too
             long, or the trunk lacks a tensor that the method asks for.
     """
-    adapter = build_adapter(method, settings or {})
+    adapter = build_adapter(method, default_settings(trunk.name, method) | dict(settings or {}))
     return AdaptedGlip(trunk, adapter, _worded(adapter, classes))
 
 
@@ -69,6 +70,16 @@ def load_adapter(
     description = read_description(folder)
     adapter = build_adapter(description.method, description.config)
     return restore(trunk, adapter, folder, None if classes is None else _worded(adapter, classes))
+
+
+def default_settings(trunk: str, method: str) -> dict[str, Any]:
+    """Return the settings of a method that the published recipe of a trunk changes: what ``full`` leaves frozen.
+
+    Raises:
+        ValueError: if there is no such trunk.
+    """
+    is_swin = isinstance(trunk_spec(trunk).config.backbone, SwinConfig)
+    return {"frozen": PUBLISHED_FROZEN} if is_swin and method == Full.name else {}
 
 
 def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:

@@ -12,6 +12,15 @@ from glip_adapt.adapters.base import Stage
 from glip_adapt.model.glip import Glip
 from glip_adapt.structures import Tokens
 
+# What the public few-shot recipe leaves alone in a Swin backbone (FREEZE_CONV_BODY_AT 2 of README.md, and
+# maskrcnn_benchmark/modeling/backbone/swint.py): the stem and the first stage, to which the merging of patches after it
+# belongs there; here that is at the start of the next one.
+PUBLISHED_FROZEN = (
+    "image_encoder.backbone.patch_embed",
+    "image_encoder.backbone.stages.0",
+    "image_encoder.backbone.stages.1.downsample",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
@@ -21,8 +30,7 @@ class Full:
     stage: ClassVar[Stage] = Stage.ENCODE_IMAGE
 
     frozen: tuple[str, ...] = ()
-    """modules that stay as they are, by exact name; the public few-shot recipe (FREEZE_CONV_BODY_AT 2) is
-    ("image_encoder.backbone.patch_embed", "image_encoder.backbone.stages.0")"""
+    "modules that stay as they are, by exact name; ``default_settings`` names those of the published recipe"
 
     def insert(self, glip: Glip, tokens: Tokens) -> None:
         """Insert nothing."""

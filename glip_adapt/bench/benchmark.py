@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.adapters import ADAPTERS, build_adapter
+from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
 from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey, check_plan, load_plan
@@ -132,7 +132,7 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
     return {
         **given,
         "trunk_checksum": checksum,
-        "settings": to_mapping(build_adapter(key.method, given["settings"])),
+        "settings": to_mapping(build_adapter(key.method, default_settings(key.trunk, key.method) | given["settings"])),
         "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
         "predict": to_mapping(recipe.predict_config),
     }

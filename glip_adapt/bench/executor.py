@@ -106,12 +106,13 @@ class GlipExecutor:
         data, trunk = self.load_dataset(key.dataset), self.trunk(key.trunk)
         started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
+        data = data.scored(protocol.annotation_ids)
         shown = from_mapping(PredictConfig, config["predict"], key.name)
         model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
         val_ap, adapter_bytes, train_source = None, 0, None
         if config["fit"] is not None:
             train = training_split(data, key, protocol)
-            val = data.val if protocol.selection == "best_on_val" else None
+            val = data.selection if protocol.selection == "best_on_val" else None
             history = self._fit(model, train, val, from_mapping(FitConfig, config["fit"], key.name), on_step)
             val_ap, train_source = history.best_ap, train.source
             _write_json(directory / "history.json", asdict(history))
@@ -149,7 +150,7 @@ class GlipExecutor:
 
         What belongs to the words of a caption is left out under another caption: there the model is the trunk.
         """
-        data = self.load_dataset(dataset)
+        data = self.load_dataset(dataset).scored(protocol.annotation_ids)
         trunk, classes = model.trunk, _classes(data, protocol)
         if not _is_bound_to_caption(model):
             other = _attach_again(model, classes)

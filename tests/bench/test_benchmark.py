@@ -10,7 +10,9 @@ import pytest
 import torch
 from conftest import write_split
 
+from glip_adapt import train
 from glip_adapt.adapters import attach, load_adapter
+from glip_adapt.adapters.full import PUBLISHED_FROZEN
 from glip_adapt.adapters.lora import Lora
 from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
@@ -215,6 +217,28 @@ def test_a_wrong_line_fails_before_the_first_run_and_is_named(line, message, coc
     assert str(caught.value).startswith("my.toml, ") or str(caught.value).startswith("my.toml: ")
     assert message in str(caught.value)
     assert not list(Path("out").glob("*/record.json"))
+
+
+def test_a_plan_can_score_by_the_ids_of_the_file_in_validation_too(plan, tmp_path, monkeypatch):
+    seen = []
+    for module in (executor, train):
+        monkeypatch.setattr(
+            module, "evaluate", lambda model, split, *a, **k: seen.append(split) or evaluate(model, split, *a, **k)
+        )
+    plan = replace(plan, datasets=plan.datasets[:1], protocol=ProtocolConfig(annotation_ids="as_in_file"))
+    assert run_benchmark(plan, tmp_path / "out").done == 3
+    assert {split.name for split in seen} == {"shapes/val", "shapes/test"}
+    assert {split.annotation_ids for split in seen} == {"as_in_file"}
+    assert {r.config["protocol"]["annotation_ids"] for r in read_records(tmp_path / "out")} == {"as_in_file"}
+
+
+def test_full_is_planned_with_what_the_published_recipe_freezes():
+    plan = BenchPlan(trunks=("glip-t",), datasets=("Raccoon",), methods=("full",), shots=(1,), seeds=(3,))
+    (key,) = plan.keys()
+    resolved = benchmark._resolve(key, plan.config_of(key), "plan", None)
+    assert resolved["settings"]["frozen"] == list(PUBLISHED_FROZEN)
+    everything = replace(plan, settings={"full": {"frozen": []}})
+    assert benchmark._resolve(key, everything.config_of(key), "plan", None)["settings"] == {"frozen": []}
 
 
 def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):

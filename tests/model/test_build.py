@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from glip_adapt.adapters import default_settings
+from glip_adapt.adapters.full import Full
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, TextConfig, build_glip
 from glip_adapt.model.fusion import CrossAttention
 from glip_adapt.model.image import DropBlock, SwinBackbone, TimmBackbone
@@ -48,6 +50,19 @@ def test_parameter_counts_are_those_of_the_public_models(config, variant, parame
     assert (sum(x.numel() for x in found), len(found)) == (parameters, tensors)
     public = json.loads((PARITY / "tuning_modes.json").read_text())[variant]["full"]
     assert (public["num_parameters"], public["num_tensors"]) == (parameters, tensors)
+
+
+def test_full_freezes_by_default_what_the_public_recipe_does():
+    """FREEZE_CONV_BODY_AT 2: stem and first stage, with the merging of patches that belongs to it there."""
+    public = json.loads((PARITY / "glip_tiny.state_dict.json").read_text())
+    prefixes = ("backbone.body.patch_embed.", "backbone.body.layers.0.")
+    derived = ("relative_position_index",)
+    expected = {name for name in public if name.startswith(prefixes) and not name.endswith(derived)}
+    glip, table = build_shapes(GLIP_T), public_names(GLIP_T)
+    frozen = set(glip.state_dict()) - set(Full(**default_settings("glip-t", "full")).owned(glip))
+    assert {public_name(key, table) for key in frozen} == expected
+    assert any("downsample" in name for name in expected)
+    assert default_settings("glip-nano", "full") == default_settings("glip-t", "prompt") == {}
 
 
 def test_the_config_reaches_the_parts_that_it_names():
