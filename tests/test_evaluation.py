@@ -240,7 +240,9 @@ def test_a_model_is_scored_by_what_it_predicts(tiny_trunk, split):
 
 def test_a_model_for_another_number_of_classes_is_refused_and_both_are_named(tiny_trunk, split):
     model = attach(tiny_trunk, "zero_shot", classes=("red box", "blue box", "cat"))
-    with pytest.raises(ValueError, match=rf"detects the 3 classes .*'cat'.*{split.name} has the 2 classes \('red box', 'blue box'\)"):
+    with pytest.raises(
+        ValueError, match=rf"detects the 3 classes .*'cat'.*{split.name} has the 2 classes \('red box', 'blue box'\)"
+    ):
         evaluate(model, split)
 
 
