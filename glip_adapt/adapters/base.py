@@ -8,6 +8,8 @@ tensor but the owned ones.
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,6 +40,8 @@ from glip_adapt.model.glip import Glip
 from glip_adapt.model.linear import fold
 from glip_adapt.model.weights import Trunk
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2  # 1 had no sha256
 
@@ -110,6 +114,8 @@ class AdaptedGlip:
                 f"{len(self.classes)} classes need {len(self.captions)} captions, and {adapter.name} trains on one. "
                 "Use fewer or shorter class names, or zero_shot."
             )
+        for doubt in trunk.tokenizer.doubts(self.classes, self.captions):
+            _warn_once(doubt)
         self.glip, self.owned = _attach(trunk.glip, adapter, self.captions[0])
         self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith("text_encoder.")]
         self._texts: list[TextFeatures] = []
@@ -335,6 +341,12 @@ def _attach(trunk_glip: Glip, adapter: Adapter, tokens: Tokens) -> tuple[Glip, t
     for parameter in (glip.get_parameter(name) for name in owned if isinstance(state[name], nn.Parameter)):
         parameter.requires_grad_(True)
     return glip, owned
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    """Log a warning that later models for the same classes need not repeat."""
+    logger.warning(sentence)
 
 
 def _replace(module: nn.Module, name: str, tensor: Tensor) -> None:

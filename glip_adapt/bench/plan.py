@@ -81,8 +81,8 @@ class ProtocolConfig:
     the last step, with validation pictures left alone, so that nothing ends training before its ceiling."""
 
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
-    """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does, where
-    a box with id 0 can never be found, to compare with published numbers; ``renumbered``: every box can be found."""
+    """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it; a
+    box with id 0 can never be found there. Use it to compare with published numbers. ``renumbered``: numbers from 1."""
 
     retention: tuple[str, ...] = ()
     """Datasets of the plan, or suites, on which an adapted model is scored as well: what it keeps of zero-shot."""

@@ -249,7 +249,7 @@ def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
             yield "classes with one wording", f"{wordings[wording]!r} and {name!r} both read {wording!r} in a caption"
         wordings[wording] = name
         if foreign := _foreign_letters(wording):
-            yield "class name outside the vocabulary", f"{name!r}: {foreign!r} (the text encoder reads English)"
+            yield "class name outside the vocabulary", f"{name!r}: the text encoder reads English, not {foreign!r}"
 
 
 def _scan_images(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,15 @@ class Tokenizer:
 
         Raises:
             FileNotFoundError: if the file is missing.
+            ValueError: if it is not UTF-8, or not a vocabulary.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"No vocabulary at {path}. Name the vocab.txt of bert-base-uncased.")
-        return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        try:
+            return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a vocabulary: {error}") from error
 
     def encode(self, caption: Caption) -> Tokens:
         """Return the tokens of one caption, first dimension 1.
@@ -70,9 +74,12 @@ class Tokenizer:
         """
         encoding = self._tokenizer.encode(caption.text)
         if len(encoding.ids) > MAX_TOKENS:
+            lengths = [len(span_to_tokens(encoding, span)) for span in caption.spans]
+            longest = caption.names[lengths.index(max(lengths))]
             raise CaptionTooLongError(
                 f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; GLIP reads "
-                f"{MAX_TOKENS - 2}. Shorten the names or prompts, or split the classes over several runs."
+                f"{MAX_TOKENS - 2}. The longest name, {_short(longest)}, has {max(lengths)}. Shorten the names or "
+                "prompts, or split the classes over several runs."
             )
         token_map = torch.zeros(len(caption.names), len(encoding.ids), dtype=torch.bool)
         for row, span, name in zip(token_map, caption.spans, caption.names, strict=True):
@@ -111,9 +118,40 @@ class Tokenizer:
             start = end
         return chunks
 
+    def doubts(self, classes: Sequence[ClassPrompt], captions: Sequence[Tokens]) -> list[str]:
+        """Return what a detector cannot know about classes, in sentences: unknown words, and names that read the same.
+
+        Args:
+            classes: in label order.
+            captions: their tokens, from ``encode_in_chunks``.
+        """
+        unknown, sentences = self._tokenizer.token_to_id("[UNK]"), []
+        seen: dict[tuple[Any, ...], str] = {}
+        owned = [ids[row].tolist() for tokens in captions for ids in tokens.ids for row in tokens.token_map[0]]
+        for prompt, ids in zip(classes, owned, strict=True):
+            if unknown in ids:
+                sentences.append(
+                    f"The class {_short(prompt.name)} holds words outside the vocabulary, which are all read as [UNK]. "
+                    "Use English names."
+                )
+            key = (*ids, prompt.prefix.casefold(), prompt.suffix.casefold())
+            if key in seen:
+                read = self._tokenizer.decode(ids, skip_special_tokens=False)
+                sentences.append(
+                    f"The classes {_short(seen[key])} and {_short(prompt.name)} have the same wording in the caption, "
+                    f"{_short(read)}, so a detector cannot tell them apart. Text in parentheses and upper case are not "
+                    "read: use other names."
+                )
+            seen[key] = prompt.name
+        return sentences
+
     def words(self, tokens: Tokens) -> list[str]:
         """Return the WordPiece of each id of the first caption."""
         return [self._tokenizer.id_to_token(i) or "[UNK]" for i in tokens.ids[0].tolist()]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 def span_to_tokens(encoding: Encoding, span: tuple[int, int]) -> range:

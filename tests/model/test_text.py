@@ -128,7 +128,7 @@ def test_classes_that_do_not_fit_one_caption_are_split():
 def test_a_class_that_no_caption_can_hold_is_an_error_wherever_it_stands(place):
     classes = ["cat", "dog"]
     classes.insert(place, " ".join(["a" * 90] * 3))
-    with pytest.raises(CaptionTooLongError, match="1 classes has 270 tokens"):
+    with pytest.raises(CaptionTooLongError, match=r"1 classes has 270 tokens.*longest name, 'aaa.*, has 270"):
         NANO.encode_in_chunks(classes)
     with pytest.raises(CaptionTooLongError):
         NANO.encode_in_chunks(classes[place : place + 1])
@@ -272,3 +272,42 @@ def test_stacked_captions_are_padded_and_keep_their_classes():
         assert torch.equal(batch.token_map[row, :count, :length], tokens.token_map[0])
         assert batch.mask[row].tolist() == [position < length for position in range(5)]
     assert not batch.token_map[0, 1].any()
+
+
+def doubts(*classes):
+    prompts = [ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes]
+    return NANO.doubts(prompts, NANO.encode_in_chunks(prompts))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("die (one)", "die (two)"), ("Dog", "dog"), ("stop_sign", "stop sign"), ("dog", "dog")]
+)
+def test_names_with_the_same_wording_are_doubted_once(first, second):
+    (sentence,) = doubts("cat", first, second)
+    assert repr(first) in sentence
+    assert repr(second) in sentence
+    assert "cannot tell them apart" in sentence
+
+
+def test_names_that_differ_in_their_prompt_are_not_doubted():
+    pair = [ClassPrompt(name="mushroom", prefix=f"{colour} ") for colour in ("flat", "yellow")]
+    assert doubts(*pair) == []
+    assert len(doubts(pair[0], pair[0])) == 1
+
+
+def test_words_outside_the_vocabulary_are_doubted():
+    sentences = doubts("cat", "\U0001f3b2", "a \U0001f3b2")
+    assert [("[UNK]" in sentence, "cat" in sentence) for sentence in sentences] == [(True, False)] * 2
+
+
+def test_classes_of_several_captions_are_compared():
+    many = [f"thing number {n}" for n in range(120)]
+    assert len(NANO.encode_in_chunks(many)) > 1
+    (sentence,) = doubts(*many, "Thing Number 3")
+    assert "'thing number 3'" in sentence
+
+
+def test_a_vocabulary_that_is_not_text_names_its_file(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00[PAD]")
+    with pytest.raises(ValueError, match=r"vocab\.txt is not a vocabulary"):
+        Tokenizer.from_file(tmp_path / "vocab.txt")
