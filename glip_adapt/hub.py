@@ -6,21 +6,13 @@ Both formats hold data only, JSON and safetensors: nothing that is fetched can r
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitOperationAdd,
-    HfApi,
-    constants,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-)
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from glip_adapt.adapters import load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, Description, read_description
@@ -35,6 +27,7 @@ from glip_adapt.adapters.files import (
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.data.images import load_rgb
+from glip_adapt.downloads import DownloadError, describe, download, hub_endpoint
 from glip_adapt.model.weights import Trunk
 from glip_adapt.whole_files import file_sha256, written_whole
 
@@ -95,14 +88,14 @@ def push_to_hub(
         if picture is not None:
             content[PICTURE_FILE] = _shown(Path(picture))
         with _hub_errors(f"{repository} could not be written"):
-            api = HfApi(endpoint=_endpoint())
+            api = HfApi(endpoint=hub_endpoint())
             api.create_repo(repository, exist_ok=True, private=private)
             api.create_commit(
                 repository,
                 [CommitOperationAdd(path, source) for path, source in content.items()],
                 commit_message=f"{description.method} adapter for {description.trunk.name}",
             )
-    return f"{_endpoint()}/{repository}"
+    return f"{hub_endpoint()}/{repository}"
 
 
 def from_hub(
@@ -163,25 +156,16 @@ def pull(repository: str, folder: str | Path, revision: str = "main") -> Descrip
 
 def _download(repository: str, name: str, revision: str, most_bytes: int) -> tuple[Path, str]:
     """Return where a file lies in the Hub's cache, and its commit, after a look at its size."""
-    endpoint = _endpoint()
-    with _hub_errors(f"{name} of {repository} could not be fetched"):
-        facts = get_hf_file_metadata(
-            hf_hub_url(repository, name, revision=revision, endpoint=endpoint), endpoint=endpoint
-        )
-    if facts.commit_hash is None or facts.size is None:
-        raise HubError(f"{endpoint} did not answer as a Hub does: {name} of {repository} came without commit or size.")
-    if facts.size > most_bytes:
-        raise AdapterMismatchError(
-            f"{name} of {repository} has {facts.size:,} bytes, more than the {most_bytes:,} that it may take. It was "
-            "not fetched."
-        )
-    with _hub_errors(f"{name} of {repository} could not be fetched"):
-        path = Path(hf_hub_download(repository, name, revision=facts.commit_hash, endpoint=endpoint))
-    if len(facts.etag or "") == 64 and file_sha256(path) != facts.etag:  # large files are stored under their SHA-256
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise HubError(f"{name} of {repository} arrived damaged. Call again.")
-    return path, facts.commit_hash
+    try:
+        file = describe(repository, name, revision).pinned()
+        if file.size_bytes > most_bytes:
+            raise AdapterMismatchError(
+                f"{name} of {repository} has {file.size_bytes:,} bytes, more than the {most_bytes:,} that it may take. "
+                "It was not fetched."
+            )
+        return download(file), file.commit
+    except DownloadError as error:
+        raise HubError(str(error)) from error
 
 
 def _check_saved(folder: Path) -> Description:
@@ -207,10 +191,6 @@ def _shown(path: Path) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ LEVELS = {
     "captions": 0,
     "config": 0,
     "whole_files": 0,
+    "downloads": 0,
     "model": 1,
     "data": 1,
     "draw": 1,
@@ -66,7 +67,7 @@ HOMES = {
         *("cli_prompt.py", "cli_share.py"),
     },
     "rich": {"cli.py", "cli_bench.py", "terminal.py"},
-    "huggingface_hub": {"model/weights.py", "data/fetch.py", "hub.py"},
+    "huggingface_hub": {"downloads.py", "model/weights.py", "hub.py"},
 }
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "misc", "common"}
 MOST_LINES = 450

@@ -10,13 +10,17 @@ import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO
+from typing import IO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 MAX_ENTRIES = 200_000
+MAX_DIRECTORY_BYTES = 32 * 2**20  # 160 per entry; it is read at once, and takes 10 times as much in memory
+MAX_PARTS = 32  # of a path
+MAX_NAME_BYTES = 255  # of each, the limit of common file systems
 MAX_UNPACKED_BYTES = 64 * 2**30
 MAX_RATIO = 100  # unpacked bytes per byte of the file; pictures reach 1.1, COCO files 30, deflate 1032
 _COPY_BYTES = 2**20
+_MOST_SHOWN = 100  # characters of a name
 _PLAIN_FLAGS = 0x2 | 0x4 | 0x8 | 0x800  # level of compression, sizes behind the data, names in UTF-8
 
 
@@ -24,24 +28,42 @@ class UnsafeArchiveError(ValueError):
     """A zip file is damaged, or holds what no dataset needs."""
 
 
-def check_archive(file: IO[bytes]) -> list[ZipInfo]:
-    """Return the files in a zip file, without its folders, once every entry is known to be harmless.
+class _Directory:
+    """A file whose directory is read only if it is of a sound size; the rest is seldom read at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"its directory has {size} bytes, more than {MAX_DIRECTORY_BYTES}")
+        return self._file.read(size)
+
+
+def check_archive(file: IO[bytes], folder: str) -> list[ZipInfo]:
+    """Return the files in one folder of a zip file, without its folders, once each of them is known to be harmless.
+
+    What lies elsewhere in the zip file (``__MACOSX/``, ``.DS_Store``) is neither judged nor returned. Names that only
+    Windows keeps for devices, such as ``aux.jpg``, are names like others.
 
     Args:
         file: opened for reading, seekable.
+        folder: one name.
 
     Raises:
-        UnsafeArchiveError: if it is no zip file; an entry lies outside the folder it is unpacked into or below a file,
-            is a link or a device, is encrypted or comes twice; or the entries are too many, too large or pressed too
-            hard.
+        UnsafeArchiveError: if it is no zip file; or an entry in ``folder`` leads out of it or lies below a file, has a
+            name that is too long, is a link or a device, is encrypted or comes twice; or the entries are too many, too
+            large or pressed too hard.
     """
     size = file.seek(0, os.SEEK_END)
     try:
-        entries = ZipFile(file).infolist()
+        everything = ZipFile(cast(IO[bytes], _Directory(file))).infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
         raise UnsafeArchiveError(f"it is not a zip file ({error})") from error
-    if len(entries) > MAX_ENTRIES:
-        raise UnsafeArchiveError(f"it has {len(entries)} entries, more than {MAX_ENTRIES}")
+    if len(everything) > MAX_ENTRIES:
+        raise UnsafeArchiveError(f"it has {len(everything)} entries, more than {MAX_ENTRIES}")
+    entries = [entry for entry in everything if entry.filename.startswith(f"{folder}/")]
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > min(MAX_UNPACKED_BYTES, MAX_RATIO * size):
         raise UnsafeArchiveError(
@@ -53,7 +75,7 @@ def check_archive(file: IO[bytes]) -> list[ZipInfo]:
         _check_entry(entry)
         path = PurePosixPath(entry.filename)
         if path in seen:
-            raise UnsafeArchiveError(f"entry {entry.filename!r} comes twice")
+            raise UnsafeArchiveError(f"entry {_shown(entry)} comes twice")
         seen[path] = entry
     _check_parents(seen)
     return [entry for entry in entries if not entry.is_dir()]
@@ -82,25 +104,36 @@ def unpack(file: IO[bytes], entries: list[ZipInfo], folder: Path, on_bytes: Call
                     with archive.open(entry) as source:  # reads at most the stated size, then checks the CRC
                         shutil.copyfileobj(source, copy, _COPY_BYTES)
                 except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-                    raise UnsafeArchiveError(f"entry {entry.filename!r} is damaged ({error})") from error
+                    raise UnsafeArchiveError(f"entry {_shown(entry)} is damaged ({error})") from error
             done += entry.file_size
             on_bytes(done)
 
 
 def _check_entry(entry: ZipInfo) -> None:
-    """Refuse a path that leads out, anything that is neither file nor folder, and what cannot be read."""
+    """Refuse a path that leads out, anything that is neither file nor folder, and what cannot be read or written."""
     path = PureWindowsPath(entry.filename)  # takes both kinds of slash, and drive letters
     if path.anchor or ".." in path.parts or not path.parts:
-        raise UnsafeArchiveError(f"entry {entry.filename!r} lies outside the folder it would be unpacked into")
+        raise UnsafeArchiveError(f"entry {_shown(entry)} lies outside the folder it would be unpacked into")
+    if len(path.parts) > MAX_PARTS or max(len(part.encode(errors="replace")) for part in path.parts) > MAX_NAME_BYTES:
+        raise UnsafeArchiveError(
+            f"entry {_shown(entry)} has a name of more than {MAX_NAME_BYTES} bytes, or lies more than {MAX_PARTS} "
+            "folders deep"
+        )
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise UnsafeArchiveError(f"entry {entry.filename!r} is a {'link' if kind == stat.S_IFLNK else 'device'}")
+        raise UnsafeArchiveError(f"entry {_shown(entry)} is a {'link' if kind == stat.S_IFLNK else 'device'}")
     if entry.flag_bits & ~_PLAIN_FLAGS or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise UnsafeArchiveError(f"entry {entry.filename!r} is encrypted, or compressed by another method than deflate")
+        raise UnsafeArchiveError(f"entry {_shown(entry)} is encrypted, or compressed by another method than deflate")
 
 
 def _check_parents(entries: dict[PurePosixPath, ZipInfo]) -> None:
     """Refuse an entry below one that is a file: there is no such place."""
     for above, below in pairwise(sorted(entries, key=lambda path: path.parts)):  # what lies below a path follows it
         if not entries[above].is_dir() and below.parts[: len(above.parts)] == above.parts:
-            raise UnsafeArchiveError(f"entry {entries[below].filename!r} lies below {str(above)!r}, which is a file")
+            raise UnsafeArchiveError(f"entry {_shown(entries[below])} lies below {str(above)!r}, which is a file")
+
+
+def _shown(entry: ZipInfo) -> str:
+    """Return the name of an entry for a message."""
+    name = entry.filename
+    return repr(name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}…")

@@ -1,28 +1,22 @@
 """Known datasets from the Hub: downloaded where an earlier try stopped, verified, unpacked aside, then renamed.
 
-While it works, ``.NAME.zip-CHECKSUM.part`` lies where the dataset will be; it is locked, continued by the next try, and
-removed at the end. A dataset folder appears only when complete, with ``fetched.json`` in it: where it came from.
+While it works, the folder ``.NAME.zip-CHECKSUM`` lies where the dataset will be; it is locked, continued by the next
+try, and removed at the end. A dataset folder appears only when complete, with ``fetched.json`` in it: where it came
+from. An archive that is refused is kept, and the message says where.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
-import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from http.client import PARTIAL_CONTENT
-from itertools import chain
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from huggingface_hub import constants, get_hf_file_metadata, get_session, hf_hub_url
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from typing import Literal
 
 from glip_adapt.config import to_mapping
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
@@ -36,14 +30,20 @@ from glip_adapt.data.odinw import (
     missing_files,
     rendered_datasets,
 )
+from glip_adapt.downloads import DownloadError, HubFile, check_space, describe, download
+from glip_adapt.whole_files import locked
 
 RECORD_FILE = "fetched.json"
 SUITE = "odinw13"
 
 OnBytes = Callable[[Literal["download", "unpack"], int, int], None]
 
-_ZIP_MAGIC = b"PK\x03\x04"
+_SHA256_DIGITS = 64
+_UNPACKED = "unpacked"
+_REQUIRED_SPLITS = ("train", "val", "test")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+logger = logging.getLogger(__name__)
 
 
 class FetchError(RuntimeError):
@@ -81,16 +81,6 @@ class Fetched:
     is_new: bool
 
 
-@dataclass(frozen=True)
-class _Archive:
-    """A zip file as the Hub describes it."""
-
-    url: str
-    commit: str
-    size_bytes: int
-    sha256: str
-
-
 def fetchable(names: list[str]) -> list[DatasetSpec]:
     """Return the datasets that ``names`` stand for, once each; ``odinw13`` is all thirteen.
 
@@ -117,57 +107,35 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
     Raises:
         FileNotFoundError, ValueError: if the name is unknown.
         FetchError: if the Hub cannot be reached or answers something else than the archive, the archive is damaged or
-            unsafe, the disk is too full, another process fetches the same, or something else is in the way.
+            unsafe, the disk is too full or refuses, another process fetches the same, or something else is in the way.
     """
     (spec,) = fetchable([name])
+    base = _base(root)
     found = find_known(spec, dataset_roots(root))
     if found is not None:
-        return _present(spec, *found)
-    base = _base(root)
+        present = _present(spec, *found)
+        _clear_leftovers(base, spec)  # of a process that was killed while it did this
+        return present
     target = base / spec.folder
     if target.exists():
         raise FetchError(f"{target} is in the way: it holds no {spec.official_name}. Move it, or name another --root.")
-    report = on_bytes or (lambda *_: None)
-    remote = _describe(spec)
     try:
-        base.mkdir(parents=True, exist_ok=True)
-        with _open_part(base / f".{spec.archive}-{remote.sha256[:12]}.part", remote.size_bytes, report) as part:
+        file = describe(ARCHIVE_REPOSITORY, spec.archive_path).pinned()
+        if len(file.checksum) != _SHA256_DIGITS:
+            raise DownloadError(f"{file.url} was not answered by a Hub: the SHA-256 of the file is missing.")
+        with _scratch(base / f".{spec.archive}-{file.checksum[:12]}") as scratch:
             if not target.exists():  # another process may just have made it
-                _download(spec, remote, part)
-                _unpack(spec, remote, part, target, report)
-            for left in base.glob(f".{spec.archive}-*.part"):  # this one, and those of an archive since replaced
-                left.unlink(missing_ok=True)
+                _fetch(spec, file, scratch, target, on_bytes or (lambda *_: None))
+    except DownloadError as error:
+        raise FetchError(f"{error} By hand: fetch {spec.archive_url}, and unpack it in {base}.") from error
     except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise FetchError(
-            f"The disk of {base} is full. Free some space and call again: it goes on from here."
-        ) from error
+        if error.errno in _FULL:
+            text = f"The disk of {base} is full. Free some space and call again: it goes on from here."
+        else:
+            text = f"{spec.official_name} could not be written ({error}). Name another --root, or mend that."
+        raise FetchError(text) from error
+    _clear_leftovers(base, spec)
     return Fetched(name=spec.official_name, folder=target, is_new=True)
-
-
-class _PartFile(io.BufferedRandom):
-    """A download on disk, written at its end; takes no more than it was told to expect."""
-
-    def __init__(self, path: Path, size_bytes: int, report: OnBytes) -> None:
-        path.touch()
-        super().__init__(io.FileIO(path, "r+"))
-        self.path = path
-        self.size_bytes = size_bytes
-        self._report = report
-        self.seek(0, os.SEEK_END)
-
-    def write(self, content: Any) -> int:
-        end = self.tell() + len(content)
-        if end > self.size_bytes:
-            self.remove()
-            raise FetchError(f"More than the {self.size_bytes} bytes came that the Hub states. Call again.")
-        self._report("download", end, self.size_bytes)
-        return super().write(content)
-
-    def remove(self) -> None:
-        """Take the file off the disk, so that the next try starts anew."""
-        self.path.unlink(missing_ok=True)
 
 
 def _base(root: Path | None) -> Path:
@@ -178,9 +146,8 @@ def _base(root: Path | None) -> Path:
 
 def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
     """Return a dataset that is there; one that lacks a split was not made here, and is not touched."""
-    missing = missing_files(base, spec, depth)
     folder = base.joinpath("odinw", spec.folder) if depth == 0 else base / spec.folder
-    if missing:
+    if missing := _missing(base, spec, depth):
         raise FetchError(
             f"{folder} is incomplete: {', '.join(map(str, missing))} is missing. "
             "Move the folder away, or name another --root."
@@ -188,128 +155,82 @@ def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
     return Fetched(name=spec.official_name, folder=folder, is_new=False)
 
 
-def _describe(spec: DatasetSpec) -> _Archive:
-    """Return what the Hub says about the archive of ``spec``, and its address at that commit."""
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
-    url = hf_hub_url(ARCHIVE_REPOSITORY, spec.archive_path, endpoint=endpoint)
-    try:
-        facts = get_hf_file_metadata(url, endpoint=endpoint)
-    except Exception as error:  # the Hub client raises OS, HTTP and its own errors alike
-        raise FetchError(
-            f"{url} could not be reached ({_reason(error)}). Check the network, or set HF_ENDPOINT to a mirror of the "
-            f"Hub; or unpack {spec.archive_url} by hand."
-        ) from error
-    if not (facts.commit_hash and facts.size and len(facts.etag or "") == 64):
-        raise FetchError(
-            f"{url} was not answered by a Hub: size and SHA-256 of the file are missing. It may be the page of a login "
-            "or a proxy; check the network, and HF_ENDPOINT if it is set."
-        )
-    pinned = hf_hub_url(ARCHIVE_REPOSITORY, spec.archive_path, revision=facts.commit_hash, endpoint=endpoint)
-    return _Archive(pinned, facts.commit_hash, facts.size, str(facts.etag))
+def _missing(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:
+    """Return the annotation files that are missing, of the splits that every dataset needs."""
+    needed = {name: split for name, split in spec.splits.items() if name in _REQUIRED_SPLITS}
+    return missing_files(base, replace(spec, splits=needed), depth)
 
 
 @contextmanager
-def _open_part(path: Path, size_bytes: int, report: OnBytes) -> Iterator[_PartFile]:
-    """Yield the download at ``path``, held by this process alone, once the disk has room for all of it."""
-    have = path.stat().st_size if path.exists() else 0
-    _check_space(path.parent, 2 * size_bytes - have)  # pictures unpack to no less than the archive
-    with _PartFile(path, size_bytes, report) as part:
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Yield a folder for what is not finished, held by this process alone; one that stays empty is removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        is_held = False
+        with suppress(FileNotFoundError):  # another process has removed it meanwhile, and perhaps made a new one
+            before = folder.stat()
+            is_held = stack.enter_context(locked(folder, wait=False)) and os.path.samestat(before, folder.stat())
+        if not is_held:
+            raise FetchError(f"Another process downloads into {folder}. Wait for it, then call again.")
         try:
-            fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)  # falls with the process
-            if not os.path.samestat(os.fstat(part.fileno()), path.stat()):
-                raise BlockingIOError("what is locked here was removed meanwhile, and another begun in its place")
-        except (BlockingIOError, FileNotFoundError) as error:
-            raise FetchError(f"Another process downloads into {path}. Wait for it, then call again.") from error
-        try:
-            yield part
+            yield folder
         finally:
-            if part.seek(0, os.SEEK_END) == 0:
-                part.remove()
+            shutil.rmtree(folder / _UNPACKED, ignore_errors=True)
+            if not _size(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download(spec: DatasetSpec, remote: _Archive, part: _PartFile) -> None:
-    """Bring ``part`` to the size and checksum that the Hub states; goes on by itself as long as bytes come."""
-    while (have := part.seek(0, os.SEEK_END)) < remote.size_bytes:
-        try:
-            _receive(remote, part, have)
-        except FetchError:
-            raise
-        except Exception as error:  # as above
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise
-            if part.seek(0, os.SEEK_END) > have:
-                continue
-            raise FetchError(
-                f"{spec.archive} broke off after {have} of {remote.size_bytes} bytes ({_reason(error)}). "
-                "Call again: it goes on from there."
-            ) from error
-    part.seek(0)
-    found = hashlib.file_digest(part, "sha256").hexdigest()
-    if found != remote.sha256:
-        part.remove()
-        raise FetchError(f"{spec.archive} arrived damaged: SHA-256 {found}, expected {remote.sha256}. Call again.")
-
-
-def _receive(remote: _Archive, part: _PartFile, have: int) -> None:
-    """Write what comes after the first ``have`` bytes, or all of it where the server knows no ranges."""
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with get_session().stream(
-        "GET", remote.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-    ) as response:
-        hf_raise_for_status(response)
-        chunks = response.iter_bytes()
-        first = next(chunks, b"")
-        if response.status_code != PARTIAL_CONTENT:
-            if not first.startswith(_ZIP_MAGIC):  # before it takes the place of what is there
-                raise FetchError(
-                    f"{remote.url} was answered by a page, of a login perhaps, not a zip file. Call again."
-                )
-            part.seek(0)
-            part.truncate()
-        for chunk in chain([first], chunks):
-            part.write(chunk)
-    if part.tell() < remote.size_bytes:
-        raise ConnectionError("the answer ended early")
-
-
-def _unpack(spec: DatasetSpec, remote: _Archive, part: _PartFile, target: Path, report: OnBytes) -> None:
-    """Unpack a verified archive aside, then give it its name."""
-    staging = target.with_name(f"{part.path.name}-unpacked")
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+def _fetch(spec: DatasetSpec, file: HubFile, scratch: Path, target: Path, report: OnBytes) -> None:
+    """Download an archive into ``scratch``, unpack it there, and give the dataset its name."""
+    shutil.rmtree(scratch / _UNPACKED, ignore_errors=True)  # of a process that was killed
+    check_space(scratch, 2 * file.size_bytes - _size(scratch))  # pictures unpack to no less than the archive
+    archive = download(file, scratch, lambda done, total: report("download", done, total))
     try:
-        entries = [entry for entry in check_archive(part) if entry.filename.startswith(f"{spec.folder}/")]
-        total = sum(entry.file_size for entry in entries)
-        _check_space(target.parent, total)
-        unpack(part, entries, staging, lambda done: report("unpack", done, total))
-        record = FetchRecord(
-            dataset=spec.official_name,
-            url=remote.url,
-            commit=remote.commit,
-            size_bytes=remote.size_bytes,
-            sha256=remote.sha256,
-            files=len(entries),
-            unpacked_bytes=total,
-        )
-        if missing := missing_files(staging, spec, depth=1):
-            raise UnsafeArchiveError(f"{missing[0].relative_to(staging)} is missing in it")
-        text = json.dumps(to_mapping(record), indent=2) + "\n"
-        (staging / spec.folder / RECORD_FILE).write_text(text, encoding="utf-8")
-        os.rename(staging / spec.folder, target)
+        _unpack(spec, file, archive, scratch / _UNPACKED, report)
     except UnsafeArchiveError as error:
-        part.remove()
-        raise FetchError(f"{remote.url} is as the Hub states, but is not used: {error}. Tell its owner.") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
         raise FetchError(
-            f"{folder} has {free / 1e9:.2f} GB free, and {needed_bytes / 1e9:.2f} GB are needed. "
-            "Free some, or name another --root."
-        )
+            f"{file.url} is as the Hub states, but is not used: {error}. Tell its owner. The archive is kept as "
+            f"{archive}: unpack it by hand if you trust it."
+        ) from error
+    os.rename(scratch / _UNPACKED / spec.folder, target)
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+def _unpack(spec: DatasetSpec, file: HubFile, archive: Path, folder: Path, report: OnBytes) -> None:
+    """Write a dataset and its record below ``folder``."""
+    with archive.open("rb") as content:
+        entries = check_archive(content, spec.folder)
+        total = sum(entry.file_size for entry in entries)
+        check_space(folder.parent, total)
+        unpack(content, entries, folder, lambda done: report("unpack", done, total))
+    if missing := _missing(folder, spec, depth=1):
+        raise UnsafeArchiveError(f"{missing[0].relative_to(folder)} is missing in it")
+    for path in missing_files(folder, spec, depth=1):
+        logger.warning("%s comes without %s, and is used without it.", spec.official_name, path.relative_to(folder))
+    record = FetchRecord(
+        dataset=spec.official_name,
+        url=file.url,
+        commit=file.commit,
+        size_bytes=file.size_bytes,
+        sha256=file.checksum,
+        files=len(entries),
+        unpacked_bytes=total,
+    )
+    text = json.dumps(to_mapping(record), indent=2) + "\n"
+    (folder / spec.folder / RECORD_FILE).write_text(text, encoding="utf-8")
+
+
+def _clear_leftovers(base: Path, spec: DatasetSpec) -> None:
+    """Remove what is not needed once a dataset is there, that of an archive since replaced included."""
+    for left in base.glob(f".{spec.archive}-*"):
+        with suppress(OSError):
+            if not left.is_dir():  # of an earlier release
+                left.unlink()
+                continue
+            with locked(left, wait=False) as is_dead:
+                if is_dead:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files below ``folder``."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -15,18 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from glip_adapt.config import describe_unknown
+from glip_adapt.downloads import DamagedDownloadError, DownloadError, cached, describe, download, hub_endpoint
 from glip_adapt.model.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
 from glip_adapt.model.checkpoint_entries import match_entries, resembled
 from glip_adapt.model.checkpoint_files import CheckpointError, printable, read_entries
 from glip_adapt.model.glip import Glip
 from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
-from glip_adapt.whole_files import file_sha256, written_whole
+from glip_adapt.whole_files import written_whole
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -290,8 +291,6 @@ def weights_checksum(glip: Glip) -> str:
 def fetch(repository: str, filename: str, *, option: str) -> str:
     """Return the local path of a Hub file, downloading it with progress into the Hub's cache if need be.
 
-    A fresh download is compared with the checksum that the Hub states; a damaged file is removed.
-
     Args:
         repository: Hub repository.
         filename: file in it.
@@ -301,27 +300,18 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
         FileNotFoundError: if the file is neither cached nor reachable.
         CheckpointError: if its SHA-256 differs from the Hub's.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    if (path := cached(repository, filename)) is not None:
+        return str(path)
     try:
-        return hf_hub_download(repository, filename, endpoint=endpoint, local_files_only=True)
-    except FileNotFoundError:
-        pass
-    url = hf_hub_url(repository, filename, endpoint=endpoint)
-    try:
-        stated = get_hf_file_metadata(url, endpoint=endpoint).etag
-        path = Path(hf_hub_download(repository, filename, endpoint=endpoint))
-    except Exception as error:  # the Hub client raises OS, HTTP and its own errors alike
+        return str(download(describe(repository, filename)))
+    except DamagedDownloadError as error:
+        raise CheckpointError(str(error)) from error
+    except DownloadError as error:
+        url = f"{hub_endpoint()}/{repository}/resolve/main/{filename}"
         raise FileNotFoundError(
-            f"{filename} is not in the cache and could not be fetched ({type(error).__name__}: {error}). "
-            f"On a machine with a network, fetch {url}, then name the file with {option}."
+            f"{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a machine with "
+            f"a network, then name the file with {option}."
         ) from error
-    if stated and len(stated) == 64:  # large files are stored under their SHA-256
-        found = file_sha256(path)
-        if found != stated:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-            raise CheckpointError(f"{filename} arrived damaged: SHA-256 {found}, expected {stated}. Fetch it again.")
-    return str(path)
 
 
 def _check_exists(path: Path, name: str) -> None:
