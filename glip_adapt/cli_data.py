@@ -71,7 +71,7 @@ def check_data(
     if rows or as_json:
         terminal.print_rows("defects", rows, as_json)
     else:
-        terminal.console.print(f"No defects in {', '.join(files)}.")
+        terminal.say(f"No defects in {', '.join(files)}.")
     raise typer.Exit(1 if rows else 0)
 
 
@@ -89,6 +89,7 @@ def sample_data(
     from glip_adapt.data.coco import coco_ground_truth, load_split
     from glip_adapt.data.fewshot import few_shot_split
     from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.whole_files import written_whole
 
     file = Path(path)
     if file.is_file():
@@ -96,10 +97,9 @@ def sample_data(
     else:
         split = load_dataset(path).train
     subset = few_shot_split(split, shots, seed)
-    temporary = output.with_name(f".{output.name}")
-    temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
-    temporary.replace(output)
-    terminal.console.print(f"{len(subset)} pictures ({subset.source}) → {output}")
+    with written_whole(output) as temporary:
+        temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
+    terminal.say(f"{len(subset)} pictures ({subset.source}) → {output}")
 
 
 @data_app.command("export")
@@ -121,4 +121,4 @@ def export_data(
     with terminal.progress_bar() as bar:
         for key, spec in bar.track(sets.items(), total=len(sets), description="rendering"):
             write_glyph_set(spec, out / key)
-    terminal.console.print(f"{len(sets)} synthetic datasets → {out}")
+    terminal.say(f"{len(sets)} synthetic datasets → {out}")

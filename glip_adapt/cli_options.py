@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,11 @@ TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt l
 AdaptersTrunk = Annotated[
     str | None,
     typer.Option("--trunk", help="Name from `glip-adapt ls trunks`; by default the adapter's own, else glip-nano."),
+]
+Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
+ShortSide = Annotated[
+    int | None,
+    typer.Option(min=32, help="Shorter side as the network sees it, pixels; by default as the trunk is used to."),
 ]
 Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -38,3 +45,56 @@ def open_trunk(
     if name is None:
         name = "glip-nano" if adapter is None else read_description(adapter).trunk.name
     return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+
+
+def open_model(
+    trunk: str | None,
+    checkpoint: Path | None,
+    vocabulary: Path | None,
+    device: str,
+    adapter: Path | None,
+    classes: Sequence[Any] | None,
+) -> Any:
+    """Return what detects: an adapter or a baked model from a folder, or zero-shot for the classes.
+
+    Args:
+        trunk: its name; None for that of the adapter, or glip-nano.
+        checkpoint: local weights.
+        vocabulary: local ``vocab.txt``.
+        device: where the network goes.
+        adapter: folder saved by ``adapt`` or ``bake``; None for zero-shot.
+        classes: names or prompts; with an adapter they must be those that it was trained for, or be left out.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    from glip_adapt import attach, load_adapter, load_baked
+
+    if adapter is not None and (adapter / "baked.json").is_file():
+        baked = load_baked(adapter, device)
+        names = tuple(entry if isinstance(entry, str) else entry.name for entry in classes or ())
+        if names and names != baked.class_names:
+            raise ValueError(
+                f"The baked model in {adapter} detects {', '.join(baked.class_names)}, but {', '.join(names)} was "
+                "asked for. Use the classes that it was trained for, in their order."
+            )
+        return baked
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
+    if adapter is not None:
+        return load_adapter(loaded, adapter, classes=classes or None)
+    return attach(loaded, "zero_shot", classes=classes or ())
+
+
+def view_of(trunk: str, short_side: int | None) -> Any:
+    """Return how pictures are shown to a trunk, with another short side if one is given."""
+    from glip_adapt import PredictConfig
+
+    shown = PredictConfig.of(trunk)
+    if short_side is None:
+        return shown
+    return replace(shown, short_side=short_side, max_long_side=max(shown.max_long_side, short_side))
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]

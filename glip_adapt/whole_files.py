@@ -17,6 +17,7 @@ if sys.platform != "win32":
     import fcntl
 
 _SUFFIX = ".partial"
+_ROOM_STEP = 2**20  # bytes
 _PARTIAL = re.compile(r"\..+-[a-z0-9_]{8}\.partial")  # what ``tempfile`` makes of the name below
 
 
@@ -63,6 +64,24 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
         yield _lock(descriptor, wait)
     finally:
         os.close(descriptor)
+
+
+def check_room(folder: Path, size_bytes: int) -> None:
+    """Write ``size_bytes`` where ``folder`` is or will be made, and remove them again.
+
+    Raises:
+        OSError: if that fails; says why, and what to do.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            for _ in range(0, size_bytes, _ROOM_STEP):
+                file.write(bytes(min(_ROOM_STEP, size_bytes)))
+    except OSError as error:
+        raise OSError(
+            f"{folder} cannot take the {size_bytes / 1e6:.1f} MB that are to be saved there ({error.strerror}). "
+            "Make room, or name another folder."
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -1,13 +1,17 @@
 """The verbs, run as a user would, in process and on small things."""
 
 import json
+import tempfile
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from glip_adapt import attach, load_trunk
+import glip_adapt
+from glip_adapt import attach, load_adapter, load_trunk, train
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.captions import ClassPrompt
 from glip_adapt.data import odinw
 from glip_adapt.data.coco import load_split
 from glip_adapt.prediction import PredictConfig
@@ -31,6 +35,7 @@ def test_every_verb_has_help_with_an_example(glip):
         "bench",
         "report",
         "audit",
+        "score",
     ]
     for verb in [*verbs, "report", "audit", "convert", "doctor"]:
         code, out, _ = glip(*verb.split(), "--help")
@@ -69,6 +74,142 @@ def test_detections_become_the_labels_of_a_dataset(glip, coco_folder, tmp_path):
     assert (labels.classes, len(labels)) == (("red box", "blue box"), len(pictures))
     boxes = [json.loads((tmp_path / "found" / f"{path.stem}.json").read_text())["detections"] for path in pictures]
     assert [len(r.annotations) for r in labels.records] == [sum(b["score"] >= 0.01 for b in found) for found in boxes]
+
+
+@pytest.fixture
+def one_bad(coco_folder):
+    """A folder of two sound pictures of one stem, one that is cut off, and a text."""
+    folder = coco_folder / "photos"
+    folder.mkdir()
+    content = (coco_folder / "test" / "0.png").read_bytes()
+    (folder / "a.png").write_bytes(content)
+    (folder / "b.png").write_bytes(content[: len(content) // 2])
+    Image.open(coco_folder / "test" / "1.png").save(folder / "a.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_detect_takes_a_folder_and_goes_on_after_a_broken_picture(glip, one_bad, tmp_path):
+    out, labels = tmp_path / "found", one_bad / "labels.json"
+    code, said, err = glip("detect", one_bad, "--classes", "red box", "--out", out, "--as-coco", labels, *SMALL)
+    assert code == 1
+    assert "b.png is not a picture" in err
+    assert {file.name for file in out.iterdir()} == {"a.jpg.json", "a.jpg.png", "a.png.json", "a.png.png"}
+    assert [r.path.name for r in load_split(labels, one_bad, "labels").records] == ["a.jpg", "a.png"]
+    code, said, _ = glip("detect", one_bad, "--classes", "red box", "--out", out, "--json", *SMALL)
+    assert code == 1
+    assert ["error" in result for result in json.loads(said)] == [False, False, True]
+    (tmp_path / "empty").mkdir()
+    code, _, err = glip("detect", tmp_path / "empty", "--classes", "red box", "--out", out)
+    assert (code, "no picture in" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "caption", ["red box. blue box", "red box . blue box .", " red box .  blue box.", "red box. blue box. "]
+)
+def test_a_caption_is_read_without_blanks_and_final_period(glip, coco_folder, tmp_path, caption):
+    picture = coco_folder / "test" / "0.png"
+    code, _, err = glip("detect", picture, "--caption", caption, "--out", tmp_path, "--threshold", "0", *SMALL)
+    assert code == 0, err
+    found = json.loads((tmp_path / "0.json").read_text())["detections"]
+    assert {box["class"] for box in found} <= {"red box", "blue box"}
+    assert found
+
+
+def test_a_caption_beside_classes_is_wrong_usage(glip, coco_folder):
+    code, _, err = glip("detect", coco_folder / "test" / "0.png", "--classes", "a", "--caption", "b")
+    assert code == 2
+    assert "not both" in err
+
+
+def test_detect_turns_a_picture_as_its_orientation_says(glip, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (80, 64)).save(tmp_path / "x.jpg", exif=exif)
+    code, _, err = glip("detect", tmp_path / "x.jpg", "--classes", "red box", "--out", tmp_path / "found", *SMALL)
+    assert code == 0, err
+    assert Image.open(tmp_path / "found" / "x.png").size == (64, 80)
+
+
+def test_an_adapter_is_replaced_only_when_asked_for_and_that_is_said_before_training(glip, coco_folder, tmp_path):
+    recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
+    recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
+    adapt = ("adapt", coco_folder, "--shots", "1", "--out", saved, "--config", recipe, "--method")
+    assert glip(*adapt, "prompt")[0] == 0
+    code, _, err = glip(*adapt, "linear_probe")
+    assert (code, "holds an adapter already" in err, "val AP" in err) == (1, True, False)
+    assert json.loads((saved / "adapter.json").read_text())["method"] == "prompt"
+    assert glip(*adapt, "linear_probe", "--overwrite")[0] == 0
+    assert json.loads((saved / "adapter.json").read_text())["method"] == "linear_probe"
+    assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors", "training.json"}
+
+
+def test_adapt_tries_its_folder_before_training(glip, coco_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda *a, **k: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    code, _, err = glip("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", tmp_path / "file" / "x")
+    assert (code, "cannot take" in err) == (1, True)
+
+
+@pytest.mark.parametrize("failure", ["taken", "full"])
+def test_a_trained_adapter_is_kept_elsewhere_where_it_cannot_be_saved(
+    glip, coco_folder, tmp_path, monkeypatch, failure
+):
+    recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
+    recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
+    save = AdaptedGlip.save
+
+    def fail(model, folder, **options):
+        if folder == saved and failure == "full":
+            raise OSError("No room.")
+        if folder == saved:
+            save(model, saved)
+        save(model, folder, **options)
+
+    monkeypatch.setattr(AdaptedGlip, "save", fail)
+    (tmp_path / "rescued").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "rescued"))
+    code, _, err = glip(
+        *("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", saved, "--config", recipe)
+    )
+    (other,) = (tmp_path / "rescued").iterdir() if failure == "full" else [tmp_path / "adapter-2"]
+    assert (code, str(other) in err) == (int(failure == "full"), True)
+    assert load_adapter(load_trunk("glip-nano"), other).adapter.name == "prompt"
+
+
+def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, tmp_path, monkeypatch):
+    recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
+    recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
+    prompts = (ClassPrompt(name="red box", prefix="a "), ClassPrompt(name="blue box"))
+    load = odinw.load_dataset
+    monkeypatch.setattr(glip_adapt, "load_dataset", lambda name: replace(load(name), prompts=prompts), raising=False)
+    adapt = ("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--config", recipe, "--prompts", "official")
+    code, _, err = glip(*adapt, "--out", saved)
+    assert code == 0, err
+    assert json.loads((saved / "adapter.json").read_text())["classes"][0]["prefix"] == "a "
+    for extra, expected in (((), 0), (("--prompts", "official"), 0), (("--prompts", "names"), 1)):
+        assert glip("eval", coco_folder, "--adapter", saved, *extra, *SMALL)[0] == expected
+    assert glip("eval", coco_folder, "--prompts", "official", *SMALL)[0] == 0
+
+
+def test_score_prints_metrics_of_files_by_the_ids_that_are_asked_for(glip, tmp_path):
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [20 * n, 0, 9, 9]} for n in range(3)]
+    truth = {
+        "images": [{"id": 1, "file_name": "none.png"}],
+        "annotations": [box | {"id": n} for n, box in enumerate(boxes)],
+        "categories": [{"id": 1, "name": "box"}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps([box | {"score": 0.9} for box in boxes]))
+    score = ("score", tmp_path / "found.json", tmp_path / "truth.json", "--json")
+    by_ids = {}
+    for ids in ("renumbered", "as_in_file"):
+        code, out, err = glip(*score, "--annotation-ids", ids)
+        assert code == 0, err
+        by_ids[ids] = {row["metric"]: row["value"] for row in json.loads(out)}
+    assert by_ids["renumbered"]["ap"] == pytest.approx(1)
+    assert by_ids["as_in_file"]["ap of box"] < 0.7
+    assert by_ids["renumbered"] == {row["metric"]: row["value"] for row in json.loads(glip(*score)[1])}
 
 
 def test_prompt_search_prints_every_wording_and_one_test_score(glip, coco_folder, tmp_path):
@@ -126,7 +267,7 @@ def test_the_recipe_of_adapt_also_holds_the_settings_of_the_method(glip, coco_fo
     used = json.loads((saved / "adapter.json").read_text())["config"]
     assert (used["target"], used["rank"]) == ("head", 2)
     recipe.write_text(short + "ranks = 2\n")
-    code, _, err = glip(*adapt)
+    code, _, err = glip(*adapt, "--overwrite")
     assert code == 1
     assert "settings of lora: unknown key 'ranks' (did you mean 'rank'?)" in " ".join(err.split())
 
@@ -162,7 +303,7 @@ def test_a_baked_model_is_shown_pictures_as_its_own_trunk_is(glip, bake, coco_fo
 def test_a_baked_model_is_not_scored_on_classes_in_another_order(glip, bake, coco_folder):
     code, _, err = glip("eval", coco_folder, "--adapter", bake("glip-nano", ["blue box", "red box"]), *SMALL)
     assert code == 1
-    assert "detects blue box, red box, but red box, blue box was asked for" in " ".join(err.split())
+    assert "detects the 2 classes ('blue box', 'red box')" in " ".join(err.split())
 
 
 def test_no_adapter_is_trained_into_the_folder_of_a_baked_model(glip, bake, coco_folder):

@@ -40,9 +40,11 @@ LEVELS = {
     "terminal": 7,
     "cli_options": 8,
     "cli_bench": 9,
+    "cli_adapt": 9,
     "cli_convert": 9,
     "cli_deploy": 9,
     "cli_data": 9,
+    "cli_detect": 9,
     "cli_prompt": 9,
     "cli_share": 9,
     "cli": 10,
@@ -63,10 +65,10 @@ HOMES = {
     },
     "ray": {"bench/ray_pool.py"},
     "typer": {
-        *("cli.py", "cli_bench.py", "cli_convert.py", "cli_data.py", "cli_deploy.py", "cli_options.py"),
-        *("cli_prompt.py", "cli_share.py"),
+        *("cli.py", "cli_adapt.py", "cli_bench.py", "cli_convert.py", "cli_data.py", "cli_deploy.py", "cli_detect.py"),
+        *("cli_options.py", "cli_prompt.py", "cli_share.py"),
     },
-    "rich": {"cli.py", "cli_bench.py", "terminal.py"},
+    "rich": {"cli_bench.py", "terminal.py"},
     "huggingface_hub": {"downloads.py", "model/weights.py", "hub.py"},
 }
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "misc", "common"}

@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
+import resource
 import sys
 
 import pytest
 
-from glip_adapt.whole_files import clear_partials, locked, written_whole
+from glip_adapt.whole_files import check_room, clear_partials, locked, written_whole
 
 FORK = multiprocessing.get_context("fork")  # a child that is killed, without the seconds of an import
 
@@ -83,3 +84,24 @@ def test_a_folder_is_held_by_one_and_free_afterwards(tmp_path):
         assert (mine, theirs) == (True, False)
     with locked(tmp_path, wait=False) as free:
         assert free
+
+
+def test_room_is_tried_where_the_folder_will_be_and_nothing_is_left(tmp_path):
+    check_room(tmp_path / "a" / "b", 3_000_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_room_is_one_clear_error(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"cannot take the 3\.0 MB .*name another folder"):
+            check_room(tmp_path, 3_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_read_only_place_is_found_before_anything_is_saved(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot take"):
+        check_room(tmp_path / "file" / "below", 10)

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,6 @@ BAKED_TENSORS_FILE = "baked.safetensors"
 PAIRS = {DESCRIPTION_FILE: TENSORS_FILE, BAKED_DESCRIPTION_FILE: BAKED_TENSORS_FILE}
 STAGING = ".next"  # folder of a pair that is about to replace the one beside it
 MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
-_ROOM_STEP = 2**20
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
 
 T = TypeVar("T")
@@ -107,24 +105,6 @@ def settled(folder: Path) -> Iterator[None]:
         with contextlib.suppress(PermissionError):  # who may only read takes it as it is
             settle(folder)
         yield
-
-
-def check_room(folder: Path, size_bytes: int) -> None:
-    """Write ``size_bytes`` where ``folder`` is or will be made, and remove them again.
-
-    Raises:
-        OSError: if that fails; says why, and what to do.
-    """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing) as file:
-            for _ in range(0, size_bytes, _ROOM_STEP):
-                file.write(bytes(min(_ROOM_STEP, size_bytes)))
-    except OSError as error:
-        raise OSError(
-            f"{folder} cannot take the {size_bytes / 1e6:.1f} MB that are to be saved there ({error.strerror}). "
-            "Make room, or name another folder."
-        ) from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:

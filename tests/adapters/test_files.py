@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glip_adapt.adapters import attach, load_adapter
-from glip_adapt.adapters.files import STAGING, check_room
+from glip_adapt.adapters.files import STAGING
 
 FORK = multiprocessing.get_context("fork")
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "fcntl.flock", "shutil.rmtree")
@@ -115,24 +115,3 @@ def test_other_files_of_the_folder_stay(tiny_trunk, tmp_path):
     build(tiny_trunk, 1.0).save(tmp_path)
     build(tiny_trunk, 2.0).save(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_room_is_tried_where_the_folder_will_be_and_nothing_is_left(tmp_path):
-    check_room(tmp_path / "a" / "b", 3_000_000)
-    assert not list(tmp_path.iterdir())
-
-
-def test_too_little_room_is_one_clear_error(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
-    try:
-        with pytest.raises(OSError, match=r"cannot take the 3\.0 MB .*name another folder"):
-            check_room(tmp_path, 3_000_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_read_only_place_is_found_before_anything_is_saved(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot take"):
-        check_room(tmp_path / "file" / "below", 10)
