@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
@@ -43,7 +43,7 @@ LEFTOVER_SECONDS = 3600  # no writer takes that long, so it was killed
 
 State = ImageBatch | Pyramid | Fused | HeadOutput
 AnyState = TypeVar("AnyState", bound=State)
-KINDS: dict[str, Callable[..., Any]] = {
+KINDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (ImageBatch, Pyramid, TextFeatures, Fused, HeadOutput)
 }
 
@@ -254,7 +254,7 @@ class _Folder:
             self._record(path, path.stat().st_size)
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, ValueError, TypeError, LookupError, RuntimeError) as error:  # all damage
+        except Exception as error:  # damage leads to any of them
             logger.warning("%s is not the entry it should be (%s): deleted, to be computed again.", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -376,7 +376,13 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
         return packed
     if "tensor" in packed:
         return tensors[packed["tensor"]].as_strided(packed["shape"], packed["strides"])
-    return KINDS[packed["kind"]](**{name: _unpack(item, tensors) for name, item in packed["fields"].items()})
+    kind = KINDS[packed["kind"]]
+    values = {name: _unpack(item, tensors) for name, item in packed["fields"].items()}
+    for field in dataclasses.fields(kind):
+        expected = KINDS.get(str(field.type), Tensor if field.type == "Tensor" else tuple)
+        if not isinstance(values[field.name], expected):
+            raise ValueError(f"{packed['kind']}.{field.name} is a {type(values[field.name]).__name__}")
+    return kind(**values)
 
 
 def _size(state: State) -> int:
@@ -419,7 +425,10 @@ def _read_entry(path: Path, key: CacheKey) -> State:
     entry = json.loads(metadata["entry"])
     if entry["key"] != dataclasses.asdict(key):
         raise ValueError("it holds the result of another key")
-    return _unpack(entry["state"], tensors)
+    state = _unpack(entry["state"], tensors)
+    if not isinstance(state, State):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    return state
 
 
 def _digest(entry: str, tensors: dict[str, Tensor]) -> str:

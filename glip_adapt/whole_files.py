@@ -32,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
-    with _scratch_folder(path) as folder:
+    with scratch_folder(path) as folder:
         temporary = folder / path.name
         yield temporary
         flush_to_disk(temporary)  # else a power cut may leave an empty file under the final name
@@ -100,8 +100,11 @@ def clear_partials(folder: Path) -> None:
 
 
 @contextmanager
-def _scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``, held while in use; others of dead processes are removed."""
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, in which to make what becomes ``path``; it is removed at the end.
+
+    Those of killed processes are removed as well.
+    """
     clear_partials(path.parent)
     with contextlib.ExitStack() as held:
         folder = Path()

@@ -1,5 +1,7 @@
 import dataclasses
 import errno
+import functools
+import json
 import logging
 import os
 import shutil
@@ -14,7 +16,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from glip_adapt import cache as cache_module
 from glip_adapt.cache import ALIGNMENT, CacheKey, CacheStatistics, FeatureCache, picture_digest, to
 from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
 
@@ -317,6 +322,35 @@ def test_a_damaged_file_is_named_and_healed(tmp_path, caplog, what):
     assert [file.name in record.message for record in caplog.records] == [True]
     assert cache.statistics.disk_bytes == file.stat().st_size == len(sound)
     assert outline(FeatureCache(folder=tmp_path).get(key(0), fail)) == outline(pyramid())
+
+
+STRUCTURES = {
+    "a list": lambda state: [state],
+    "a number": lambda state: 3,
+    "a name": lambda state: "Pyramid",
+    "a bare tensor": lambda state: state["fields"]["cells"],
+    "no fields": lambda state: state | {"fields": {}},
+    "a list of fields": lambda state: state | {"fields": [1, 2]},
+    "numbers for a tensor": lambda state: state | {"fields": state["fields"] | {"cells": [1, 2]}},
+    "a tensor for numbers": lambda state: state | {"fields": state["fields"] | {"shapes_hw": state["fields"]["cells"]}},
+    "a deep nest": lambda state: functools.reduce(lambda inner, _: [inner], range(900), state),
+    "strides out of bounds": lambda state: (
+        state | {"fields": state["fields"] | {"cells": state["fields"]["cells"] | {"strides": [10**9, 1, 1]}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STRUCTURES)
+def test_another_structure_under_a_fitting_digest_is_damage_too(tmp_path, caplog, what):
+    (file,) = fill(tmp_path, 1)
+    with safe_open(file, "pt") as opened:
+        entry = json.loads(opened.metadata()["entry"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    text = json.dumps(entry | {"state": STRUCTURES[what](entry["state"])})
+    save_file(tensors, file, {"entry": text, "digest": cache_module._digest(text, tensors)})
+    cache = FeatureCache(memory_bytes=0, folder=tmp_path)
+    assert outline(cache.get(key(0), pyramid)) == outline(pyramid())
+    assert [file.name in record.message for record in caplog.records] == [True]
 
 
 def test_no_flipped_bit_leads_to_another_result(tmp_path):

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import random
-import shutil
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 from glip_adapt.config import override, read_toml
 from glip_adapt.data.coco import ImageRecord, Split, coco_ground_truth
 from glip_adapt.structures import SizeHW, Target
+from glip_adapt.whole_files import scratch_folder
 
 _FACTS = read_toml(Path(__file__).with_name("glyphs13.toml"))
 COLOURS: dict[str, tuple[int, int, int]] = {word: (r, g, b) for word, (r, g, b) in _FACTS["colours"].items()}
@@ -213,16 +213,15 @@ def write_glyph_set(spec: GlyphSet, folder: Path) -> None:
     """
     if folder.is_dir():
         return
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder) as scratch:
         for split in _SPLITS:
-            _write_split(spec, split, partial / split)
-        os.replace(partial, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process has just finished the same
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            _write_split(spec, split, scratch / folder.name / split)
+        try:
+            os.replace(scratch / folder.name, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process has just finished the same
+                raise
 
 
 def _write_split(spec: GlyphSet, split: str, folder: Path) -> None:

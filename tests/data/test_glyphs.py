@@ -1,5 +1,6 @@
 """The rendered stand-in for ODinW-13: names and their split, scenes, and the thirteen sets."""
 
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -243,3 +244,11 @@ def test_the_contact_sheet_shows_every_set():
     sheet = contact_sheet(glyphs.GLYPHS13[:3], per_set=2)
     rows = np.asarray(sheet.convert("L"))
     assert (rows < 128).any(axis=1).mean() > 0.7
+
+
+def test_what_a_killed_process_left_is_no_hindrance_and_goes(tmp_path):
+    left = [tmp_path / f".set-{os.getpid()}", tmp_path / ".set-abcd1234.partial"]
+    for folder in left:
+        (folder / "set" / "train").mkdir(parents=True)
+    glyphs.write_glyph_set(SMALL, tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [left[0].name, "set"]
