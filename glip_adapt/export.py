@@ -63,11 +63,11 @@ class DetectionGraph(nn.Module):
         parts, first_label = [], 0
         for i in range(self.captions):
             text = TextFeatures(*(self.get_buffer(f"{name}_{i}") for name in ("features", "mask", "token_map")))
-            found = decode_picture(self.glip.predict(self.glip.fuse(pyramid, text)), size_hw)
+            found = _best(decode_picture(self.glip.predict(self.glip.fuse(pyramid, text)), size_hw))
             parts.append(replace(found, labels=found.labels + first_label))
             first_label += text.token_map.shape[1]
-        best = _best(parts)
-        return best.boxes_xyxy, best.scores, best.labels
+        merged = _merge(parts)
+        return merged.boxes_xyxy, merged.scores, merged.labels
 
     def _encode(self, pixels: Tensor, size_hw: SizeHW) -> Pyramid:
         encoder = self.glip.image_encoder
@@ -115,14 +115,22 @@ def _class_aware_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, classes
     return torch.cat(kept)
 
 
-def _best(parts: Sequence[Detections]) -> Detections:
+def _best(found: Detections) -> Detections:
     """At most 100, best first; everything that ties with the hundredth stays too."""
-    scores, order = torch.cat([part.scores for part in parts]).sort(descending=True)
+    scores, order = found.scores.sort(descending=True)
     good = scores >= F.pad(scores, (0, MAX_DETECTIONS))[MAX_DETECTIONS - 1]
     order = order[good]
+    return Detections(found.boxes_xyxy[order], scores[good], found.labels[order])
+
+
+def _merge(parts: Sequence[Detections]) -> Detections:
+    """All of what the captions found, best first."""
+    if len(parts) == 1:
+        return parts[0]
+    scores, order = torch.cat([part.scores for part in parts]).sort(descending=True)
     boxes_xyxy = torch.cat([part.boxes_xyxy for part in parts])[order]
     labels = torch.cat([part.labels for part in parts])[order]
-    return Detections(boxes_xyxy, scores[good], labels)
+    return Detections(boxes_xyxy, scores, labels)
 
 
 def least_side(model: BakedGlip) -> int:

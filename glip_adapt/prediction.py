@@ -60,8 +60,8 @@ def predict(model: Detector, image: Image.Image, config: PredictConfig | None = 
         config: resizing; by default that of the trunk, ``PredictConfig.of``.
 
     Returns:
-        At most 100 boxes (more only where scores tie) in inclusive pixels of ``image``, labels in the order of
-        ``model.classes``.
+        At most 100 boxes per caption (more only where scores tie) in inclusive pixels of ``image``, labels in the
+        order of ``model.classes``.
     """
     config = config or PredictConfig.of(model.trunk.name)
     model.train(False)

@@ -20,16 +20,21 @@ from glip_adapt.structures import Detections, HeadOutput, SizeHW
 SCORE_THRESHOLD = 0.05  # on the class score, before centerness
 CANDIDATES_PER_LEVEL = 1000
 NMS_IOU = 0.6
-MAX_DETECTIONS = 100
+MAX_DETECTIONS = 100  # of a picture, from one caption
 
 
 @torch.no_grad()
-def decode(output: HeadOutput) -> list[Detections]:
-    """Return the detections of each picture, in pixels of that picture as the network saw it."""
+def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
+    """Return the detections of each picture, in pixels of that picture as the network saw it.
+
+    Args:
+        output: predictions for B pictures.
+        limit: how many boxes of a picture stay, the best ones; what ties with the last of them stays too.
+    """
     class_scores = class_probabilities(output)
     centerness = output.centerness.float().sigmoid()
     return [
-        _decode_picture(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw)
+        _best(_decode_picture(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw), limit)
         for i, size_hw in enumerate(output.sizes_hw)
     ]
 
@@ -42,13 +47,17 @@ def class_probabilities(output: HeadOutput) -> Tensor:
 
 
 def merge(parts: Sequence[Detections]) -> Detections:
-    """Return the best 100 of several detections of one picture; parts must not share classes."""
+    """Return what several captions found in one picture together, best first; parts must not share classes.
+
+    As in the public code (maskrcnn_benchmark/engine/inference.py), each caption keeps all that it found: no box
+    suppresses one of another caption, and no limit holds over all of them.
+    """
     together = Detections(
         torch.cat([part.boxes_xyxy for part in parts]),
         torch.cat([part.scores for part in parts]),
         torch.cat([part.labels for part in parts]),
     )
-    return _best(together)
+    return _select(together, together.scores.argsort(descending=True, stable=True))
 
 
 def _decode_picture(
@@ -66,13 +75,14 @@ def _decode_picture(
     anchor, label, scores = anchor[chosen], label[chosen], score[chosen].sqrt()
     boxes_xyxy = boxes.clip(codec.decode(deltas[anchor], output.anchors_xyxy[anchor]), size_hw)
     kept = boxes.class_aware_nms(boxes_xyxy, scores, label, NMS_IOU)
-    return _best(Detections(boxes_xyxy[kept], scores[kept], label[kept]))
+    return Detections(boxes_xyxy[kept], scores[kept], label[kept])
 
 
-def _best(detections: Detections) -> Detections:
-    """At most 100, best first; everything that ties with the hundredth stays too."""
-    order = detections.scores.argsort(descending=True, stable=True)
-    scores = detections.scores[order]
-    if len(scores) > MAX_DETECTIONS:
-        order = order[scores >= scores[MAX_DETECTIONS - 1]]
-    return Detections(detections.boxes_xyxy[order], detections.scores[order], detections.labels[order])
+def _best(detections: Detections, limit: int) -> Detections:
+    """Return the first of detections that come best first; everything that ties with the last of them stays too."""
+    scores = detections.scores
+    return detections if len(scores) <= limit else _select(detections, scores >= scores[limit - 1])
+
+
+def _select(detections: Detections, chosen: Tensor) -> Detections:
+    return Detections(detections.boxes_xyxy[chosen], detections.scores[chosen], detections.labels[chosen])

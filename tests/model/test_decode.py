@@ -118,6 +118,14 @@ def test_at_most_a_hundred_stay_but_for_ties_with_the_last(better, tied, expecte
     assert found.scores[:better].diff().lt(0).all()
 
 
+def test_another_limit_keeps_the_first_of_the_same_boxes():
+    output = blank(padded_hw=(128, 128), sizes_hw=((128, 128),))
+    output.token_logits[0, :150, 1] = torch.linspace(1, 2, 150)
+    (all_of_them,), (few,) = decode(output, limit=300), decode(output, limit=7)
+    assert (len(all_of_them), len(few)) == (150, 7)
+    assert torch.equal(few.boxes_xyxy, all_of_them.boxes_xyxy[:7])
+
+
 def test_a_level_hands_on_its_best_thousand():
     output = blank(padded_hw=(320, 320), sizes_hw=((320, 320),))  # 40 × 40 cells on the finest level
     output.token_logits[0, :1600, 1] = 1.0  # all tied, so none is cut off later
@@ -188,9 +196,18 @@ def test_merging_sorts_all_parts_together():
     assert merged.boxes_xyxy[:, 0].tolist() == [0, 200, 4]
 
 
-def test_merging_keeps_a_hundred_and_ties():
-    merged = merge([some_detections([0.9] * 60, 0), some_detections([0.5] * 70, 1), some_detections([0.4] * 5, 2)])
-    assert merged.labels.tolist() == [0] * 60 + [1] * 70
+def test_merging_keeps_all_that_each_caption_gave():
+    merged = merge([some_detections([0.4] * 60, 0), some_detections([0.5] * 70, 1), some_detections([0.9] * 5, 2)])
+    assert merged.labels.tolist() == [2] * 5 + [1] * 70 + [0] * 60
+
+
+def test_boxes_of_two_captions_do_not_suppress_each_other():
+    box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
+    merged = merge(
+        [Detections(box, torch.tensor([score]), torch.tensor([label])) for label, score in ((0, 0.3), (1, 0.9))]
+    )
+    assert merged.labels.tolist() == [1, 0]
+    assert torch.equal(merged.boxes_xyxy, box.repeat(2, 1))
 
 
 def test_merging_one_part_changes_nothing():
