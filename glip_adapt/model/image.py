@@ -55,8 +55,13 @@ class ImageEncoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD_BGR).view(3, 1, 1), persistent=False)
 
     def normalise(self, images: ImageBatch) -> Tensor:
-        """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding."""
-        pixels = (images.pixels.flip(1).to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding.
+
+        The arithmetic is that of float32 whatever the network's type, and the result is converted: what the network
+        sees then does not depend on its type, and float64 agrees with the public code to its own precision.
+        """
+        mean, std = self.pixel_mean.float(), self.pixel_std.float()
+        pixels = ((images.pixels.flip(1).to(mean) - mean) / std).to(self.pixel_mean)
         for picture, (height, width) in zip(pixels, images.sizes_hw, strict=True):
             picture[:, height:] = 0
             picture[:, :, width:] = 0

@@ -65,7 +65,9 @@ def detection_loss(
     scale: LossScale | None = None,
     assignments: Sequence[Assignment] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the scalar float32 losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
+    """Return the scalar losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
+
+    They are float32, and float64 for a network of that type.
 
     Args:
         output: predictions for B pictures.
@@ -83,8 +85,8 @@ def detection_loss(
         assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
-    alignment = token_targets(output, targets, matched)
-    token = focal_loss(output.token_logits.float(), alignment, output.token_mask)
+    logits = _full_precision(output.token_logits)
+    token = focal_loss(logits, token_targets(output, targets, matched).to(logits), output.token_mask)
     box, centerness = _localisation(output, targets, assignments)
     return {
         "token": token / scale.positives,
@@ -169,13 +171,18 @@ def _localisation(
     positive = matched >= 0
     anchors = output.anchors_xyxy.expand(len(targets), -1, -1)[positive]
     truth = torch.cat([target.boxes_xyxy[m[m >= 0]] for target, m in zip(targets, matched, strict=True)])
-    goal = torch.cat([a.centerness for a in assignments])
-    decoded = codec.decode(output.box_deltas[positive].float(), anchors)
-    centerness = output.centerness[positive].float()
+    decoded = codec.decode(_full_precision(output.box_deltas[positive]), anchors)
+    centerness = _full_precision(output.centerness[positive])
+    goal = torch.cat([a.centerness for a in assignments]).to(centerness)
     return (
         ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),
         F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum"),
     )
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Return half precision as float32, and the rest as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:

@@ -77,6 +77,14 @@ def test_pixels_are_normalised_in_bgr_order():
     assert pixels.dtype == torch.float32
 
 
+def test_a_float64_network_sees_the_pixels_of_float32():
+    rgb = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    images = ImageBatch(rgb, ((32, 32), (20, 30)))
+    single, double = (encoder(swin()).to(dtype).normalise(images) for dtype in (torch.float32, torch.float64))
+    assert double.dtype == torch.float64
+    assert torch.equal(double, single.double())
+
+
 def test_padding_is_zero_after_normalisation_whatever_it_held():
     batch = ImageBatch(torch.full((2, 3, 32, 64), 200, dtype=torch.uint8), ((20, 64), (32, 40)))
     pixels = encoder(swin()).normalise(batch)

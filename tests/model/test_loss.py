@@ -206,6 +206,18 @@ def test_the_focal_loss_equals_that_of_torchvision():
     torch.testing.assert_close(focal_loss(logits, targets, mask), expected)
 
 
+def test_float64_predictions_lose_nothing_to_float32():
+    output, target = random_output(1), random_target(3, count=2)
+    names = ("token_logits", "box_deltas", "centerness")
+    wide = replace(output, **{name: getattr(output, name).detach().double() for name in names})
+    moved = replace(wide, **{name: getattr(wide, name) + 1e-9 for name in names})
+    before, after = detection_loss(wide, [target]), detection_loss(moved, [target])
+    for name, loss in detection_loss(output, [target]).items():
+        assert (loss.dtype, before[name].dtype) == (torch.float32, torch.float64)
+        assert before[name].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert before[name] != after[name]
+
+
 def test_hand_computed_losses_of_a_box_inside_nine_anchors():
     # 40 × 40 pixels around the centre (27.5, 27.5) of an anchor of 64, which holds the box as its eight neighbours do.
     target = Target(torch.tensor([[8.0, 8.0, 47.0, 47.0]]), torch.tensor([1]))
