@@ -197,8 +197,10 @@ def test_merging_sorts_all_parts_together():
 
 
 def test_merging_keeps_all_that_each_caption_gave():
-    merged = merge([some_detections([0.4] * 60, 0), some_detections([0.5] * 70, 1), some_detections([0.9] * 5, 2)])
-    assert merged.labels.tolist() == [2] * 5 + [1] * 70 + [0] * 60
+    scores = torch.linspace(0.9, 0.1, 200).tolist()
+    merged = merge([some_detections(scores[100:], 0), some_detections(scores[:100], 1)])
+    assert merged.labels.tolist() == [1] * 100 + [0] * 100
+    assert merged.scores.tolist() == pytest.approx(scores)
 
 
 def test_boxes_of_two_captions_do_not_suppress_each_other():
