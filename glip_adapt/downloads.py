@@ -31,7 +31,7 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, parse_ratelimi
 
 MOST_TRIES = 4  # in a row that bring little or nothing
 MOST_WAIT_S = 60.0  # in all, for a server that is busy
-SLOW_WINDOW_S, SLOW_BYTES = 30.0, 30_000  # less in that time is no download
+SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # less in that time is no download
 ENOUGH_BYTES = 2**20  # of one answer, to go on without counting it as a failed try
 
 OnBytes = Callable[[int, int], None]
@@ -45,9 +45,7 @@ _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _PAGE_TYPES = ("text/html", "application/xhtml+xml")
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 _LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN."
-_ADVICE = {401: _LOG_IN, 403: _LOG_IN, 404: "Check the name."} | dict.fromkeys(
-    _BUSY, "The server is busy; wait a little."
-)
+_ADVICE = {401: _LOG_IN, 403: _LOG_IN, 404: "Check the name."}
 _MOST_REASON = 200  # characters of what a server says
 
 logger = logging.getLogger(__name__)
@@ -252,8 +250,10 @@ def _receive(file: HubFile, target: BinaryIO, report: OnBytes) -> None:
         if came >= min(ENOUGH_BYTES, (file.size_bytes - have) / 4):
             patience = _Patience()
         elif not ((came > 0 or _status(error) in _BUSY) and patience.allows(error)):
+            if error is not None and have + came <= 0:
+                raise error
             raise DownloadError(
-                f"{file.name} broke off after {max(have + came, 0)} of {file.size_bytes} bytes ({_reason(error)}). "
+                f"{file.name} broke off after {have + came} of {file.size_bytes} bytes ({_reason(error)}). "
                 f"{_advice(error)} Call again: it goes on from there."
             ) from error
 
@@ -261,7 +261,8 @@ def _receive(file: HubFile, target: BinaryIO, report: OnBytes) -> None:
 def _take_answer(file: HubFile, target: BinaryIO, have: int, report: OnBytes) -> None:
     """Write what one answer brings of the bytes after ``have``, or of all where the server knows no ranges."""
     headers = build_hf_headers() | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with get_session().stream("GET", file.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", file.url, headers=headers, timeout=timeout, follow_redirects=True) as response:
         done = start = _first_byte(response, file, have)
         window_s, window_bytes = monotonic(), start
         for chunk in response.iter_bytes():
@@ -414,4 +415,7 @@ def _advice(error: Exception | None) -> str:
         return "Unset HF_HUB_OFFLINE, or get the file on another machine."
     if isinstance(error, OSError) and error.errno is not None:
         return "Free some space, then call again." if error.errno in _FULL else "Check the disk and the folder."
-    return _ADVICE.get(_status(error) or 0, "Check the network, or set HF_ENDPOINT to a mirror of the Hub.")
+    if (status := _status(error) or 0) in _BUSY:
+        told = _told_wait(error)
+        return "The server is busy: wait " + ("a little." if told is None else f"{told:.0f} s.")
+    return _ADVICE.get(status, "Check the network, or set HF_ENDPOINT to a mirror of the Hub.")

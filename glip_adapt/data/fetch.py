@@ -107,7 +107,7 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
     Raises:
         FileNotFoundError, ValueError: if the name is unknown.
         FetchError: if the Hub cannot be reached or answers something else than the archive, the archive is damaged or
-            unsafe, the disk is too full or refuses, another process fetches the same, or something else is in the way.
+            unsafe, the disk is too full or refuses, or something else is in the way.
     """
     (spec,) = fetchable([name])
     base = _base(root)
@@ -164,20 +164,28 @@ def _missing(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """Yield a folder for what is not finished, held by this process alone; one that stays empty is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        is_held = False
-        with suppress(FileNotFoundError):  # another process has removed it meanwhile, and perhaps made a new one
-            before = folder.stat()
-            is_held = stack.enter_context(locked(folder, wait=False)) and os.path.samestat(before, folder.stat())
-        if not is_held:
-            raise FetchError(f"Another process downloads into {folder}. Wait for it, then call again.")
+    with ExitStack() as held:
+        while not _hold(folder, held):
+            pass
         try:
             yield folder
         finally:
             shutil.rmtree(folder / _UNPACKED, ignore_errors=True)
             if not _size(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _hold(folder: Path, held: ExitStack) -> bool:
+    """Make and lock a folder; return whether it still is the one of that name, which the last holder may remove."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        before = folder.stat()
+        with locked(folder, wait=False) as is_free:
+            if not is_free:
+                logger.warning("%s is in use by another process: waiting for it.", folder)
+        held.enter_context(locked(folder))
+        return os.path.samestat(before, folder.stat())
+    return False
 
 
 def _fetch(spec: DatasetSpec, file: HubFile, scratch: Path, target: Path, report: OnBytes) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import stat
 import sys
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from zipfile import ZipFile, ZipInfo
@@ -182,7 +183,7 @@ def test_a_fault_is_one_error_of_the_verb_and_the_next_call_leaves_the_dataset_a
         ("page instead of file", "was answered by a page"),
         ("damaged", "arrived damaged: SHA-256"),
         ("longer", "expected status 200 and"),
-        ("closed", "broke off after 0 of"),
+        ("closed", "could not be fetched .RemoteProtocolError"),
     ],
 )
 def test_an_answer_that_brings_nothing_of_the_archive_leaves_nothing(hub, raccoon, fault, message):
@@ -374,10 +375,21 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_no_part_of_a_dataset(hub, r
     assert names_in(raccoon) == ["Raccoon"]
 
 
-def child_that_dies(work, at):
-    """Run ``work`` in a process killed before its ``at``-th operation on files; return whether it came to that."""
+def forked(work):
+    """Start ``work`` in a process of its own; return what waits for it and returns its exit code."""
     child = os.fork()
     if not child:
+        with suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def dies(work, at):
+    """Run ``work`` in a process killed before its ``at``-th operation on files; return whether it came to that."""
+
+    def watched():
         counter = itertools.count(1)
 
         def watch(event, _):
@@ -385,11 +397,9 @@ def child_that_dies(work, at):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
-        with suppress(BaseException):
-            work()
-            os._exit(0)
-        os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        work()
+
+    return forked(watched)() == -signal.SIGKILL
 
 
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.chmod", "os.truncate")
@@ -398,7 +408,7 @@ FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.sym
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_a_kill_at_any_operation_is_continued_by_the_next_call_with_nothing_left_over(hub, raccoon, tmp_path, stride):
     expected, at = content_of(tmp_path / "made" / "odinw" / "Raccoon"), 1
-    while child_that_dies(lambda: fetch_dataset("Raccoon", raccoon), at):
+    while dies(lambda: fetch_dataset("Raccoon", raccoon), at):
         whole = (raccoon / "Raccoon").exists()
         assert fetch_dataset("Raccoon", raccoon).is_new is not whole
         assert names_in(raccoon) == ["Raccoon"], at
@@ -410,33 +420,49 @@ def test_a_kill_at_any_operation_is_continued_by_the_next_call_with_nothing_left
     assert at > 50
 
 
-def test_two_processes_do_not_write_into_one_file(hub, raccoon):
+def test_several_processes_at_once_make_one_dataset_of_one_download(hub, raccoon):
+    others = [forked(lambda: fetch_dataset("Raccoon", raccoon)) for _ in range(3)]
+    fetch_dataset("Raccoon", raccoon)
+    assert [wait() for wait in others] == [0, 0, 0]
+    assert len(hub.asked("GET", "/blob/")) == 1
+    assert names_in(raccoon) == ["Raccoon"]
+
+
+def test_a_folder_in_use_is_waited_for(hub, raccoon):
     hub.fault = "cut, then unavailable"
     with suppress(FetchError):
         fetch_dataset("Raccoon", raccoon)
     hub.fault = None
     (scratch,) = raccoon.iterdir()
-    with locked(scratch, wait=False), pytest.raises(FetchError, match="Another process downloads"):
-        fetch_dataset("Raccoon", raccoon)
-    assert fetch_dataset("Raccoon", raccoon).is_new
+    reading, writing = os.pipe()  # the other is started before there is a lock, which it would share
+    wait = forked(lambda: os.read(reading, 1) and fetch_dataset("Raccoon", raccoon))
+    with locked(scratch):
+        os.write(writing, b"!")
+        time.sleep(0.3)
+        assert not (raccoon / "Raccoon").exists()
+    assert wait() == 0
+    assert names_in(raccoon) == ["Raccoon"]
 
 
 @pytest.mark.parametrize("begun_anew", [False, True])
 def test_a_lock_on_a_folder_that_was_removed_meanwhile_does_not_count(hub, raccoon, monkeypatch, begun_anew):
+    late = []
+
     @contextmanager
-    def locked_late(folder, *, wait):
+    def locked_late(folder, *, wait=True):
         with locked(folder, wait=wait) as is_held:
-            os.rename(folder, folder.with_name("removed"))
-            if begun_anew:
-                folder.mkdir()
-                (folder / "theirs").touch()
+            if wait and not late:
+                late.append(folder)
+                os.rename(folder, raccoon.parent / "removed")
+                if begun_anew:
+                    folder.mkdir()
             yield is_held
 
-    with monkeypatch.context() as patched:
-        patched.setattr(fetch, "locked", locked_late)
-        with pytest.raises(FetchError, match="Another process downloads"):
-            fetch_dataset("Raccoon", raccoon)
-    assert [path.name for path in raccoon.rglob("theirs")] == ["theirs"] * begun_anew
+    monkeypatch.setattr(fetch, "locked", locked_late)
+    assert fetch_dataset("Raccoon", raccoon).is_new
+    assert late
+    assert names_in(raccoon) == ["Raccoon"]
+    assert list((raccoon.parent / "removed").iterdir()) == []
 
 
 def test_a_folder_that_is_in_the_way_or_incomplete_is_not_touched(hub, raccoon):
