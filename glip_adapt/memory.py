@@ -65,7 +65,7 @@ def estimate_memory(
         settings: fields of the adapter that differ from its defaults.
         classes: how many are named in the caption.
     """
-    model = attach(trunk, method, classes=[f"class {i}" for i in range(classes)], settings=settings)
+    model = attach(trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(classes)], settings=settings)
     model.glip.set_recompute(recompute)
     small, large = (_activations(model, probe) for probe in PROBES_HW)
     slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
