@@ -126,10 +126,10 @@ def evaluate_adapter(
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(model, scored, shown, on_image=lambda done, all_: bar.update(task, completed=done, total=all_))
+    _print_metrics(f"{data.name}/{split}", found, as_json)
     if predictions is not None:
         with written_whole(predictions) as temporary:
             temporary.write_text(json.dumps(found.predictions), encoding="utf-8")
-    _print_metrics(f"{data.name}/{split}", found, as_json)
 
 
 @adapt_app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ if sys.platform != "win32":
     import fcntl
 
 _SUFFIX = ".partial"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_STEP = 2**20  # bytes
 _PARTIAL = re.compile(r"\..+-[a-z0-9_]{8}\.partial")  # what ``tempfile`` makes of the name below
 
@@ -34,8 +36,15 @@ def written_whole(path: Path) -> Iterator[Path]:
     # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
     with scratch_folder(path) as folder:
         temporary = folder / path.name
-        yield temporary
-        flush_to_disk(temporary)  # else a power cut may leave an empty file under the final name
+        try:
+            yield temporary
+            flush_to_disk(temporary)  # else a power cut may leave an empty file under the final name
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise OSError(
+                error.errno, f"{path} could not be written ({error.strerror}). Make room, or name another place"
+            ) from error
         os.replace(temporary, path)
 
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that are held."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -105,3 +106,21 @@ def test_a_read_only_place_is_found_before_anything_is_saved(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot take"):
         check_room(tmp_path / "file" / "below", 10)
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        with written_whole(tmp_path / "a.txt") as temporary:
+            temporary.write_bytes(bytes(10_000))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"a\.txt could not be written \(File too large\)\. Make room") as failure:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failure.value.errno == errno.EFBIG
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
