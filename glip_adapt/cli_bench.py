@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
 from datetime import timedelta
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from glip_adapt import terminal
 from glip_adapt.cli_options import AsJson, CacheFolder, Device, Vocabulary
+from glip_adapt.plain_text import plain
+from glip_adapt.whole_files import written_whole
 
 bench_app = typer.Typer()
 
@@ -39,10 +39,12 @@ def quickstart(
     failed = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
     _print_report(results, NOTE)
     strip = results / "report" / "strip.png"
-    draw_strip(results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects").save(
-        strip
+    picture = draw_strip(
+        results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects"
     )
-    terminal.console.print(Text(str(strip)), soft_wrap=True)
+    with written_whole(strip) as temporary:
+        picture.save(temporary)
+    terminal.say(str(strip))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -113,11 +115,9 @@ def _run_plan(
             on_finish=bar.finish,
         )
     if as_json:
-        terminal.console.print_json(json.dumps(asdict(summary)))
+        terminal.print_json(asdict(summary))
     else:
-        terminal.console.print(
-            f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}"
-        )
+        terminal.say(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
     return summary.failed
 
 
@@ -136,7 +136,7 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
         for run in runs
     ]
     if as_json:
-        terminal.console.print_json(json.dumps({"runs": rows, "missing": missing}))
+        terminal.print_json({"runs": rows, "missing": missing})
         return
     shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
     terminal.print_rows(str(plan), shown, as_json=False)
@@ -146,21 +146,21 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
     time = f"about {hours} (h:mm:ss) for {len(known)} of them, " if known else ""
     unknown = f"time unknown for {len(left) - len(known)}, " if len(known) < len(left) else ""
     peak = max((run.peak_bytes for run in left), default=0)
-    terminal.console.print(
+    terminal.say(
         f"{len(runs)} runs, {len(runs) - len(left)} done, {len(left)} to do: {time}{unknown}"
         f"up to {peak / 1e9:.1f} GB in each of {workers} workers."
     )
     for why in missing.values():
-        terminal.console.print(Text(why), soft_wrap=True)
+        terminal.say(why)
 
 
 def _print_report(folder: Path, note: str) -> None:
     from glip_adapt.bench.report import write_report
 
     files = write_report(folder, note)
-    terminal.console.print(Text(files.markdown.read_text(encoding="utf-8")), soft_wrap=True)
+    terminal.say(files.markdown.read_text(encoding="utf-8"))
     for file in files.paths:
-        terminal.console.print(Text(str(file)), soft_wrap=True)
+        terminal.say(str(file))
 
 
 class _RunsBar:
@@ -176,7 +176,7 @@ class _RunsBar:
         """Note that a run begins."""
         self._bar.update(self._runs, completed=over, total=total)
         if key.name not in self._steps:  # else it is tried again
-            self._steps[key.name] = self._bar.add_task(key.name, total=None)
+            self._steps[key.name] = self._bar.add_task(plain(key.name), total=None)
 
     def step(self, key: Any, step: Any, total: int) -> None:
         """Note a training step."""
@@ -187,7 +187,7 @@ class _RunsBar:
         result = (
             f"AP {terminal.percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
         )
-        self._bar.console.print(Text(f"{record.key.name}  {result}"))
+        terminal.note(f"{record.key.name}  {result}")
         if (task := self._steps.pop(record.key.name, None)) is not None:
             self._bar.remove_task(task)
         self._bar.advance(self._runs)

@@ -31,11 +31,7 @@ def bake(
     model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter), adapter)
     model.bake().save(out)
     size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE)) / 1e6
-    terminal.console.print(
-        f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)",
-        soft_wrap=True,
-        markup=False,
-    )
+    terminal.say(f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)")
 
 
 @deploy_app.command()
@@ -53,4 +49,4 @@ def export(
     from glip_adapt.export import export_onnx
 
     export_onnx(load_baked(baked), out)
-    terminal.console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +52,7 @@ def search(
         data,
         [entry.strip() for entry in given if entry.strip()],
         cache=feature_cache(cache),
-        on_wording=lambda w: terminal.stderr.print(f"{w.candidate}  val AP {terminal.percent(w.val_ap)}", markup=False),
+        on_wording=lambda w: terminal.note(f"{w.candidate}  val AP {terminal.percent(w.val_ap)}"),
     )
     rows = [
         {
@@ -99,7 +98,7 @@ def show(
     ]
     classes = [{"class": name, "change": change} for name, change in class_changes(model).items()]
     if as_json:
-        terminal.console.print_json(json.dumps({"classes": classes, "tokens": tokens}))
+        terminal.print_json({"classes": classes, "tokens": tokens})
     else:
         terminal.print_rows("change per class, over the length of its features", classes, as_json)
         terminal.print_rows("change per token", tokens, as_json)

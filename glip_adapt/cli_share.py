@@ -31,7 +31,7 @@ def push(
     from glip_adapt.hub import push_to_hub
 
     address = push_to_hub(folder, repository, licence=licence, picture=picture, private=private)
-    terminal.console.print(f"{folder} → {address}", soft_wrap=True)
+    terminal.say(f"{folder} → {address}")
 
 
 @share_app.command()
@@ -48,5 +48,4 @@ def pull(
 
     found = hub.pull(repository, out, revision)
     classes = ", ".join(prompt.name for prompt in found.classes)
-    line = f"{found.method} on {found.trunk.name}, for {classes} → {out}"
-    terminal.console.print(line, soft_wrap=True, markup=False)  # names from elsewhere are no markup
+    terminal.say(f"{found.method} on {found.trunk.name}, for {classes} → {out}")

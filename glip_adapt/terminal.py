@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,11 +28,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from glip_adapt.plain_text import plain
+
 console = Console()
 stderr = Console(stderr=True)  # progress and errors; standard output holds results only
 
-# Control characters but tab and new line; marks that change the direction of writing; halves of surrogate pairs.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 # Libraries whose own errors say what is wrong with a file, a disk or a network; none is imported for this.
 _LIBRARIES = ("safetensors", "safetensors_rust", "pyarrow", "PIL", "zipfile", "huggingface_hub", "httpx", "tokenizers")
@@ -54,14 +53,14 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def plain(text: str) -> str:
-    """Return ``text`` with control codes spelled out, such as ``\\x1b``."""
-    return _UNSAFE.sub(lambda found: ascii(found.group())[1:-1], text)
-
-
 def say(text: str) -> None:
     """Print a line of results; it is wrapped by the terminal alone, so that paths stay whole."""
     console.print(Text(plain(text)), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print a line beside the results, on standard error."""
+    stderr.print(Text(plain(text)), soft_wrap=True)
 
 
 def print_json(content: Any) -> None:

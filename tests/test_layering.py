@@ -15,6 +15,7 @@ LEVELS = {
     "captions": 0,
     "config": 0,
     "whole_files": 0,
+    "plain_text": 0,
     "downloads": 0,
     "model": 1,
     "data": 1,
