@@ -2,25 +2,35 @@
 
     python benchmarks/parity.py --fixtures tests/parity
 
-Every ``eval_*.npz`` and ``train_*.npz`` of the folder is reproduced with stand-in weights that go through a
-public-style checkpoint file, as a user's would. Predictions and prompt tuning are compared four times: with the
-cheaper order of the fusion's products and the dense one, each directly and from frozen features read back from a file.
-One line per quantity: relative error ‖a − b‖ / ‖b‖, pass or fail at 1e-3; boxes at 0.1 pixels, labels equal. Exit code
-1 if any line fails. tests/parity/README.md describes the files.
+Every golden file of the folder and of its subfolders ``float64`` and ``extra`` is reproduced with stand-in weights that
+go through a public-style checkpoint file, as a user's would. The start of a file's name says what it holds. ``eval``,
+``train``, ``train_prompt``, ``steps`` and ``chunked`` are compared; other known kinds and unknown files are listed.
+
+One line per quantity: the error of a float64 network, its limit, then those of a float32 network. An error is
+‖a − b‖ / ‖b‖. Against arrays recorded in float64 the limits are 1e-5, and for float32 5e-3, or 5e-2 where gradients
+enter. Against arrays recorded in float32 those of float32 hold for both. Boxes are compared at 0.1 pixels; labels and
+tokens must be equal. A dash: rounding in float32 decides the quantity, so that float32 is not compared. Exit code 1 if
+a line fails, or if a kind that ``--require`` names was not compared. tests/parity/README.md describes the files.
+
+Evaluation and prompt tuning run two ways in each precision: with the cheaper order of the fusion's products, directly;
+and with the dense order, from frozen features that were written to a file and read back. The others run the first way.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
+import re
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,23 +38,245 @@ from torch import Tensor
 
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip, Prefix
+from glip_adapt.adapters.full import PUBLISHED_FROZEN
 from glip_adapt.cache import CacheKey, FeatureCache
+from glip_adapt.captions import build_caption
 from glip_adapt.data.transforms import collate
-from glip_adapt.model.decode import decode
+from glip_adapt.model.decode import decode, merge
 from glip_adapt.model.fusion import CrossAttention
 from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.public_names import public_name, public_names
+from glip_adapt.model.public_names import PROMPT_TABLE, public_name, public_names
 from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
+from glip_adapt.optimise import Stepper
+from glip_adapt.recipes import published_recipe
 from glip_adapt.structures import Detections, HeadOutput, ImageBatch, Target
+from glip_adapt.train import parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "tests" / "parity"
-TRUNK_OF = {"glip_a_tiny": "glip-t-a", "glip_tiny": "glip-t", "glip_large": "glip-l"}
+SUBFOLDERS = ("", "float64", "extra")
+TRUNK_OF = {"glip_tiny": "glip-t", "glip_a_tiny": "glip-t-a", "glip_large": "glip-l"}
+METHOD_OF = {"full": "full", "language_prompt_v2": "prompt", "linear_prob": "linear_probe"}
 LOSS_NAMES = {"token": "loss_dot_product_token", "box": "loss_reg", "centerness": "loss_centerness"}
-MAX_ERROR = 1e-3
-MAX_PIXELS = 0.1
-# Gradients that vanish analytically, such as those of key biases, are rounding noise in both implementations.
-NOISE_FLOOR = 1e-6  # of the largest gradient norm
+# Kinds that the tests of the package read, or that have no counterpart here yet.
+NOT_COMPARED = ("tta", "phrases", "flickr_recall", "lvis_ap", "training_captions")
+ELSEWHERE = ("preprocess", "text", "tuning_modes", "fewshot")
+INPUTS = ("*.state_dict.json", "weights.py", "vocab.txt", "README.md")
+# What vanishes analytically, such as the gradient of a key's bias, is rounding noise in both implementations.
+NOISE_FLOOR = 1e-6  # of the largest gradient norm, or of the largest change that a step can make
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest error of a network, by its precision; None where it is not compared."""
+
+    float64: float | None
+    float32: float | None
+
+    def against(self, recorded: Literal["float64", "float32"]) -> Limits:
+        """Return the limits against arrays that were recorded in this precision."""
+        return self if recorded == "float64" else Limits(self.float32, self.float32)
+
+
+FORWARD = Limits(1e-5, 5e-3)
+GRADIENT = Limits(1e-5, 5e-2)
+SIGNS = Limits(1e-5, None)  # entries after steps of Adam, which turn the sign of a tiny gradient into a whole change
+PIXELS = Limits(0.1, 0.1)
+EQUAL = Limits(0, 0)
+NOT_AT_ALL = Limits(None, None)
+
+Measured = tuple[str, float, Limits]  # quantity, error of one network, limits
+
+
+@dataclass(frozen=True)
+class Line:
+    """One compared quantity: errors of the float64 and the float32 network."""
+
+    file: str
+    quantity: str
+    float64: float
+    float32: float
+    limits: Limits
+
+    @property
+    def columns(self) -> tuple[tuple[float, float | None], tuple[float, float | None]]:
+        """Error and limit, for float64 and for float32."""
+        return (self.float64, self.limits.float64), (self.float32, self.limits.float32)
+
+    @property
+    def passed(self) -> bool:
+        """Whether both errors are within their limits; not if one is NaN."""
+        return all(limit is None or error <= limit for error, limit in self.columns)
+
+    def __str__(self) -> str:
+        shown = [f"{'–':^16}" if limit is None else f"{error:8.2e} ≤ {limit:.0e}" for error, limit in self.columns]
+        return "  ".join(["pass" if self.passed else "FAIL", *shown, self.file, self.quantity])
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden file.
+
+    Attributes:
+        path: of the file.
+        kind: one of ``MEASURES``.
+        arrays: its content by name.
+        partner: what else it needs: an evaluation the arrays in float64, if any; optimiser steps a file with the boxes.
+    """
+
+    path: Path
+    kind: str
+    arrays: Mapping[str, Any]
+    partner: Mapping[str, Any] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names."""
+        return [str(label) for label in (self.arrays if "labels" in self.arrays else self.partner or {})["labels"]]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies in a folder of fixtures.
+
+    Attributes:
+        goldens: files that are compared.
+        others: what is not compared and why, by path.
+    """
+
+    goldens: list[Golden]
+    others: dict[Path, str]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fixtures", type=Path, required=True, help="folder of golden files")
+    parser.add_argument("--weights", type=Path, default=OWN / "weights.py", help="module with tensor() and image()")
+    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of bert-base-uncased; default: beside the fixtures")
+    parser.add_argument("--require", default="", metavar="KIND,…", help="kinds of files that must have been compared")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    arguments = parser.parse_args()
+    required = [kind for kind in arguments.require.split(",") if kind]
+    unknown = sorted(set(required) - {*MEASURES, *NOT_COMPARED, *ELSEWHERE})
+    if unknown:
+        parser.error(f"--require {', '.join(unknown)}: expected kinds among {', '.join((*MEASURES, *NOT_COMPARED))}")
+    folder = read_folder(arguments.fixtures)
+    if not folder.goldens and not folder.others:
+        parser.error(f"no golden files in {arguments.fixtures}")
+    missing = sorted(set(required) - {golden.kind for golden in folder.goldens})
+    torch.set_num_threads(2)
+    weights = import_file(arguments.weights)
+    vocabulary = arguments.vocabulary or first_existing("vocab.txt", arguments.fixtures)
+    lines = []
+    for line in compare_all(folder.goldens, weights, vocabulary, arguments.fixtures):
+        lines.append(line)
+        if not arguments.json:
+            print(line, flush=True)
+    others = {path.relative_to(arguments.fixtures).as_posix(): why for path, why in folder.others.items()}
+    failed = sum(not line.passed for line in lines)
+    if arguments.json:
+        rows = [{**asdict(line), "passed": line.passed} for line in lines]
+        print(json.dumps({"lines": rows, "failed": failed, "not_compared": others, "missing": missing}))
+    else:
+        print("\n".join([*(f"{why}  {path}" for path, why in others.items()), *summary(lines)]))
+        print("\n".join(f"FAIL  required, but not compared: {kind}" for kind in missing))
+    return 1 if failed or missing else 0
+
+
+def summary(lines: Sequence[Line]) -> Iterator[str]:
+    """Yield the counts, and the largest error under each limit that is not for pixels or equality."""
+    passed = sum(line.passed for line in lines)
+    yield f"{passed} passed, {len(lines) - passed} failed"
+    for column, precision in enumerate(("float64", "float32")):
+        limited = [(line.columns[column], line) for line in lines if line.limits not in (PIXELS, EQUAL)]
+        for limit in sorted({limit for (_, limit), _ in limited if limit is not None}):
+            error, worst = max(((e, line) for (e, its), line in limited if its == limit), key=lambda pair: pair[0])
+            yield f"largest error of {precision} under {limit:.0e}: {error:.2e} ({worst.file} {worst.quantity})"
+
+
+def read_folder(folder: Path) -> Folder:
+    """Return the golden files of a folder and its known subfolders.
+
+    Raises:
+        SystemExit: if a file that should be compared cannot be read.
+    """
+    goldens, others = [], {}
+    files = [path for below in SUBFOLDERS for path in sorted((folder / below).glob("*")) if path.is_file()]
+    for path in files:
+        kind = kind_of(path.name)
+        if any(path.match(pattern) for pattern in INPUTS):
+            continue
+        if kind in MEASURES and path.suffix == ".npz":
+            goldens.append(Golden(path, kind, read_arrays(path)))
+        else:
+            others[path] = "not compared" if kind in (*NOT_COMPARED, *ELSEWHERE) else "unknown     "
+    batches = [golden.arrays for golden in goldens] + [read_arrays(path) for path in sorted(OWN.glob("train*.npz"))]
+    whole = [replace(golden, partner=partner_of(golden, goldens, batches)) for golden in goldens if has_inputs(golden)]
+    for golden in whole:
+        if golden.kind == "steps" and golden.partner is None:
+            others[golden.path] = "not compared (no train file holds its boxes)"
+    names = {golden.path.name for golden in whole}
+    alone = [golden.path for golden in goldens if not has_inputs(golden) and golden.path.name not in names]
+    others |= dict.fromkeys(alone, "not compared (it says not which pictures it is of)")
+    return Folder([golden for golden in whole if golden.path not in others], others)
+
+
+def kind_of(name: str) -> str | None:
+    """Return the longest known kind that a file's name starts with."""
+    fitting = [kind for kind in (*MEASURES, *NOT_COMPARED, *ELSEWHERE) if re.match(rf"{kind}(?![a-z])", name)]
+    return max(fitting, key=len, default=None)
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise SystemExit(f"{path} is no npz file of plain arrays: {error}") from error
+
+
+def has_inputs(golden: Golden) -> bool:
+    """Whether the file says what it was made with; float64 arrays of an evaluation leave that to their partner."""
+    return "salt" in golden.arrays
+
+
+def partner_of(golden: Golden, goldens: Sequence[Golden], batches: Sequence[Mapping[str, Any]]) -> Any:
+    """Return what else a file needs, see ``Golden``, or None."""
+    if golden.kind == "eval":
+        named = (g for g in goldens if g.path.name == golden.path.name and not has_inputs(g))
+        return next((other.arrays for other in named), None)
+    if golden.kind == "steps":
+        keys = ("seeds", "sizes", "caption")
+        same = (b for b in batches if "gt_boxes_0" in b and all(np.array_equal(b[k], golden.arrays[k]) for k in keys))
+        return next(same, None)
+    return None
+
+
+def compare_all(goldens: Sequence[Golden], weights: ModuleType, vocabulary: Path, fixtures: Path) -> Iterator[Line]:
+    """Yield the lines of all files; those of one trunk share its network."""
+
+    def trunk_of(golden: Golden) -> tuple[str, int]:
+        return variant_of(golden, fixtures), int(golden.arrays["salt"])
+
+    for (variant, salt), group in itertools.groupby(sorted(goldens, key=trunk_of), trunk_of):
+        trunk = stand_in_trunk(variant, salt, weights, vocabulary, fixtures)
+        for golden in group:
+            yield from compare(golden, trunk, weights, fixtures)
+        del trunk  # before the next one is built
+
+
+def compare(golden: Golden, trunk: Trunk, weights: ModuleType, fixtures: Path) -> Iterator[Line]:
+    """Yield the lines of one file; afterwards the trunk is as before."""
+    measured = []
+    for dtype in (torch.float32, torch.float64):
+        try:
+            measured.append(list(MEASURES[golden.kind](golden, trunk, weights, dtype)))
+        finally:
+            trunk.glip.float()  # weights that were widened come back as they were
+    name = golden.path.relative_to(fixtures).as_posix()
+    for (quantity, float32, limits), (_, float64, _) in zip(*measured, strict=True):
+        if limits != NOT_AT_ALL:
+            yield Line(name, quantity, float64, float32, limits)
 
 
 @dataclass(frozen=True)
@@ -55,173 +287,237 @@ class Way:
     cached: bool
 
     def __str__(self) -> str:
-        words = [self.order] * (self.order != "auto") + ["cached"] * self.cached
-        return f" ({', '.join(words)})" if words else ""
+        return " (dense, cached)" if self.cached else ""
 
 
-WAYS = tuple(Way(order, cached) for order in ("auto", "dense") for cached in (False, True))
+WAYS = (Way("auto", False), Way("dense", True))
 
 
-@dataclass(frozen=True)
-class Line:
-    """One compared quantity."""
-
-    file: str
-    quantity: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.limit  # False for NaN
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fixtures", type=Path, required=True, help="folder of eval_*.npz and train_*.npz")
-    parser.add_argument("--weights", type=Path, default=OWN / "weights.py", help="module with tensor() and image()")
-    parser.add_argument("--vocabulary", type=Path, help="vocab.txt of bert-base-uncased; default: beside the fixtures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    arguments = parser.parse_args()
-    files = sorted([*arguments.fixtures.glob("eval_*.npz"), *arguments.fixtures.glob("train_*.npz")])
-    if not files:
-        parser.error(f"no eval_*.npz or train_*.npz in {arguments.fixtures}")
-    torch.set_num_threads(2)
-    weights = import_file(arguments.weights)
-    vocabulary = arguments.vocabulary or first_existing("vocab.txt", arguments.fixtures)
-    lines = []
-    for file in sorted(files, key=lambda f: (variant_of(f), f.name)):
-        for line in compare(file, weights, vocabulary):
-            lines.append(line)
-            if not arguments.json:
-                verdict = "pass" if line.passed else "FAIL"
-                print(f"{verdict}  {line.error:9.2e}  ≤ {line.limit:.0e}  {line.file}  {line.quantity}", flush=True)
-    failed = [line for line in lines if not line.passed]
-    worst = max((line for line in lines if line.limit == MAX_ERROR), key=lambda line: line.error)
-    if arguments.json:
-        print(json.dumps({"lines": [{**asdict(x), "passed": x.passed} for x in lines], "failed": len(failed)}))
-    else:
-        print(
-            f"{len(lines) - len(failed)} passed, {len(failed)} failed; largest relative error {worst.error:.2e} ",
-            end="",
-        )
-        print(f"({worst.file} {worst.quantity})")
-    return 1 if failed else 0
-
-
-def compare(file: Path, weights: ModuleType, vocabulary: Path) -> Iterator[Line]:
-    """Yield the lines of one golden file."""
-    golden = np.load(file)
-    trunk = stand_in_trunk(variant_of(file), int(golden["salt"]), weights, vocabulary, file.parent)
-    method = "prompt" if file.name.startswith("train_prompt_") else "full"
-    model = attach(trunk, method, classes=[str(label) for label in golden["labels"]])
-    if method == "prompt":
-        table = weights.tensor("rpn.tunable_linear.weight", (1000, len(model.glip.head.bias_lang)), int(golden["salt"]))
-        (name,) = model.owned
-        model.load_owned({name: torch.from_numpy(table[: int(golden["num_tokens"])])})
-    same_tokens = model.captions[0].ids[0].tolist() == golden["input_ids"].tolist()
-    yield Line(file.name, "input_ids", float(not same_tokens), 0)
-    images = pictures(golden, weights)
-    if method == "full" and file.name.startswith("eval_"):
-        for quantity, error, limit in compare_encoders(golden, model, images):
-            yield Line(file.name, quantity, error, limit)
-        model = attach(trunk, "linear_probe", classes=model.class_names)  # what it freezes reaches up to the head
-    for way in WAYS if method == "prompt" or file.name.startswith("eval_") else WAYS[:1]:
-        for module in model.glip.modules():
-            if isinstance(module, CrossAttention):
-                module.order = way.order
-        compare_kind = compare_eval if file.name.startswith("eval_") else compare_train
-        for quantity, error, limit in compare_kind(golden, model, forward(model, images, way.cached)):
-            yield Line(file.name, f"{quantity}{way}", error, limit)
-
-
-def compare_encoders(golden: Any, model: AdaptedGlip, images: ImageBatch) -> Iterator[tuple[str, float, float]]:
-    """Yield name, error and limit of what enters the tower."""
+def measure_eval(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of features, raw predictions and detections."""
+    arrays, images = golden.arrays, pictures(golden.arrays, weights)
+    model = network(trunk, "linear_probe", golden.labels, dtype)  # what it freezes reaches up to the head
+    yield same_tokens(golden, model)
+    yield "batch_shape", float(tuple(images.pixels.shape) != tuple(arrays["batch_shape"])), EQUAL
+    references = [("", arrays, FORWARD.against("float32"))]
+    if golden.partner is not None:
+        references.append((" in float64", golden.partner, FORWARD))
     with torch.no_grad():
-        pyramid = model.glip.encode_image(images)
-        (text,) = model.texts()
-    for i, level in enumerate(pyramid.levels):
-        yield f"fpn_{i}", relative(level[:, ::16], golden[f"fpn_{i}"]), MAX_ERROR
-    yield "text_embedded", relative(text.features[:, :, ::8], golden["text_embedded"]), MAX_ERROR
+        levels, (text,) = model.glip.encode_image(images).levels, model.texts()
+    for suffix, reference, limits in references:
+        for i, level in enumerate(levels):
+            expected = reference[f"fpn_{i}"]
+            every = level[:, :: level.shape[1] // expected.shape[1]].flatten(2)
+            yield f"fpn_{i}{suffix}", relative(every[..., :: stride_of(reference)], expected), limits
+        yield f"text_embedded{suffix}", relative(text.features[:, :, ::8], reference["text_embedded"]), limits
+    for way in WAYS:
+        output = forward(model, images, way)
+        for suffix, reference, limits in references:
+            for name, level in raw_predictions(output, stride_of(reference)):
+                yield f"{name}{suffix}{way}", relative(level, reference[name]), limits
+        for i, found in enumerate(decode(output)):
+            boxes, scores, labels = (torch.from_numpy(arrays[f"{k}_{i}"]) for k in ("boxes", "scores", "labels"))
+            for name, error, limits in measure_detections(found, Detections(boxes, scores, labels - 1)):
+                yield f"detections_{i} {name}{way}", error, limits
 
 
-def compare_eval(golden: Any, model: AdaptedGlip, output: HeadOutput) -> Iterator[tuple[str, float, float]]:
-    """Yield name, error and limit of the raw predictions and of the detections."""
+def stride_of(reference: Mapping[str, Any]) -> int:
+    """Return how many anchors apart those are that an evaluation holds."""
+    return int(reference.get("anchor_stride", 1))
+
+
+def raw_predictions(output: HeadOutput, stride: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield public name and numbers of each level, at every ``stride``-th anchor, in the order of the goldens."""
     sizes = [h * w for h, w in output.level_shapes_hw]
     per_level = {
         "token_logits": output.token_logits.split(sizes, 1),
-        "bbox_reg": [d.transpose(1, 2) for d in output.box_deltas.split(sizes, 1)],
+        "bbox_reg": output.box_deltas.split(sizes, 1),
         "centerness": output.centerness.split(sizes, 1),
     }
     for name, levels in per_level.items():
         for i, level in enumerate(levels):
-            expected = golden[f"{name}_{i}"]
-            yield f"{name}_{i}", relative(level.reshape(expected.shape), expected), MAX_ERROR
-    for i, found in enumerate(decode(output)):
-        boxes, scores, labels = (torch.from_numpy(golden[f"{k}_{i}"]) for k in ("boxes", "scores", "labels"))
-        expected = Detections(boxes, scores, labels - 1)  # golden labels start at 1
-        partner, pixels = match(found, expected)
-        yield f"detections_{i} count", abs(len(found) - len(expected)), 0
-        yield f"detections_{i} boxes (pixels)", pixels, MAX_PIXELS
-        yield f"detections_{i} scores", relative(found.scores[partner], expected.scores), MAX_ERROR
-        yield f"detections_{i} labels", (found.labels[partner] != expected.labels).sum().item(), 0
+            some = level[:, ::stride]
+            yield f"{name}_{i}", some.transpose(1, 2) if name == "bbox_reg" else some
 
 
-def compare_train(golden: Any, model: AdaptedGlip, output: HeadOutput) -> Iterator[tuple[str, float, float]]:
-    """Yield name, error and limit of the losses and gradients."""
-    losses = detection_loss(output, targets(golden, len(output.sizes_hw)))
+def measure_train(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of the losses and of the gradient norm of every tensor, all of them trained."""
+    model = network(trunk, "full", golden.labels, dtype, frozen=())
+    yield same_tokens(golden, model)
+    yield from measure_losses(golden, model, forward(model, pictures(golden.arrays, weights), WAYS[0]))
+    norms, limits = recorded(golden.arrays, "grad_norms", GRADIENT)
+    expected = dict(zip(golden.arrays["grad_names"].tolist(), norms.tolist(), strict=True))
+    floor = NOISE_FLOOR * max(expected.values())
+    for name, tensor in in_public_names(model).items():
+        norm = tensor.grad.norm().item() if tensor.grad is not None else 0.0
+        yield f"gradient norm {name}", abs(norm - expected[name]) / max(expected[name], floor), limits
+
+
+def measure_train_prompt(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of the losses and of the gradient of the offset table, which is trained alone."""
+    model = network(trunk, "prompt", golden.labels, dtype)
+    yield same_tokens(golden, model)
+    (offset,) = model.owned_tensors().values()
+    table = weights.tensor(PROMPT_TABLE, (1000, offset.shape[1]), int(golden.arrays["salt"]))
+    model.load_owned({name: torch.from_numpy(table[: len(offset)]).to(dtype) for name in model.owned})
+    images = pictures(golden.arrays, weights)
+    for way in WAYS:
+        for name, error, limits in measure_losses(golden, model, forward(model, images, way)):
+            yield f"{name}{way}", error, limits
+        assert offset.grad is not None
+        norms, limits = recorded(golden.arrays, "grad_norms", GRADIENT)
+        yield f"gradient norm of the offset table{way}", relative(offset.grad.norm(), norms[0]), limits
+        gradient, limits = recorded(golden.arrays, f"grad/{PROMPT_TABLE}", GRADIENT)
+        yield f"gradient of the offset table{way}", relative(offset.grad, gradient), limits
+
+
+def measure_losses(golden: Golden, model: AdaptedGlip, output: HeadOutput) -> Iterator[Measured]:
+    """Yield the errors of the losses; their sum is back-propagated."""
+    losses = detection_loss(output, targets(golden.arrays))
     for tensor in model.owned_tensors().values():
         tensor.grad = None
     for ours, public in LOSS_NAMES.items():
-        yield f"loss/{public}", relative(losses[ours], golden[f"loss/{public}"]), MAX_ERROR
+        expected, limits = recorded(golden.arrays, f"loss/{public}", FORWARD)
+        yield f"loss/{public}", relative(losses[ours], expected), limits
     torch.stack(list(losses.values())).sum().backward()
-    if model.adapter.name == "prompt":
-        (gradient,) = (tensor.grad for tensor in model.owned_tensors().values())
-        assert gradient is not None
-        yield "gradient norm of the offset table", relative(gradient.norm(), golden["grad_norms"][0]), MAX_ERROR
-        yield "gradient of the offset table", relative(gradient, golden["grad/rpn.tunable_linear.weight"]), MAX_ERROR
-        return
-    table_of_names = public_names(TRUNKS[model.trunk.name].config)
-    expected = dict(zip(golden["grad_names"].tolist(), golden["grad_norms"].tolist(), strict=True))
-    floor = NOISE_FLOOR * max(expected.values())
-    for name, tensor in model.owned_tensors().items():
-        public = public_name(name, table_of_names)
-        norm = tensor.grad.norm().item() if tensor.grad is not None else 0.0
-        yield f"gradient norm {public}", abs(norm - expected[public]) / max(expected[public], floor), MAX_ERROR
 
 
-def forward(model: AdaptedGlip, images: ImageBatch, cached: bool) -> HeadOutput:
-    """Run the whole batch at once, as the goldens were made, without dropout or stochastic depth."""
-    model.train(False)
-    if not cached:
-        (output,) = model.finish(model.frozen_prefix(images))
-        return output
-    key = CacheKey(model.trunk.checksum, "goldens", "as they are", model.frozen_result.__name__, "", "")
-    with tempfile.TemporaryDirectory() as folder:
-        FeatureCache(memory_bytes=0, folder=folder).get(key, lambda: model.frozen_prefix(images))
-        prefix = FeatureCache(memory_bytes=0, folder=folder).get(key, unexpected_miss)
+def recorded(arrays: Mapping[str, Any], name: str, limits: Limits) -> tuple[Any, Limits]:
+    """Return an array as recorded in float64, or else in float32, and the limits against it."""
+    first, slash, rest = name.partition("/")
+    wide = f"{first}64{slash}{rest}"
+    return (arrays[wide], limits) if wide in arrays else (arrays[name], limits.against("float32"))
+
+
+def measure_steps(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of optimiser steps of the published recipe.
+
+    Of full training one step is compared: three diverge with these weights.
+    """
+    arrays, mode = golden.arrays, str(golden.arrays["mode"])
+    against: Literal["float64", "float32"] = "float64" if str(arrays["precision"]) == "f64" else "float32"
+    method = METHOD_OF[mode]
+    model = network(trunk, method, golden.labels, dtype, **({"frozen": PUBLISHED_FROZEN} if mode == "full" else {}))
+    config = published_recipe(method, 10)
+    groups = parameter_groups(model, config)
+    yield from measure_groups(arrays, model, groups)
+    stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
+    prefix, truth = model.frozen_prefix(pictures(arrays, weights)), targets(golden.partner or {})
+    steps = 1 if "change_norms_after_1_step" in arrays else len(arrays["losses"]) - 1
+    for step in range(1, steps + 1):
         (output,) = model.finish(prefix)
-    return output
+        done = stepper.take(step, golden.path.name, [("the batch", detection_loss(output, truth))])
+        limits = (FORWARD if step == 1 else GRADIENT).against(against)
+        yield from measure_step_losses(arrays, step - 1, done.losses, limits)
+        norm = arrays["gradient_norms_before_clipping"][step - 1]
+        yield f"step {step}: gradient norm", relative(done.gradient_norm, norm), GRADIENT.against(against)
+    with torch.no_grad():
+        (output,) = model.finish(prefix)
+    losses = {name: loss.item() for name, loss in detection_loss(output, truth).items()}
+    yield from measure_step_losses(arrays, steps, losses, GRADIENT.against(against))
+    exact = dtype == torch.float64 and against == "float64"
+    yield from measure_changes(arrays, model, trunk, steps, NOISE_FLOOR if exact else 1.0, against)
 
 
-def unexpected_miss() -> Prefix:
-    raise SystemExit("A feature that has just been written is not found in its cache.")
+def measure_groups(
+    arrays: Mapping[str, Any], model: AdaptedGlip, groups: Sequence[Mapping[str, Any]]
+) -> Iterator[Measured]:
+    """Yield how many trained tensors differ in name, and how many in learning rate or weight decay."""
+    settings = {id(tensor): (group["lr"], group["weight_decay"]) for group in groups for tensor in group["params"]}
+    ours = {name: settings[id(tensor)] for name, tensor in in_public_names(model).items()}
+    numbers = zip(arrays["learning_rates"].tolist(), arrays["weight_decays"].tolist(), strict=True)
+    public = dict(zip(arrays["names"].tolist(), numbers, strict=True))
+    yield "trained tensors", len(ours.keys() ^ public.keys()), EQUAL
+    differing = [name for name in ours.keys() & public.keys() if not np.allclose(ours[name], public[name], rtol=1e-9)]
+    yield "learning rates and weight decays", len(differing), EQUAL
 
 
-def targets(golden: Any, count: int) -> list[Target]:
-    return [
-        Target(torch.from_numpy(golden[f"gt_boxes_{i}"]), torch.from_numpy(golden[f"gt_labels_{i}"]).long() - 1)
-        for i in range(count)
-    ]
+def measure_step_losses(
+    arrays: Mapping[str, Any], step: int, losses: Mapping[str, float], limits: Limits
+) -> Iterator[Measured]:
+    """Yield the errors of the losses after so many steps."""
+    expected = dict(zip(arrays["loss_names"].tolist(), arrays["losses"][step], strict=True))
+    for ours, public in LOSS_NAMES.items():
+        yield f"after step {step}: loss/{public}", relative(losses[ours], expected[public]), limits
 
 
-def pictures(golden: Any, weights: ModuleType) -> ImageBatch:
-    """Return the pictures of a golden file, padded together."""
-    rgb = [
-        torch.from_numpy(weights.image(int(seed), int(h), int(w))).permute(2, 0, 1)
-        for seed, (h, w) in zip(golden["seeds"], golden["sizes"], strict=True)
-    ]
-    return collate(rgb)
+def measure_changes(
+    arrays: Mapping[str, Any],
+    model: AdaptedGlip,
+    trunk: Trunk,
+    steps: int,
+    floor: float,
+    against: Literal["float64", "float32"],
+) -> Iterator[Measured]:
+    """Yield the errors of the norm by which each tensor has changed, and of those values that were recorded.
+
+    Args:
+        arrays: of the golden file.
+        model: after the steps.
+        trunk: holds what the tensors were before; an offset was zero.
+        steps: how many there were.
+        floor: an error is relative to the change, or to this part of the largest change possible if that is more.
+        against: what the file was recorded in.
+    """
+    norms = arrays["change_norms_after_1_step" if "change_norms_after_1_step" in arrays else "change_norms"]
+    expected = dict(zip(arrays["names"].tolist(), norms.tolist(), strict=True))
+    rates = dict(zip(arrays["names"].tolist(), arrays["learning_rates"].tolist(), strict=True))
+    before = trunk.glip.state_dict()
+    for (ours, tensor), name in zip(model.owned_tensors().items(), in_public_names(model), strict=True):
+        if name not in expected:
+            continue  # reported as a tensor that should not be trained
+        change = tensor.detach().double() - before[ours].double() if ours in before else tensor.detach()
+        largest = steps * rates[name] * tensor.numel() ** 0.5
+        error = abs(change.norm().item() - expected[name]) / max(expected[name], floor * largest)
+        yield f"after step {steps}: change of {name}", error, GRADIENT.against(against)
+        if f"value/{name}" in arrays:
+            error = relative(tensor, arrays[f"value/{name}"])
+            yield f"after step {steps}: {name}", error, FORWARD.against(against)
+        if "table_after_3_steps" in arrays:
+            yield f"after step {steps}: {name}", relative(tensor, arrays["table_after_3_steps"]), SIGNS.against(against)
+
+
+def measure_chunked(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of detections whose classes are spread over several captions, by caption and merged."""
+    arrays, glip = golden.arrays, trunk.glip.to(dtype)
+    with torch.no_grad():
+        pyramid = glip.encode_image(pictures(arrays, weights))
+    for name in [key.removesuffix("/captions") for key in arrays if key.endswith("/captions")]:
+        limit = json.loads(str(arrays[f"{name}/settings"]))["MODEL.ATSS.DETECTIONS_PER_IMG"]
+        counts, first, parts = arrays[f"{name}/counts"].tolist(), 0, []
+        boxes, scores, labels = (torch.from_numpy(arrays[f"{name}/{key}"]) for key in ("boxes", "scores", "labels"))
+        expected = Detections(boxes, scores, labels - 1)  # golden labels start at 1
+        for i, public_caption in enumerate(arrays[f"{name}/captions"].tolist()):
+            positive_map = {int(k) - 1: v for k, v in json.loads(str(arrays[f"{name}/positive_maps"][i])).items()}
+            caption = build_caption([str(arrays["names"][label]) for label in positive_map])
+            tokens = trunk.tokenizer.encode(caption)
+            ours = {first + k: row.nonzero().flatten().tolist() for k, row in enumerate(tokens.token_map[0])}
+            yield f"{name}: caption {i}", float(caption.text != public_caption), EQUAL
+            yield f"{name}: tokens of caption {i}", float(ours != positive_map), EQUAL
+            with torch.no_grad():
+                (found,) = decode(glip.predict(glip.fuse(pyramid, glip.encode_text(tokens))), limit)
+            parts.append(replace(found, labels=found.labels + first))
+            first += len(positive_map)
+            start = sum(counts[:i])
+            for quantity, error, limits in measure_detections(
+                parts[-1], some_of(expected, slice(start, start + counts[i]))
+            ):
+                yield f"{name}: caption {i} {quantity}", error, limits
+        for quantity, error, limits in measure_detections(merge(parts), expected):
+            yield f"{name}: merged {quantity}", error, limits
+
+
+def measure_detections(found: Detections, expected: Detections) -> Iterator[Measured]:
+    """Yield the errors of number, boxes, scores and labels of detections that were recorded in float32."""
+    partner, pixels = match(found, expected)
+    yield "count", abs(len(found) - len(expected)), EQUAL
+    yield "boxes (pixels)", pixels, PIXELS
+    yield "scores", relative(found.scores[partner], expected.scores), FORWARD.against("float32")
+    yield "labels", (found.labels[partner] != expected.labels).sum().item(), EQUAL
+
+
+def some_of(detections: Detections, places: slice) -> Detections:
+    return Detections(detections.boxes_xyxy[places], detections.scores[places], detections.labels[places])
 
 
 def match(found: Detections, expected: Detections) -> tuple[Tensor, float]:
@@ -240,26 +536,101 @@ def match(found: Detections, expected: Detections) -> tuple[Tensor, float]:
     return partner, worst
 
 
+def network(trunk: Trunk, method: str, classes: Sequence[str], dtype: torch.dtype, **settings: Any) -> AdaptedGlip:
+    """Return a method on a trunk, computing in ``dtype``, without dropout and stochastic depth.
+
+    What it shares with the trunk is converted there too.
+    """
+    model = attach(trunk, method, classes=classes, settings=settings)
+    model.glip.to(dtype)
+    model.glip.set_recompute(method == "full")  # the same numbers in a third of the memory
+    model.train(False)
+    return model
+
+
+def same_tokens(golden: Golden, model: AdaptedGlip) -> Measured:
+    return "input_ids", float(model.captions[0].ids[0].tolist() != golden.arrays["input_ids"].tolist()), EQUAL
+
+
+def in_public_names(model: AdaptedGlip) -> dict[str, Tensor]:
+    """Return the owned tensors by their names in public checkpoints."""
+    if model.adapter.name == "prompt":
+        return dict(zip([PROMPT_TABLE], model.owned_tensors().values(), strict=True))
+    table = public_names(TRUNKS[model.trunk.name].config)
+    return {public_name(name, table): tensor for name, tensor in model.owned_tensors().items()}
+
+
+def forward(model: AdaptedGlip, images: ImageBatch, way: Way) -> HeadOutput:
+    """Run the whole batch at once, as the goldens were made."""
+    for module in model.glip.modules():
+        if isinstance(module, CrossAttention):
+            module.order = way.order
+    if not way.cached:
+        (output,) = model.finish(model.frozen_prefix(images))
+        return output
+    key = CacheKey(model.trunk.checksum, "goldens", "as they are", model.frozen_result.__name__, "", "")
+    with tempfile.TemporaryDirectory() as folder:
+        FeatureCache(memory_bytes=0, folder=folder).get(key, lambda: model.frozen_prefix(images))
+        prefix = FeatureCache(memory_bytes=0, folder=folder).get(key, unexpected_miss)
+        (output,) = model.finish(prefix)
+    return output
+
+
+def unexpected_miss() -> Prefix:
+    raise SystemExit("A feature that has just been written is not found in its cache.")
+
+
+def targets(arrays: Mapping[str, Any]) -> list[Target]:
+    """Return the boxes of each picture of a training batch."""
+    return [
+        Target(torch.from_numpy(arrays[f"gt_boxes_{i}"]), torch.from_numpy(arrays[f"gt_labels_{i}"]).long() - 1)
+        for i in range(len(arrays["seeds"]))
+    ]
+
+
+def pictures(arrays: Mapping[str, Any], weights: ModuleType) -> ImageBatch:
+    """Return the pictures of a golden file, padded together."""
+    seeds = arrays["seeds"] if "seeds" in arrays else [arrays["seed"]]
+    sizes_hw = arrays["sizes"] if "sizes" in arrays else [arrays["size"]]
+    drawn = (weights.image(int(seed), int(h), int(w)) for seed, (h, w) in zip(seeds, sizes_hw, strict=True))
+    return collate([torch.from_numpy(rgb).permute(2, 0, 1) for rgb in drawn])
+
+
 def stand_in_trunk(variant: str, salt: int, weights: ModuleType, vocabulary: Path, fixtures: Path) -> Trunk:
     """Write a public-style checkpoint with stand-in weights and load it as a user would."""
-    entries = json.loads(first_existing(f"{variant}.state_dict.json", fixtures).read_text())
-    state = {}
-    for name, (shape, dtype) in entries.items():
-        derived = dtype != "float32" or "cell_anchors" in name
-        value = np.zeros(shape, dtype) if derived else weights.tensor(name, tuple(shape), salt)
-        state[f"module.{name}"] = torch.from_numpy(np.ascontiguousarray(value))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{variant}.pth"
-        torch.save({"model": state}, path)
+        write_checkpoint(path, entries_of(variant, fixtures), weights, salt)
         return load_trunk(TRUNK_OF[variant], checkpoint=path, vocabulary=vocabulary)
 
 
-def variant_of(file: Path) -> str:
-    name = file.name.removeprefix("eval_").removeprefix("train_").removeprefix("prompt_")
+def write_checkpoint(path: Path, entries: Mapping[str, Any], weights: ModuleType, salt: int) -> None:
+    state = {}
+    for name, (shape, dtype) in entries.items():
+        derived = dtype != "float32" or "cell_anchors" in name or name == PROMPT_TABLE
+        value = np.zeros(shape, dtype) if derived else weights.tensor(name, tuple(shape), salt)
+        state[f"module.{name}"] = torch.from_numpy(np.ascontiguousarray(value))
+    torch.save({"model": state}, path)
+
+
+def entries_of(variant: str, fixtures: Path) -> dict[str, Any]:
+    """Return shape and type of the checkpoint entries of a variant."""
+    return json.loads(first_existing(f"{variant}.state_dict.json", fixtures).read_text())
+
+
+def variant_of(golden: Golden, fixtures: Path) -> str:
+    """Return the variant that a file is named after, or else the first that has the tensors it names."""
     for variant in TRUNK_OF:
-        if name.startswith(variant):
+        if variant in golden.path.name:
             return variant
-    raise SystemExit(f"{file.name}: expected eval_VARIANT*.npz or train_VARIANT*.npz, VARIANT one of {list(TRUNK_OF)}")
+    if "sizes_of" not in golden.arrays:
+        return next(iter(TRUNK_OF))
+    named = dict(zip(golden.arrays["names"].tolist(), golden.arrays["sizes_of"].tolist(), strict=True))
+    for variant in TRUNK_OF:
+        sizes = {name: int(np.prod(shape)) for name, (shape, _) in entries_of(variant, fixtures).items()}
+        if named.items() <= sizes.items():
+            return variant
+    return next(iter(TRUNK_OF))
 
 
 def first_existing(name: str, fixtures: Path) -> Path:
@@ -280,10 +651,18 @@ def import_file(path: Path) -> ModuleType:
 
 def relative(ours: Any, golden: Any) -> float:
     """Return ‖a − b‖ / ‖b‖ in float64."""
-    a = ours.detach().double() if isinstance(ours, Tensor) else torch.as_tensor(ours).double()
-    b = torch.as_tensor(np.asarray(golden)).double()
+    a = torch.as_tensor(ours).detach().double()
+    b = torch.as_tensor(np.asarray(golden)).double().reshape(a.shape)
     return ((a - b).norm() / b.norm()).item()
 
+
+MEASURES: dict[str, Callable[[Golden, Trunk, ModuleType, torch.dtype], Iterator[Measured]]] = {
+    "eval": measure_eval,
+    "train": measure_train,
+    "train_prompt": measure_train_prompt,
+    "steps": measure_steps,
+    "chunked": measure_chunked,
+}
 
 if __name__ == "__main__":
     sys.exit(main())
