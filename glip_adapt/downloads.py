@@ -30,7 +30,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, parse_ratelimit_headers, tqdm
 
 MOST_TRIES = 4  # in a row that bring little or nothing
-MOST_WAIT_S = 60.0  # in all, for a server that is busy
+MOST_WAIT_S = 45.0  # in all, for a server that is busy
 SLOW_WINDOW_S, SLOW_BYTES = 20.0, 20_000  # less in that time is no download
 ENOUGH_BYTES = 2**20  # of one answer, to go on without counting it as a failed try
 
