@@ -43,9 +43,7 @@ LEFTOVER_SECONDS = 3600  # no writer takes that long, so it was killed
 
 State = ImageBatch | Pyramid | Fused | HeadOutput
 AnyState = TypeVar("AnyState", bound=State)
-KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (ImageBatch, Pyramid, TextFeatures, Fused, HeadOutput)
-}
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (ImageBatch, Pyramid, TextFeatures, Fused, HeadOutput)}
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,8 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
+MAX_TOML_BYTES = 2**16  # the time that nested keys take grows with the square of it
+
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "nothing"}
 
 
@@ -32,10 +34,16 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file. Give the path of a TOML file.")
+    if (size := path.stat().st_size) > MAX_TOML_BYTES:
+        raise ValueError(
+            f"{path}: it has {size:,} bytes, more than the {MAX_TOML_BYTES:,} that a file of settings needs."
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid TOML: it is nested too deep.") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
 

@@ -157,3 +157,17 @@ def test_read_toml_refuses_other_encodings(tmp_path):
     (tmp_path / "a.toml").write_bytes('a = "é"'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"a\.toml: not valid TOML: byte 5 is not UTF-8"):
         read_toml(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a = " + "[" * 60_000, "not valid TOML"),
+        (".".join(["a"] * 100_000) + " = 1", "more than the 65,536"),
+        ("a = " + "[" * 3000 + "]" * 3000, "nested too deep"),
+    ],
+)
+def test_read_toml_names_the_file_of_what_is_too_large_or_too_deep(tmp_path, content, message):
+    (tmp_path / "plan.toml").write_text(content)
+    with pytest.raises(ValueError, match=rf"plan\.toml.*{message}"):
+        read_toml(tmp_path / "plan.toml")

@@ -87,12 +87,12 @@ def mutated(content, dice):
     for _ in range(dice.randint(1, 3)):
         path = dice.choice([place for place in places(content) if place] or [()])
         if not path:
-            return dice.choice(ODD)
+            return copy.deepcopy(dice.choice(ODD))
         *above, last = path
         parent = functools.reduce(lambda value, key: value[key], above, content)
         what = dice.choice(("odd", "odd", "odd", "remove", "double", "nest", "swap"))
         if what == "odd":
-            parent[last] = dice.choice(ODD)
+            parent[last] = copy.deepcopy(dice.choice(ODD))
         elif what == "remove":
             del parent[last]
         elif what == "double" and isinstance(parent, list):

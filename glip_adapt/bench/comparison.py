@@ -192,7 +192,10 @@ def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float]
     _draw_shares(right, recoveries, published)
     text = f"{setting[0].upper()}{setting[1:]}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.\n{note}"
     if published:
-        text += f"{' ' if note else ''}Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10)."
+        text += (
+            f"{' ' if note else ''}Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10), "
+            "scored by the annotation ids of the files, where one box of a split is lost."
+        )
     figure.supxlabel(text.rstrip(), x=0.012, ha="left", fontsize=9, color=GREY)
     return figure
 

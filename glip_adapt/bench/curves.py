@@ -47,7 +47,7 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
     columns = math.ceil(math.sqrt(len(small)))
     rows = math.ceil(len(small) / columns) if small else 1
     gaps = "Gaps: figures that are missing." if (mean["finished"] < mean["expected"]).any() else ""
-    overlaid = published_note(set(names) & set(published.index.get_level_values("dataset")))
+    overlaid = published_note(set(names) & set(published.index.get_level_values("dataset")), table["annotation_ids"])
     size = (7.4 + 2.7 * columns, max(4.6, 2.15 * rows) + 0.7)
     figure = build_figure(f"Data efficiency of {trunk}", (note, overlaid, gaps), size)
     panels = figure.add_gridspec(rows, columns + 1, width_ratios=[2.4] + [1.0] * columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from types import MappingProxyType
 import pandas as pd
 
 from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.published import SOURCE, published_mean
+from glip_adapt.bench.published import SOURCE, published_mean, scoring_note
 from glip_adapt.bench.tables import (
     COSTS,
     bootstrap_mean,
@@ -28,6 +29,7 @@ MISSING = "–"
 LABELS = ("trunk", "dataset", "method", "best", "next", "first", "second", "run", "error")
 """Columns of words; all others are numbers and stand on the right."""
 
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|!#~]|://")  # what opens code, emphasis, a link, a picture, HTML, a cell
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "²": "$^2$",
@@ -59,7 +61,8 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
         sections.append(Section(title, listed, _as_text(pivot(mean.loc[[trunk]]))))
         published = published_mean(trunk, names)
         if len(published):
-            sections.append(_beside_published(trunk, select(mean, trunk), published))
+            scored = table.loc[table["trunk"] == trunk, "annotation_ids"]
+            sections.append(_beside_published(trunk, select(mean, trunk), published, scored))
     interval = bootstrap_mean(table)
     if interval["low"].notna().any():
         sections.append(_intervals(interval))
@@ -90,11 +93,11 @@ def format_markdown(sections: Sequence[Section]) -> str:
     """Return a document as Markdown."""
     text = []
     for level, section in zip(("#", *["##"] * len(sections)), sections, strict=False):
-        text += [f"{level} {section.title}", *([section.text] if section.text else [])]
+        text += [f"{level} {_md(section.title)}", *map(_md, section.text.split("\n\n") if section.text else ())]
         if section.table is not None:
-            rows = [[str(value).replace("|", "\\|") for value in row] for row in section.table.itertuples(index=False)]
-            header = [str(column) for column in section.table.columns]
-            rule = [":--" if column in LABELS else "--:" for column in header]
+            rows = [[_md(value) for value in row] for row in section.table.itertuples(index=False)]
+            header = [_md(column) for column in section.table.columns]
+            rule = [":--" if column in LABELS else "--:" for column in section.table.columns]
             text.append("\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows)))
     return "\n\n".join(text) + "\n"
 
@@ -146,7 +149,7 @@ def _intervals(interval: pd.DataFrame) -> Section:
     return Section("Mean with 95 % intervals", text, _as_text(pivot(interval, _format_interval)))
 
 
-def _beside_published(trunk: str, mean: pd.DataFrame, published: pd.Series) -> Section:
+def _beside_published(trunk: str, mean: pd.DataFrame, published: pd.Series, annotation_ids: pd.Series) -> Section:
     """Return our means beside published ones over the same datasets; zero-shot once."""
     here = mean["mean"]
     zero_shot = here[here.index.get_level_values("shots") == 0].iloc[:1]
@@ -154,7 +157,7 @@ def _beside_published(trunk: str, mean: pd.DataFrame, published: pd.Series) -> S
     here = pd.concat([zero_shot, here[here.index.get_level_values("shots") != 0]])
     both = pd.DataFrame({"here": here, "published": published.reindex(here.index)}).dropna(subset="published")
     both["difference"] = both["here"] - both["published"]
-    text = f"Mean AP over the same datasets. Published: {SOURCE}; not measured here."
+    text = f"Mean AP over the same datasets. Published: {SOURCE}; not measured here. {scoring_note(annotation_ids)}"
     formats = {"here": _number, "published": _number, "difference": _signed}
     return Section(f"Beside published results, {trunk}", text, _as_text(both, formats))
 
@@ -276,6 +279,11 @@ def _bytes(value: float) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _md(value: object) -> str:
+    """Return text as Markdown prints it, in one line: no HTML, no link, no picture."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(str(value).split()))
 
 
 def _tex(value: object) -> str:

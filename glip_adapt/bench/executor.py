@@ -109,7 +109,7 @@ class GlipExecutor:
         data = data.scored(protocol.annotation_ids)
         shown = from_mapping(PredictConfig, config["predict"], key.name)
         model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
-        val_ap, adapter_bytes, train_source = None, 0, None
+        val, val_ap, adapter_bytes, train_source = None, None, 0, None
         if config["fit"] is not None:
             train = training_split(data, key, protocol)
             val = data.selection if protocol.selection == "best_on_val" else None
@@ -128,7 +128,12 @@ class GlipExecutor:
         )
         others = [entry for entry in protocol.retention if entry != key.dataset]
         retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
-        return RunOutcome(metrics=_metrics(found, val_ap, retention), cost=cost, train_source=train_source)
+        return RunOutcome(
+            metrics=_metrics(found, val_ap, retention),
+            cost=cost,
+            train_source=train_source,
+            selected_on=val.name if val else None,
+        )
 
     def _fit(
         self,

@@ -44,7 +44,11 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     published = published[published.index.isin(mean.index)]
     shots = sort_shots(dict.fromkeys(mean.index.get_level_values("shots")))
     methods = list(dict.fromkeys(mean.index.get_level_values("method")))
-    foot = (note, _LIMITS if mean["low"].notna().any() else "", published_note(published.index))
+    foot = (
+        note,
+        _LIMITS if mean["low"].notna().any() else "",
+        published_note(published.index, table["annotation_ids"]),
+    )
     figure = build_figure(f"Methods on {trunk}", foot, _group_size(len(methods), len(shots)))
     axes = figure.add_subplot()
     _draw_groups(axes, mean.rename(columns={"mean": "value"}), published, [value for value in shots if value != 0])

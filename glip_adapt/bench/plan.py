@@ -7,6 +7,7 @@ shots and all data, three seeds. Which methods, trunks and suites exist is hande
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from glip_adapt.config import describe_unknown, from_mapping, read_toml, to_mapp
 Shots = int | Literal["all"]
 
 ZERO_SHOT = "zero_shot"
+MAX_RUNS = 100_000
 
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|--|^[.\s]|[.\s]$|^$')
 
@@ -45,6 +47,8 @@ class RunKey:
             raise ValueError(f"shots: {self.shots} is negative; expected 0, a positive number or 'all'.")
         if self.seed < 0:
             raise ValueError(f"seeds: {self.seed} is negative; expected 0 or a positive number.")
+        if max(self.seed, 0 if self.shots == "all" else self.shots) >= 2**63:
+            raise ValueError("shots, seeds: expected numbers that fit 64 bits.")
         for part, value in (("trunk", self.trunk), ("dataset", self.dataset_name), ("method", self.method)):
             if match := _UNSAFE.search(value):
                 raise ValueError(
@@ -127,6 +131,9 @@ class BenchPlan:
         for name in ("trunks", "datasets", "methods", "shots", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty; give at least one entry or leave the key out.")
+        axes = (self.trunks, self.datasets, self.methods, self.shots, self.seeds)
+        if (runs := math.prod(map(len, axes))) > MAX_RUNS:
+            raise ValueError(f"the plan has {runs:,} runs, more than {MAX_RUNS:,}; split it.")
         for name in ("trunks", "methods", "shots", "seeds"):
             _check_distinct(name, getattr(self, name))
         _check_distinct("datasets", [PurePath(entry).name for entry in self.datasets])
@@ -255,6 +262,8 @@ def _spell_out(entries: Sequence[str], suites: Mapping[str, Sequence[str]]) -> t
 
 def _check_distinct(name: str, entries: Sequence[Hashable]) -> None:
     """Raise if an entry is listed twice."""
+    if len(set(entries)) == len(entries):
+        return
     for position, entry in enumerate(entries):
         if entry in entries[:position]:
             raise ValueError(f"{name}: {entry!r} is listed twice; each run has one folder, so keep one of them.")

@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.bench.plan import ZERO_SHOT, Shots
-from glip_adapt.bench.published import SOURCE
+from glip_adapt.bench.published import SOURCE, scoring_note
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 GREY, RULE = "#555555", "#E4E4E4"
@@ -71,9 +71,16 @@ def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def published_note(drawn: Collection[object]) -> str:
-    """Return the sentence that tells published values from ours, if any are drawn."""
-    return f"Hollow: published ({SOURCE}), not measured here." if len(drawn) else ""
+def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> str:
+    """Return sentences that tell published values from ours, if any are drawn.
+
+    Args:
+        drawn: what is published.
+        annotation_ids: of our runs, ``ProtocolConfig.annotation_ids``.
+    """
+    if not len(drawn):
+        return ""
+    return f"Hollow: published ({SOURCE}), not measured here. {scoring_note(annotation_ids)}"
 
 
 def readable(method: str) -> str:

@@ -22,6 +22,8 @@ from glip_adapt.config import from_mapping, to_mapping
 
 SCHEMA_VERSION = 1  # a new field with a default leaves it; raise it when a field goes or changes its meaning
 RECORD_FILE = "record.json"
+MAX_RECORD_BYTES = 16 * 2**20
+MAX_DEPTH = 50  # of tables and lists in a record
 VERSIONED_PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft")
 
 PARTIAL = ".partial-"  # begins the name of a folder that is being filled
@@ -82,6 +84,11 @@ class RunCost:
     seconds: float
     """Wall time of fitting and scoring; trunk and dataset are loaded before."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 <= value < 2**63:
+                raise ValueError(f"cost: '{name}' is {value:.3g}; expected a number from 0 that fits 64 bits.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -108,6 +115,10 @@ class RunRecord:
     train_source: str | None = None
     """What the training pictures are: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
     None if nothing was trained, and in records from before this field."""
+
+    selected_on: str | None = None
+    """Name of the split that selected the scored state, ``"Raccoon/val"`` for example. None if nothing was selected,
+    and in records from before this field."""
 
     error: str | None = None
     """Present if failed: one line that says what went wrong, then the traceback."""
@@ -174,8 +185,13 @@ def read_record(directory: Path) -> RunRecord:
     path = directory / RECORD_FILE
     advice = "Remove the folder to run it again."
     try:
+        size = path.stat().st_size
+        if size > MAX_RECORD_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {MAX_RECORD_BYTES:,}")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if _depth(content) > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable record: {error}. {advice}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != SCHEMA_VERSION:
@@ -184,6 +200,9 @@ def read_record(directory: Path) -> RunRecord:
         record = from_mapping(RunRecord, content, str(path))
     except ValueError as error:
         raise ValueError(f"{error} {advice}") from error
+    for name in ("protocol", "fit", "settings", "predict"):
+        if not isinstance(record.config.get(name), Mapping | None):
+            raise ValueError(f"{path}: config, {name}: expected a table of settings. {advice}")
     if record.key.name != directory.name:
         raise ValueError(f"{path}: holds the record of {record.key.name}, not of its folder. {advice}")
     return record
@@ -197,6 +216,15 @@ def read_records(out: Path) -> list[RunRecord]:
     """
     files = sorted(out.glob(f"*/{RECORD_FILE}"))
     return [read_record(file.parent) for file in files if not file.parent.name.startswith(".")]
+
+
+def _depth(content: Any) -> int:
+    """Return how deep tables and lists are nested."""
+    depth, level = 0, [content]
+    while level:
+        depth += 1
+        level = [i for v in level for i in (v.values() if isinstance(v, dict) else v if isinstance(v, list) else ())]
+    return depth
 
 
 def capture_environment(device: str, threads: int) -> dict[str, Any]:

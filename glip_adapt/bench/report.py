@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -19,6 +20,8 @@ from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.tables import load_table
 from glip_adapt.data.odinw import rendered_datasets
+from glip_adapt.plain_text import plain
+from glip_adapt.whole_files import written_whole
 
 _STEMS = ("data_efficiency", "comparison", "cost", "retention")
 
@@ -63,15 +66,13 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
         raise FileNotFoundError(
             f"{out}: holds no benchmark records. Make some first: glip-adapt bench PLAN.toml --out {out}"
         )
-    note = _call_synthetic(records, note.strip())
+    note = plain(_call_synthetic(records, note.strip()))
     table = load_table(records)
     folder = out / "report"
-    folder.mkdir(exist_ok=True)
-    for stale in (path for stem in _STEMS for path in folder.glob(f"{stem}*")):
-        stale.unlink()
     sections, pictures = build_document(table, note), {}
-    for stem, figure in _draw(table, note):
-        pictures[figure.get_suptitle()] = _save(figure, folder / stem)
+    with matplotlib.rc_context({"text.parse_math": False}):  # names from elsewhere are no formulas
+        for stem, figure in _draw(table, note):
+            pictures[figure.get_suptitle()] = _save(figure, folder / stem)
     files = ReportFiles(
         csv=folder / "table.csv",
         parquet=folder / "table.parquet",
@@ -80,15 +81,20 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
         page=folder / "index.html",
         figures=tuple(path for saved in pictures.values() for path in saved),
     )
-    table.to_csv(files.csv, index=False)
-    table.astype({"shots": "str"}).to_parquet(files.parquet, index=False)  # numbers and "all" share the column
+    with written_whole(files.csv) as temporary:
+        table.map(_no_formula).to_csv(temporary, index=False)
+    with written_whole(files.parquet) as temporary:
+        table.astype({"shots": "str"}).to_parquet(temporary, index=False)  # numbers and "all" share the column
     vectors = {title: vector.read_text(encoding="utf-8") for title, (_, vector) in pictures.items()}
     for path, text in (
         (files.markdown, format_markdown(sections)),
         (files.latex, format_latex(sections)),
         (files.page, format_page(sections, vectors)),
     ):
-        path.write_text(text, encoding="utf-8")
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for stale in {path for stem in _STEMS for path in folder.glob(f"{stem}*")} - set(files.figures):
+        stale.unlink()
     return files
 
 
@@ -120,7 +126,13 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     assert layout is not None
     layout.execute(figure)
     figure.set_layout_engine(None)  # else each file costs a layout and one more drawing to measure it
-    figure.savefig(raster, dpi=160)
-    with matplotlib.rc_context({"svg.hashsalt": "glip_adapt"}):
-        figure.savefig(vector, metadata={"Date": None})
+    with written_whole(raster) as temporary:
+        figure.savefig(temporary, dpi=160)
+    with matplotlib.rc_context({"svg.hashsalt": "glip_adapt"}), written_whole(vector) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})
     return raster, vector
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet runs: text that begins like a formula gets a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value

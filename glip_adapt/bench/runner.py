@@ -38,6 +38,7 @@ class RunOutcome:
     metrics: RunMetrics
     cost: RunCost
     train_source: str | None = None
+    selected_on: str | None = None
 
 
 class Executor(Protocol):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from glip_adapt.bench.plan import ZERO_SHOT, Shots
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.statistics import interval_of, permutation_test, resample_means
+from glip_adapt.plain_text import plain
 
 EVERY = "every"
 """In place of shots: the runs at all numbers of shots together."""
@@ -34,7 +35,10 @@ _METRICS = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "val_ap"]
 
 
 def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
-    """Return one row per run: key, status, all metrics (fractions, as in the records), costs, environment, error."""
+    """Return one row per run: key, status, all metrics (fractions, as in the records), costs, environment, error.
+
+    Control codes in text are spelled out.
+    """
     rows = []
     for record in records:
         key = record.key
@@ -46,7 +50,9 @@ def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
             | {name: _as_json(getattr(record.metrics, name, None)) for name in ("per_class", "retention")}
             | {name: record.environment.get(name) for name in ("device", "commit", "dirty")}
             | {"created": record.created, "error": record.error.splitlines()[0] if record.error else None}
+            | {"annotation_ids": (record.config.get("protocol") or {}).get("annotation_ids", "renumbered")}
         )
+    rows = [{name: plain(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
     table = pd.DataFrame(rows)
     numbers = dict.fromkeys([*_METRICS, "seconds"], "float64")
     counts = {name: "Int64" for name in COSTS if name != "seconds"}

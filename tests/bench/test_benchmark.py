@@ -229,7 +229,11 @@ def test_a_plan_can_score_by_the_ids_of_the_file_in_validation_too(plan, tmp_pat
     assert run_benchmark(plan, tmp_path / "out").done == 3
     assert {split.name for split in seen} == {"shapes/val", "shapes/test"}
     assert {split.annotation_ids for split in seen} == {"as_in_file"}
-    assert {r.config["protocol"]["annotation_ids"] for r in read_records(tmp_path / "out")} == {"as_in_file"}
+    records = read_records(tmp_path / "out")
+    assert {r.config["protocol"]["annotation_ids"] for r in records} == {"as_in_file"}
+    assert {(r.key.method, r.selected_on) for r in records} == {
+        ("zero_shot", None), ("prompt", "shapes/val"), ("full", "shapes/val"),
+    }  # fmt: skip
 
 
 def test_full_is_planned_with_what_the_published_recipe_freezes():

@@ -171,3 +171,44 @@ def test_environment_without_git_and_without_a_package(monkeypatch):
     assert environment["commit"] is environment["dirty"] is None
     assert environment["versions"] == {"pytest": pytest.__version__, "no-such-package": None}
     json.dumps(environment, allow_nan=False)
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+BROKEN = {
+    **{
+        f"config, {name} is no table": (lambda content, name=name: content["config"].__setitem__(name, "x"))
+        for name in ("protocol", "fit", "settings", "predict")
+    },
+    "config is a list": lambda content: content.__setitem__("config", []),
+    "environment is text": lambda content: content.__setitem__("environment", "cpu"),
+    "metrics is a number": lambda content: content.__setitem__("metrics", 3),
+    "cost is a list": lambda content: content.__setitem__("cost", [1]),
+    "a cost of too many bits": lambda content: content["cost"].__setitem__("adapter_bytes", 10**30),
+    "a negative cost": lambda content: content["cost"].__setitem__("seconds", -1),
+    "shots of too many bits": lambda content: content["key"].__setitem__("shots", 10**400),
+    "a deep nest": lambda content: content["config"].__setitem__("fit", {"a": nested(60)}),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_whatever_is_wrong_inside_a_record_is_one_error_naming_the_file(tmp_path, what):
+    folder = store(tmp_path, DONE)
+    content = json.loads((folder / "record.json").read_text())
+    BROKEN[what](content)
+    (folder / "record.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"record\.json.*Remove the folder"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 100_000, "\ud800", " " * (16 * 2**20 + 1)])
+def test_a_record_that_cannot_be_parsed_is_one_error_naming_the_file(tmp_path, content):
+    folder = store(tmp_path, DONE)
+    (folder / "record.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"record\.json.*Remove the folder"):
+        read_records(tmp_path)

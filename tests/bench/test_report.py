@@ -1,11 +1,15 @@
 import json
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from made_up import RECORDS, record, store
 
+from glip_adapt.bench import report
 from glip_adapt.bench.document import build_document, format_latex, format_markdown
+from glip_adapt.bench.published import published_ap
 from glip_adapt.bench.records import read_records
 from glip_adapt.bench.report import _call_synthetic, write_report
 from glip_adapt.bench.tables import load_table
@@ -138,3 +142,79 @@ def test_five_thousand_records_are_reported_in_twenty_seconds(tmp_path):
     files = write_report(tmp_path)
     assert time.perf_counter() - started < 20
     assert len(pd.read_parquet(files.parquet)) == 5040
+
+
+HOSTILE = "=a$^$b<script>alert(1)</script>![x](http://tracker/x.png)\x1b[31m`code`"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A report of records whose every text is hostile, as far as a folder name allows."""
+    folder = tmp_path_factory.mktemp("hostile")
+    name = "=a$^$b![x](c)`d`"
+    environment = {"device": HOSTILE, "commit": HOSTILE, "dirty": True}
+    records = [
+        record(name, "zero_shot", 0, 3, 0.1),
+        *(record(name, "prompt", 1, seed, 0.2) for seed in (3, 30)),
+        record(name, "prompt", 1, 300, ValueError(HOSTILE)),
+    ]
+    store(folder, [replace(one, environment=environment) for one in records])
+    return write_report(folder, note=HOSTILE)
+
+
+def test_no_text_of_a_record_is_markup_or_a_control_code(hostile):
+    for path in (hostile.markdown, hostile.csv, hostile.latex, hostile.page):
+        assert "\x1b" not in path.read_text(), path
+    markdown = hostile.markdown.read_text()
+    for sign in ("<script>", "![x]", "](http", "`code`", "http://"):
+        assert sign not in markdown.replace("\\", "\0"), sign
+    assert "<script>alert" not in hostile.page.read_text()
+
+
+def test_no_text_cell_of_the_table_begins_like_a_formula(hostile):
+    table = pd.read_csv(hostile.csv)
+    texts = [value for value in table.to_numpy().ravel() if isinstance(value, str)]
+    assert texts
+    assert not [text for text in texts if text.startswith(("=", "+", "-", "@"))]
+    assert set(table["dataset"]) == {"'=a$^$b![x](c)`d`"}
+
+
+def test_dollars_in_a_name_are_no_formula(hostile):
+    assert all(path.stat().st_size > 10_000 for path in hostile.figures)
+
+
+@pytest.mark.parametrize("kind", ["figures", "csv", "markdown", "page", "parquet"])
+def test_a_report_that_cannot_be_written_leaves_the_old_files(tmp_path, monkeypatch, kind):
+    store(tmp_path, RECORDS)
+    files = write_report(tmp_path)
+    before = {path: path.read_bytes() for path in files.paths}
+    last = files.figures[-1] if kind == "figures" else getattr(files, kind)
+    whole = report.written_whole
+
+    @contextmanager
+    def full(path):
+        with whole(path) as temporary:
+            yield temporary
+            if path == last:
+                temporary.write_bytes(b"half")
+                raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "written_whole", full)
+    with pytest.raises(OSError, match="could not be written"):
+        write_report(tmp_path, note="another note")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {path.name for path in files.paths}
+    assert last.read_bytes() == before[last]
+
+
+@pytest.mark.parametrize(
+    ("annotation_ids", "said"),
+    [("as_in_file", "with id 0 can never be found"), ("renumbered", "ours are not"), (None, "ours are not")],
+)
+def test_published_numbers_stand_beside_the_way_ours_were_scored(tmp_path, annotation_ids, said):
+    config = {"protocol": {"annotation_ids": annotation_ids}} if annotation_ids else {}
+    names = published_ap("glip-t").index.get_level_values("dataset").unique()
+    store(tmp_path, [replace(record(name, "zero_shot", 0, 3, 0.1), config=config) for name in names])
+    files = write_report(tmp_path)
+    assert said in files.markdown.read_text()
+    page = files.page.read_text()
+    assert said in page
