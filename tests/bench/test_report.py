@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -166,8 +167,8 @@ def test_no_text_of_a_record_is_markup_or_a_control_code(hostile):
     for path in (hostile.markdown, hostile.csv, hostile.latex, hostile.page):
         assert "\x1b" not in path.read_text(), path
     markdown = hostile.markdown.read_text()
-    for sign in ("<script>", "![x]", "](http", "`code`", "http://"):
-        assert sign not in markdown.replace("\\", "\0"), sign
+    for sign in ("<", "![", "](", "`", "://"):
+        assert not re.search(rf"(?<!\\){re.escape(sign)}", markdown), sign
     assert "<script>alert" not in hostile.page.read_text()
 
 
