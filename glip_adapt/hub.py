@@ -23,13 +23,14 @@ from glip_adapt.adapters.files import (
     MAX_JSON_BYTES,
     TENSORS_FILE,
     AdapterMismatchError,
+    replaced_pair,
 )
 from glip_adapt.captions import ClassPrompt
 from glip_adapt.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.data.images import load_rgb
 from glip_adapt.downloads import DownloadError, describe, download, hub_endpoint
 from glip_adapt.model.weights import Trunk
-from glip_adapt.whole_files import file_sha256, written_whole
+from glip_adapt.whole_files import file_sha256
 
 MAX_TENSORS_BYTES = 4 * 2**30  # twice what all of the largest trunk takes
 _BYTES_PER_NUMBER = 8  # at most, whatever the type
@@ -148,9 +149,9 @@ def pull(repository: str, folder: str | Path, revision: str = "main") -> Descrip
         if (folder / name).exists():
             raise FileExistsError(f"{folder} holds {what} already. Name another folder, or remove it.")
     source = download_adapter(repository, revision)
-    for name in (TENSORS_FILE, DESCRIPTION_FILE):  # the description last: a folder without one holds no adapter
-        with written_whole(folder / name) as temporary:
-            shutil.copyfile(source / name, temporary)
+    with replaced_pair(folder, DESCRIPTION_FILE, overwrite=False) as staging:
+        for name in (TENSORS_FILE, DESCRIPTION_FILE):
+            shutil.copyfile(source / name, staging / name)
     return read_description(folder)
 
 

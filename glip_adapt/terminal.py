@@ -35,7 +35,17 @@ stderr = Console(stderr=True)  # progress and errors; standard output holds resu
 
 _EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 # Libraries whose own errors say what is wrong with a file, a disk or a network; none is imported for this.
-_LIBRARIES = ("safetensors", "safetensors_rust", "pyarrow", "PIL", "zipfile", "huggingface_hub", "httpx", "tokenizers")
+_LIBRARIES = (
+    "safetensors",
+    "safetensors_rust",
+    "pyarrow",
+    "PIL",
+    "zipfile",
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "tokenizers",
+)
 
 
 class _Warnings(logging.Handler):
