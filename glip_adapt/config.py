@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import tomllib
 import types
 import typing
@@ -19,7 +20,12 @@ from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
 
-MAX_TOML_BYTES = 2**16  # the time that nested keys take grows with the square of it
+MAX_TOML_BYTES = 2**16
+MAX_KEY_PARTS = 100  # of a dotted key; tomllib takes time and memory in the square of them
+
+_TEXT = re.compile(  # strings and comments of TOML; one that does not end goes to the end of its line or of the file
+    r'''"""(?:\\.|.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)|"(?:\\.|[^"\\\n])*"?|'[^'\n]*'?|\#[^\n]*''', re.DOTALL
+)
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "nothing"}
 
@@ -29,7 +35,8 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not UTF-8 or not TOML; the message holds line and column.
+        ValueError: if the file is not UTF-8 or not TOML, with line and column; or larger or nested deeper than settings
+            are.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,13 +46,17 @@ def read_toml(path: Path | str) -> dict[str, Any]:
             f"{path}: it has {size:,} bytes, more than the {MAX_TOML_BYTES:,} that a file of settings needs."
         )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: not valid TOML: it is nested too deep.") from error
+        text = path.read_text(encoding="utf-8")
+        keys = re.split(r"[=,\[\]{}\n]", _TEXT.sub("", text))
+        if max(key.count(".") for key in keys) >= MAX_KEY_PARTS:
+            raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts")
+        return tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: byte {error.start} is not UTF-8; save the file as UTF-8.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid TOML: it is nested too deep.") from error
+    except ValueError as error:  # also of a number with too many digits
+        raise ValueError(f"{path}: not valid TOML: {error}") from error
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:

@@ -165,9 +165,29 @@ def test_read_toml_refuses_other_encodings(tmp_path):
         ("a = " + "[" * 60_000, "not valid TOML"),
         (".".join(["a"] * 100_000) + " = 1", "more than the 65,536"),
         ("a = " + "[" * 3000 + "]" * 3000, "nested too deep"),
+        (".".join(["a"] * 30_000) + " = 1", "a key has more than 100 parts"),
+        (" . ".join(['"=,#"'] * 7000) + " = 1", "a key has more than 100 parts"),
+        ("[" + ".".join(["'a'"] * 10_000) + "]\nb = 1", "a key has more than 100 parts"),
+        ("a = {b = 1, " + ".".join(["a"] * 30_000) + " = 1}", "a key has more than 100 parts"),
+        ("a = " + "9" * 5000, "5000 digits"),
     ],
 )
 def test_read_toml_names_the_file_of_what_is_too_large_or_too_deep(tmp_path, content, message):
     (tmp_path / "plan.toml").write_text(content)
     with pytest.raises(ValueError, match=rf"plan\.toml.*{message}"):
         read_toml(tmp_path / "plan.toml")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1.5",
+        f'"{"a. " * 500}"',
+        '"""' + 'a.\\"\n' * 200 + '"""',
+        "'''" + "a." * 200 + "'''",
+        f"[{'0.1, ' * 500}]",
+    ],
+)
+def test_read_toml_counts_no_dots_of_texts_comments_and_numbers(tmp_path, value):
+    (tmp_path / "plan.toml").write_text(f"# {'.' * 200}\na.b = {value}  # {'a.' * 200}\n")
+    assert read_toml(tmp_path / "plan.toml")["a"]["b"]
