@@ -10,21 +10,26 @@ import importlib.metadata
 import json
 import os
 import platform
+import reprlib
 import shutil
+import stat
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.plan import ProtocolConfig, RunKey
 from glip_adapt.config import from_mapping, to_mapping
 
 SCHEMA_VERSION = 1  # a new field with a default leaves it; raise it when a field goes or changes its meaning
 RECORD_FILE = "record.json"
 MAX_RECORD_BYTES = 16 * 2**20
 MAX_DEPTH = 50  # of tables and lists in a record
+MAX_SECONDS = 10**8  # three years
 VERSIONED_PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft")
+
+_KINDS = {Mapping: "a table", str: "a string", bool: "true or false"}
 
 PARTIAL = ".partial-"  # begins the name of a folder that is being filled
 REPLACED = f"{PARTIAL}replaced-"  # of a failed run that is making room
@@ -86,8 +91,9 @@ class RunCost:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not 0 <= value < 2**63:
-                raise ValueError(f"cost: '{name}' is {value:.3g}; expected a number from 0 that fits 64 bits.")
+            limit = MAX_SECONDS if name == "seconds" else 2**63
+            if value is not None and not 0 <= value < limit:
+                raise ValueError(f"cost: '{name}' is {value:.3g}; expected a number from 0, below {limit:.3g}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +161,8 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
         ValueError: if the record holds NaN or infinity.
     """
     text = json.dumps(to_mapping(record), indent=2, allow_nan=False, ensure_ascii=False)
-    with (directory / RECORD_FILE).open("w", encoding="utf-8") as file:
+    # An error may name a file whose name is no text; JSON has the same escapes for it.
+    with (directory / RECORD_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -185,9 +192,11 @@ def read_record(directory: Path) -> RunRecord:
     path = directory / RECORD_FILE
     advice = "Remove the folder to run it again."
     try:
-        size = path.stat().st_size
-        if size > MAX_RECORD_BYTES:
-            raise ValueError(f"it has {size:,} bytes, more than {MAX_RECORD_BYTES:,}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+            raise ValueError("it is no file")
+        if status.st_size > MAX_RECORD_BYTES:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {MAX_RECORD_BYTES:,}")
         content = json.loads(path.read_text(encoding="utf-8"))
         if _depth(content) > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
@@ -198,11 +207,9 @@ def read_record(directory: Path) -> RunRecord:
         raise ValueError(f"{path}: the record has schema {schema!r}, this version reads {SCHEMA_VERSION}. {advice}")
     try:
         record = from_mapping(RunRecord, content, str(path))
+        _check_free_parts(record, str(path))
     except ValueError as error:
         raise ValueError(f"{error} {advice}") from error
-    for name in ("protocol", "fit", "settings", "predict"):
-        if not isinstance(record.config.get(name), Mapping | None):
-            raise ValueError(f"{path}: config, {name}: expected a table of settings. {advice}")
     if record.key.name != directory.name:
         raise ValueError(f"{path}: holds the record of {record.key.name}, not of its folder. {advice}")
     return record
@@ -214,8 +221,40 @@ def read_records(out: Path) -> list[RunRecord]:
     Raises:
         ValueError: if a record is broken; names the file.
     """
-    files = sorted(out.glob(f"*/{RECORD_FILE}"))
-    return [read_record(file.parent) for file in files if not file.parent.name.startswith(".")]
+    folders = sorted(file.parent for file in out.glob(f"*/{RECORD_FILE}") if not file.parent.name.startswith("."))
+    return [record for folder in folders if (record := find_record(folder)) is not None]
+
+
+def find_record(directory: Path) -> RunRecord | None:
+    """Return the record of one run folder, or None where there is no such folder.
+
+    A failed run that makes room for the next at this instant is read once more.
+
+    Raises:
+        ValueError: as ``read_record``.
+    """
+    try:
+        return read_record(directory)
+    except ValueError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+    return read_record(directory) if directory.exists() else None
+
+
+def _check_free_parts(record: RunRecord, where: str) -> None:
+    """Raise where a part that may hold anything does not hold what is read of it."""
+    tables = dict.fromkeys(("protocol", "fit", "settings", "predict"), Mapping)
+    for place, part, kinds in (
+        ("config", record.config, {**tables, "trunk_checksum": str}),
+        ("environment", record.environment, {"device": str, "commit": str, "dirty": bool}),
+    ):
+        for name, kind in kinds.items():
+            if not isinstance(part.get(name), kind | None):
+                expected = _KINDS[kind]
+                raise ValueError(f"{where}: {place}, {name}: expected {expected}, got {reprlib.repr(part[name])}.")
+    protocol = record.config.get("protocol") or {}
+    read = {name: protocol[name] for name in ("annotation_ids",) if name in protocol}
+    from_mapping(ProtocolConfig, read, f"{where}, config, protocol")
 
 
 def _depth(content: Any) -> int:
@@ -254,9 +293,16 @@ def capture_environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git or no repository."""
+    """Return what git prints, or None where there is no git or no repository; the repository starts no program."""
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+        answer = subprocess.run(
+            ["git", "-c", "core.fsmonitor=false", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip()

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 from glip_adapt.adapters import build_adapter
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
-from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, read_record, write_record
+from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, find_record, write_record
 from glip_adapt.config import to_mapping
 from glip_adapt.recipes import FitConfig
 
@@ -187,7 +187,7 @@ def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tup
     for key in keys:
         given = plan.config_of(key)
         config = json.loads(json.dumps(resolve(key, given) if resolve else given, allow_nan=False))
-        record = _read_if_there(out, key)
+        record = find_record(out / key.name)
         _check_same(record, key, config)
         runs.append(PlannedRun(key=key, config=config, record=record))
     return tuple(runs)
@@ -209,7 +209,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
         with claim_run(out, run.key.name) as mine:
             if not mine:
                 continue
-            found = _read_if_there(out, run.key)
+            found = find_record(out / run.key.name)
             if found is not None and found != run.record:
                 _check_same(found, run.key, run.config)
                 emit(Finished(found, elsewhere=True))
@@ -223,7 +223,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
 def record_failure(run: PlannedRun, out: Path, environment: Mapping[str, Any], error: str) -> RunRecord | None:
     """Store a run as failed and return its record, or None where another process holds the run or has done it."""
     with claim_run(out, run.key.name) as mine:
-        if not mine or _read_if_there(out, run.key) != run.record:
+        if not mine or find_record(out / run.key.name) != run.record:
             return None
         return _store(run, out, environment, lambda directory: {"status": "failed", "error": error})
 
@@ -305,11 +305,6 @@ def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -
         shutil.rmtree(directory)
         directory.mkdir()
         return {"status": "failed", "error": f"{summary}\n{''.join(traceback.format_exception(error))}"}
-
-
-def _read_if_there(out: Path, key: RunKey) -> RunRecord | None:
-    """Return the record of a run, or None."""
-    return read_record(out / key.name) if (out / key.name).exists() else None
 
 
 def _check_same(record: RunRecord | None, key: RunKey, config: Mapping[str, Any]) -> None:

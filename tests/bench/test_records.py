@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +193,12 @@ BROKEN = {
     "cost is a list": lambda content: content.__setitem__("cost", [1]),
     "a cost of too many bits": lambda content: content["cost"].__setitem__("adapter_bytes", 10**30),
     "a negative cost": lambda content: content["cost"].__setitem__("seconds", -1),
+    "a run of ages": lambda content: content["cost"].__setitem__("seconds", 1e18),
+    "an unknown way of scoring": lambda content: content["config"].__setitem__("protocol", {"annotation_ids": ["x"]}),
+    "a checksum that is no text": lambda content: content["config"].__setitem__("trunk_checksum", math.inf),
+    "a device that is a list": lambda content: content["environment"].__setitem__("device", ["cpu"]),
+    "a commit that is a number": lambda content: content["environment"].__setitem__("commit", 7),
+    "a dirty that is text": lambda content: content["environment"].__setitem__("dirty", "yes"),
     "shots of too many bits": lambda content: content["key"].__setitem__("shots", 10**400),
     "a deep nest": lambda content: content["config"].__setitem__("fit", {"a": nested(60)}),
 }
@@ -212,3 +220,36 @@ def test_a_record_that_cannot_be_parsed_is_one_error_naming_the_file(tmp_path, c
     (folder / "record.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=r"record\.json.*Remove the folder"):
         read_records(tmp_path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_read(tmp_path, make):
+    path = store(tmp_path, DONE) / "record.json"
+    path.unlink()
+    make(path)
+    with pytest.raises(ValueError, match=r"record\.json.*Remove the folder"):
+        read_records(tmp_path)
+
+
+def test_an_error_that_names_a_file_of_no_text_is_stored(tmp_path):
+    record = dataclasses.replace(FAILED, error="ValueError: bild\udcff.png")
+    assert read_record(store(tmp_path, record)) == record
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_failed_run_may_make_room_while_it_is_read(tmp_path, monkeypatch, follows):
+    final, aside = store(tmp_path, FAILED), tmp_path / ".aside"
+    read = records.read_record
+
+    def read_late(directory):
+        if not aside.exists():
+            final.rename(aside)
+            with pytest.raises(ValueError, match="not a readable record") as caught:
+                read(directory)
+            if follows:
+                store(tmp_path, DONE)
+            raise caught.value
+        return read(directory)
+
+    monkeypatch.setattr(records, "read_record", read_late)
+    assert read_records(tmp_path) == ([DONE] if follows else [])
