@@ -14,6 +14,7 @@ from glip_adapt.adapters.base import Description, read_description
 from glip_adapt.adapters.files import read_file_description, write_description
 from glip_adapt.captions import build_caption
 from glip_adapt.model.weights import HUB_REPOSITORY, TRUNKS
+from glip_adapt.plain_text import plain
 
 FACTS_FILE = "training.json"
 FACTS_VERSION = 1
@@ -160,9 +161,9 @@ def _rows(description: Description, facts: TrainingFacts | None, licence: str | 
 
 def _cell(value: str) -> str:
     """Return text that stays on its line and in its cell of a table, and is text there, whatever it looks like."""
-    return re.sub(r"([\\|\[\]*_!`~:])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
+    return re.sub(r"([\\|\[\]*_!`~:])", r"\\\1", html.escape(" ".join(plain(value).split()), quote=False))
 
 
 def _code(value: str) -> str:
     """Return text that stays between the backticks that mark code, where nothing else has a meaning."""
-    return " ".join(value.split()).replace("`", "'")
+    return " ".join(plain(value).split()).replace("`", "'")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from glip_adapt import terminal
-from glip_adapt.plain_text import plain
+from glip_adapt.plain_text import markdown, plain
 
 HOSTILE = "\x1b]0;title\x07\x1b[31m[red]a[/red][/b] :smile: \x9b2J \u202e\u2066 \r\ud800 $x$"
 
@@ -103,3 +103,19 @@ def test_what_standard_output_cannot_encode_is_replaced():
     first, *rest = done.stdout.decode("ascii").splitlines()
     assert first == "?? ?"
     assert json.loads("".join(rest)) == ["骰子"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("glip-t, zero_shot: 1.5 (−2 to +3)", "glip-t, zero_shot: 1.5 (−2 to +3)"),
+        ("a | b\n\n# head", "a \\| b \\# head"),
+        ("<script>&amp;", "&lt;script&gt;&amp;amp;"),
+        ("![x](http://a/y.png)", "\\!\\[x\\](http\\://a/y.png)"),
+        ("_a_ __b__ *c* ~d~ `e` $f$", "\\_a\\_ \\_\\_b\\_\\_ \\*c\\* \\~d\\~ \\`e\\` \\$f\\$"),
+        ("WWW.evil.example me@evil.example", "WWW\\.evil.example me\\@evil.example"),
+        ("\x1b[31m\\", "\\\\x1b\\[31m\\\\"),
+    ],
+)
+def test_markdown_shows_text_as_it_is(text, shown):
+    assert markdown(text) == shown

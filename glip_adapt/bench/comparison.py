@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ from glip_adapt.bench.plotting import COLOURS, GREY
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.statistics import DRAWS, Interval, interval_of, resample_means
 from glip_adapt.model.weights import TRUNKS
+from glip_adapt.plain_text import markdown
 
 PUBLISHED: Mapping[str, float] = {
     "GLIP-T (B), fusion": 0.90,
@@ -157,11 +159,11 @@ def format_recovery(recoveries: Sequence[Recovery], difference: Interval, note: 
     method, reference, setting = _describe(recoveries)
     header = ["trunk", f"gain of {method}", f"gain of {reference}", f"share of {reference}'s gain"]
     rows = [
-        [_label(one.trunk), _format(one.gain), _format(one.reference_gain), _format(one.share, 0, " %")]
+        [markdown(_label(one.trunk)), _format(one.gain), _format(one.reference_gain), _format(one.share, 0, " %")]
         for one in recoveries
     ]
     table = "\n".join("| " + " | ".join(row) + " |" for row in (header, [":--", "--:", "--:", "--:"], *rows))
-    first, second = recoveries[0].trunk, recoveries[1].trunk
+    first, second = (markdown(one.trunk) for one in recoveries[:2])
     text = (
         f"{table}\n\n"
         f"Share of {first} less that of {second}: {_format(difference, 0)} percentage points.\n\n"
@@ -171,6 +173,7 @@ def format_recovery(recoveries: Sequence[Recovery], difference: Interval, note: 
     return f"{text.rstrip()}\n"
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names from elsewhere are no formulas
 def draw_recovery(recoveries: Sequence[Recovery], published: Mapping[str, float] = PUBLISHED, note: str = "") -> Figure:
     """Return a figure: left the gains of method and reference, right the share, beside published ones.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,16 +23,16 @@ from glip_adapt.bench.tables import (
     summarize_mean,
     summarize_retention,
 )
+from glip_adapt.plain_text import markdown
 
 MISSING = "–"
 LABELS = ("trunk", "dataset", "method", "best", "next", "first", "second", "run", "error")
 """Columns of words; all others are numbers and stand on the right."""
 
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|!#~]|://")  # what opens code, emphasis, a link, a picture, HTML, a cell
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "²": "$^2$",
-    "<": "$<$", ">": "$>$", "|": r"\textbar{}",
+    "<": "$<$", ">": "$>$", "|": r"\textbar{}", "[": "{[}",  # after the end of a row it would be a length
 }  # fmt: skip
 
 
@@ -93,10 +92,13 @@ def format_markdown(sections: Sequence[Section]) -> str:
     """Return a document as Markdown."""
     text = []
     for level, section in zip(("#", *["##"] * len(sections)), sections, strict=False):
-        text += [f"{level} {_md(section.title)}", *map(_md, section.text.split("\n\n") if section.text else ())]
+        text += [
+            f"{level} {markdown(section.title)}",
+            *map(markdown, section.text.split("\n\n") if section.text else ()),
+        ]
         if section.table is not None:
-            rows = [[_md(value) for value in row] for row in section.table.itertuples(index=False)]
-            header = [_md(column) for column in section.table.columns]
+            rows = [[markdown(str(value)) for value in row] for row in section.table.itertuples(index=False)]
+            header = [markdown(str(column)) for column in section.table.columns]
             rule = [":--" if column in LABELS else "--:" for column in section.table.columns]
             text.append("\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows)))
     return "\n\n".join(text) + "\n"
@@ -279,11 +281,6 @@ def _bytes(value: float) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _md(value: object) -> str:
-    """Return text as Markdown prints it, in one line: no HTML, no link, no picture."""
-    return _MARKDOWN.sub(r"\\\g<0>", " ".join(str(value).split()))
 
 
 def _tex(value: object) -> str:

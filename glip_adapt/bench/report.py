@@ -93,7 +93,7 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
     ):
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    for stale in {path for stem in _STEMS for path in folder.glob(f"{stem}*")} - set(files.figures):
+    for stale in {path for stem in _STEMS for path in folder.glob(f"{stem}*") if path.is_file()} - set(files.figures):
         stale.unlink()
     return files
 
@@ -135,4 +135,4 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 def _no_formula(value: Any) -> Any:
     """Return a cell that no spreadsheet runs: text that begins like a formula gets a quote before it."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import itertools
 import math
 import random
@@ -423,3 +424,12 @@ def test_published_shares_follow_from_the_tables_of_the_paper():
     }
     shares = {name: round((prompt - zero) / (full - zero), 2) for name, (zero, prompt, full) in tables.items()}
     assert shares == pytest.approx(dict(PUBLISHED))
+
+
+def test_a_trunk_may_be_called_anything():
+    odd = [dataclasses.replace(one, trunk=f"{one.trunk}$^$ <b>|") for one in (FUSED, UNFUSED)]
+    figure = draw_recovery(odd, note="$^$")
+    figure.savefig(io.BytesIO())
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == [one.trunk for one in odd]
+    table = format_recovery(odd, DIFFERENCE)
+    assert "| glip-nano\\$^\\$ &lt;b&gt;\\| |" in table

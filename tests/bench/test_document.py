@@ -115,6 +115,7 @@ def test_latex_escapes_every_character_that_it_reserves():
         r"$<$ $>$ \textbar{} $\pm$ -- $-$ & 1.0 \\"
     ) in text
     assert r"\begin{longtable}{lr}" in text
+    assert r"{[}5cm] \\" in format_latex([Section("T", "", pd.DataFrame({"method": ["[5cm]"]}))])
 
 
 def test_latex_is_balanced_and_has_as_many_cells_as_columns(table):

@@ -180,6 +180,16 @@ def test_no_text_cell_of_the_table_begins_like_a_formula(hostile):
     assert set(table["dataset"]) == {"'=a$^$b![x](c)`d`"}
 
 
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\n=1"])
+def test_text_that_a_spreadsheet_would_run_gets_a_quote_before_it(text):
+    assert report._no_formula(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["a=1", "1-2", "", -1.5, None])
+def test_other_cells_stay_as_they_are(value):
+    assert report._no_formula(value) == value
+
+
 def test_dollars_in_a_name_are_no_formula(hostile):
     assert all(path.stat().st_size > 10_000 for path in hostile.figures)
 
