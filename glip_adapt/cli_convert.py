@@ -42,15 +42,13 @@ def convert(
     _check_usage(target, names, dataset, prompts)
     if not names and not dataset:
         checksum = weights.convert(source, target, trunk)
-        terminal.console.print(f"{target}: SHA-256 of the weights {checksum}", soft_wrap=True, markup=False)
+        terminal.say(f"{target}: SHA-256 of the weights {checksum}")
         return
     model = import_prompt(source, trunk, names or _classes_of(dataset, prompts), vocabulary=vocabulary)
     model.save(target, overwrite=overwrite)
-    terminal.console.print(
+    terminal.say(
         f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.classes).text!r} → "
-        f"{target}. Use it with --adapter {target} --checkpoint {source}",
-        soft_wrap=True,
-        markup=False,
+        f"{target}. Use it with --adapter {target} --checkpoint {source}"
     )
 
 

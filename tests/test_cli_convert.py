@@ -62,9 +62,16 @@ def test_a_prompt_becomes_an_adapter_that_its_file_is_the_trunk_of(convert, file
     assert code == 0, err
     assert "for the caption 'red box. [b]blue[/b]'" in out
     assert f"--adapter {tmp_path / 'adapter'} --checkpoint {file}" in out
-    assert caplog.messages == []
+    assert "glip-adapt convert" not in caplog.text
     trunk = load_trunk("small", checkpoint=file, vocabulary=VOCABULARY)
     assert load_adapter(trunk, tmp_path / "adapter").class_names == ("red box", "[b]blue[/b]")
+
+
+def test_the_name_of_a_folder_is_printed_as_it_is(convert, file, tmp_path):
+    folder = tmp_path / "a:smile:[b]\x1b[2J"
+    code, out, err = convert(file, folder, "--classes", "red box")
+    assert code == 0, err
+    assert f"--adapter {tmp_path}/a:smile:[b]\\x1b[2J --checkpoint" in out
 
 
 def test_classes_may_come_from_the_dataset_of_the_training(convert, file, coco_folder, tmp_path):
