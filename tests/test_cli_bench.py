@@ -1,6 +1,7 @@
 """The verb ``bench`` as a user types it, in process; what it runs is tested in tests/bench."""
 
 import json
+import resource
 
 import pytest
 
@@ -57,3 +58,34 @@ def test_the_estimate_of_time_comes_from_what_is_done(bench, tmp_path):
         file.write_text(json.dumps(record))
     _, out, _ = bench("--dry-run", "--workers", "2", text=("seeds = [3]", "seeds = [3, 30, 300]"))
     assert "4 runs, 2 done, 2 to do: about 0:30:00 (h:mm:ss) for 2 of them, up to 1.5 GB" in out
+
+
+def test_brackets_in_a_folder_are_no_markup(bench, glip, tmp_path):
+    code, out, err = bench("--out", "run[/old]", text=(', "Packages"', ""))
+    assert code == 0, err
+    assert "→ run[/old]" in out
+    code, out, err = glip("report", "run[/old]", "--note", "[red]\x1b[31m")
+    assert code == 0, err
+    assert "run[/old]/report/index.html" in out
+    assert "\x1b" not in out
+    (tmp_path / "run[/old]" / "glip-nano--shapes--prompt--1--3" / "record.json").write_text("[" * 200_000)
+    for call in (("report", "run[/old]"), ("bench", tmp_path / "plan.toml", "--out", "run[/old]", "--dry-run")):
+        code, _, err = glip(*call)
+        assert code == 1
+        assert "run[/old]/glip-nano--shapes--prompt--1--3/record.json: not a readable record" in err
+
+
+def test_a_full_disk_leaves_the_files_of_the_last_report(bench, glip, tmp_path):
+    code, _, err = bench(text=(', "Packages"', ""))
+    assert code == 0, err
+    assert glip("report", "out")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "report").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # bytes of a file
+    try:
+        code, _, err = glip("report", "out", "--note", "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert "out/report/data_efficiency.png could not be written" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "out" / "report").iterdir()} == before

@@ -23,10 +23,20 @@ CLAIMS = ".claims"  # folder of empty files, which stay: removing one that someb
 
 @contextlib.contextmanager
 def claim_run(out: Path, name: str) -> Iterator[bool]:
-    """Hold the run called ``name`` and yield True, or yield False where another process holds it."""
+    """Hold the run called ``name`` and yield True, or yield False where another process holds it.
+
+    Raises:
+        OSError: if the folder cannot be written, or its file system has no locks.
+    """
     (out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with (out / CLAIMS / name).open("a") as lock:
-        yield _try_lock(lock.fileno())
+        try:
+            mine = _try_lock(lock.fileno())
+        except OSError as error:  # Lustre and some network file systems: two runners would do one run at a time
+            raise OSError(
+                error.errno, f"{out} is on a file system without locks ({error.strerror}). Put the results on another"
+            ) from error
+        yield mine
 
 
 def is_claimed(out: Path, name: str) -> bool:

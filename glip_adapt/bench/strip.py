@@ -73,14 +73,18 @@ def _truth(record: ImageRecord) -> Detections:
 
 def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detections:
     """Return as many of a run's boxes on a picture as it has objects, best first."""
-    stored: Sequence[dict[str, Any]] = json.loads((out / key.name / "predictions.json").read_text(encoding="utf-8"))
-    mine = [entry for entry in stored if entry["image_id"] == record.image_id]
-    mine = sorted(mine, key=lambda entry: -entry["score"])[: len(record.target)]
-    return Detections(
-        boxes.xywh_to_xyxy(torch.tensor([entry["bbox"] for entry in mine]).reshape(-1, 4)),
-        torch.tensor([entry["score"] for entry in mine]),
-        torch.tensor([split.category_ids.index(entry["category_id"]) for entry in mine], dtype=torch.int64),
-    )
+    path = out / key.name / "predictions.json"
+    try:
+        stored: Sequence[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        mine = [entry for entry in stored if entry["image_id"] == record.image_id]
+        mine = sorted(mine, key=lambda entry: -entry["score"])[: len(record.target)]
+        return Detections(
+            boxes.xywh_to_xyxy(torch.tensor([entry["bbox"] for entry in mine]).reshape(-1, 4)),
+            torch.tensor([entry["score"] for entry in mine]),
+            torch.tensor([split.category_ids.index(entry["category_id"]) for entry in mine], dtype=torch.int64),
+        )
+    except (ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: no predictions ({error}). Remove the folder to run it again.") from error
 
 
 def _picture(record: ImageRecord, found: Detections, names: Sequence[str]) -> Image.Image:

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -80,3 +81,12 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path):
         clear_leftovers(tmp_path)
         found = {path.name for path in tmp_path.iterdir()}
     assert found == {f"{PARTIAL}alive", f"{REPLACED}alive", "finished", ".claims"}
+
+
+def test_a_file_system_without_locks_is_one_error_that_says_what_to_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=r"without locks \(No locks available\)\. Put the results on another"):
+        is_claimed(tmp_path, "a")

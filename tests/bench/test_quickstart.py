@@ -73,3 +73,11 @@ def test_as_many_boxes_are_shown_as_there_are_objects_and_those_the_best(results
 def test_a_folder_without_runs_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run at 0 or 5 shots"):
         draw_strip(tmp_path, 5)
+
+
+@pytest.mark.parametrize("content", ["[", "3", "[1]", '[{"image_id": 1}]', "[" * 200_000])
+def test_broken_predictions_are_one_error_naming_the_file(results, content):
+    (file,) = results.glob("*--zero_shot--*/predictions.json")
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"predictions\.json: no predictions .* Remove the folder"):
+        draw_strip(results, 5)
