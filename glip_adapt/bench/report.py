@@ -18,7 +18,7 @@ from glip_adapt.bench.figures import draw_comparison, draw_costs, draw_retention
 from glip_adapt.bench.page import format_page
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord, read_records
-from glip_adapt.bench.tables import load_table
+from glip_adapt.bench.tables import load_table, summarize_retention
 from glip_adapt.data.odinw import rendered_datasets
 from glip_adapt.plain_text import plain
 from glip_adapt.whole_files import written_whole
@@ -113,7 +113,7 @@ def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
     finished = table[(table["method"] != ZERO_SHOT) & table["ap"].notna()]
     for trunk in trunks:
         runs = finished[finished["trunk"] == trunk]
-        shown = (True, len(runs) > 0, len(runs) > 0, runs["retention"].notna().any())
+        shown = (True, len(runs) > 0, len(runs) > 0, len(summarize_retention(table[table["trunk"] == trunk])) > 0)
         draw = (draw_data_efficiency, draw_comparison, draw_costs, draw_retention)
         for stem, function in itertools.compress(zip(_STEMS, draw, strict=True), shown):
             yield (stem if len(trunks) == 1 else f"{stem}--{trunk}"), function(table, trunk, note)

@@ -83,6 +83,12 @@ def test_retention_is_drawn_where_it_was_measured(tmp_path):
     assert "Zero-shot retention of glip-t" in files.page.read_text()
 
 
+@pytest.mark.parametrize("shots", [0, 1])
+def test_retention_that_no_adapted_run_has_on_another_set_is_not_drawn(tmp_path, shots):
+    store(tmp_path, [record("a", "prompt", shots, 3, 0.2, retention={"a" if shots else "b": 0.2})])
+    assert not [path for path in write_report(tmp_path).figures if path.name.startswith("retention")]
+
+
 @pytest.mark.parametrize(
     ("dataset", "note", "head"),
     [
