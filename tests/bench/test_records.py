@@ -42,7 +42,7 @@ def store(out, record, text="x"):
         return write_record(out, record, directory)
 
 
-@pytest.mark.parametrize("record", [DONE, FAILED])
+@pytest.mark.parametrize("record", [DONE, FAILED, dataclasses.replace(DONE, selected_on="Raccoon/val")])
 def test_record_reads_back_as_written_beside_its_files(tmp_path, record):
     final = store(tmp_path, record)
     assert final == tmp_path / "glip-t--Raccoon--prompt--all--3"
@@ -56,10 +56,10 @@ def test_record_from_before_a_field_came_has_its_default(tmp_path):
     """Written as version 0.1.0 did."""
     path = store(tmp_path, DONE) / "record.json"
     content = json.loads(path.read_text())
-    del content["metrics"]["retention"], content["train_source"]
+    del content["metrics"]["retention"], content["train_source"], content["selected_on"]
     path.write_text(json.dumps(content))
     assert read_records(tmp_path) == [DONE]
-    assert (DONE.metrics.retention, DONE.train_source) == ({}, None)
+    assert (DONE.metrics.retention, DONE.train_source, DONE.selected_on) == ({}, None, None)
 
 
 def test_undefined_ap_is_null_and_ap_a_fraction(tmp_path):
