@@ -45,7 +45,7 @@ def search(
     from glip_adapt.prompting import search_prompts
 
     is_file = os.path.isfile(candidates)  # unlike Path, whatever the length
-    given = Path(candidates).read_text(encoding="utf-8").split("\n") if is_file else candidates.split(";")
+    given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
     data = load_dataset(dataset)
     found = search_prompts(
         open_trunk(trunk, checkpoint, vocabulary, device),
@@ -102,3 +102,11 @@ def show(
     else:
         terminal.print_rows("change per class, over the length of its features", classes, as_json)
         terminal.print_rows("change per token", tokens, as_json)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error

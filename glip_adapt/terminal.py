@@ -45,6 +45,7 @@ _LIBRARIES = (
     "httpx",
     "httpx2",
     "tokenizers",
+    "ray",
 )
 
 

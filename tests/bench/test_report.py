@@ -10,7 +10,7 @@ from made_up import RECORDS, record, store
 
 from glip_adapt.bench import report
 from glip_adapt.bench.document import build_document, format_latex, format_markdown
-from glip_adapt.bench.published import published_ap
+from glip_adapt.bench.published import published_ap, scoring_note
 from glip_adapt.bench.records import read_records
 from glip_adapt.bench.report import _call_synthetic, write_report
 from glip_adapt.bench.tables import load_table
@@ -235,3 +235,15 @@ def test_published_numbers_stand_beside_the_way_ours_were_scored(tmp_path, annot
     assert said in files.markdown.read_text()
     page = files.page.read_text()
     assert said in page
+
+
+@pytest.mark.parametrize(
+    ("ways", "said"),
+    [
+        (["as_in_file"], "All are scored by the annotation ids of the files"),
+        (["renumbered"], "; ours are not, and may be higher"),
+        (["as_in_file", "renumbered"], "; some of ours are not (see annotation_ids in table.csv), and may be higher"),
+    ],
+)
+def test_runs_scored_in_two_ways_are_called_so(ways, said):
+    assert said in scoring_note(ways)
