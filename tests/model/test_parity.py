@@ -175,6 +175,28 @@ def test_a_required_kind_that_was_not_compared_is_a_failure(options, code, parit
     assert ("FAIL" in out) == bool(code)
 
 
+def test_a_file_that_gave_no_line_was_not_compared(parity, folder, monkeypatch, capsys):
+    np.savez(folder / "chunked_glip_tiny.npz", salt=0)
+    monkeypatch.setattr(parity, "compare_all", lambda *_: iter(()))
+    monkeypatch.setattr("sys.argv", ["parity.py", "--fixtures", str(folder), "--require", "chunked"])
+    assert parity.main() == 1
+    assert "FAIL  required, but not compared: chunked" in capsys.readouterr().out
+
+
+def test_a_gradient_that_only_one_side_has_fails(parity, monkeypatch):
+    ours = {name: torch.zeros(4) for name in ("both", "ours", "without")}
+    for name in ("both", "ours"):
+        ours[name].grad = torch.ones(4)
+    for name, result in (("network", None), ("forward", None), ("measure_losses", ()), ("in_public_names", ours)):
+        monkeypatch.setattr(parity, name, lambda *_, result=result, **__: result)
+    monkeypatch.setattr(parity, "same_tokens", lambda *_: ("input_ids", 0.0, parity.EQUAL))
+    arrays = {"labels": ["fish"], "grad_names": np.array(["both", "public"]), "grad_norms64": np.array([2.0, 1.0])}
+    golden = parity.Golden(Path("train.npz"), "train", arrays)
+    measured = parity.measure_train(golden, None, None, torch.float64)
+    errors = {quantity: error for quantity, error, limits in measured if not error <= limits.float64}
+    assert errors == {"gradients that the file does not know": 1, "gradient norm public": 1.0}
+
+
 @pytest.mark.parametrize("options", [["--require", "stepps"], ["--fixtures", "nowhere"]])
 def test_a_kind_or_folder_that_does_not_exist_is_refused(options, parity, folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["parity.py", "--fixtures", str(folder), *options])
