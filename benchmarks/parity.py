@@ -9,8 +9,9 @@ go through a public-style checkpoint file, as a user's would. The start of a fil
 One line per quantity: the error of a float64 network, its limit, then those of a float32 network. An error is
 ‖a − b‖ / ‖b‖. Against arrays recorded in float64 the limits are 1e-5, and for float32 5e-3, or 5e-2 where gradients
 enter. Against arrays recorded in float32 those of float32 hold for both. Boxes are compared at 0.1 pixels; labels and
-tokens must be equal. A dash: rounding in float32 decides the quantity, so that float32 is not compared. Exit code 1 if
-a line fails, or if a kind that ``--require`` names was not compared. tests/parity/README.md describes the files.
+tokens must be equal. A dash instead of a limit: rounding decides the quantity in float32, so that its error is shown
+but not judged. Exit code 1 if a line fails, or if a kind that ``--require`` names was not compared.
+tests/parity/README.md describes the files.
 
 Evaluation and prompt tuning run two ways in each precision: with the cheaper order of the fusion's products, directly;
 and with the dense order, from frozen features that were written to a file and read back. The others run the first way.
@@ -70,7 +71,7 @@ Recorded = Literal["float64", "float32"]
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest error of a network, by its precision; None where it is not compared."""
+    """The largest error of a network, by its precision; None where it is shown but not judged."""
 
     float64: float | None
     float32: float | None
@@ -111,7 +112,10 @@ class Line:
         return all(limit is None or error <= limit for error, limit in self.columns)
 
     def __str__(self) -> str:
-        shown = [f"{'–':^16}" if limit is None else f"{error:8.2e} ≤ {limit:.0e}" for error, limit in self.columns]
+        shown = [
+            f"{error:8.2e} ≤ {'–':^5}" if limit is None else f"{error:8.2e} ≤ {limit:.0e}"
+            for error, limit in self.columns
+        ]
         return "  ".join(["pass" if self.passed else "FAIL", *shown, self.file, self.quantity])
 
 
