@@ -19,7 +19,7 @@ from glip_adapt.config import describe_unknown, from_mapping, read_toml, to_mapp
 Shots = int | Literal["all"]
 
 ZERO_SHOT = "zero_shot"
-MAX_RUNS = 100_000
+MAX_RUNS = 20_000
 
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|--|^[.\s]|[.\s]$|^$')
 

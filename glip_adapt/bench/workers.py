@@ -7,6 +7,7 @@ nothing to hand out, and a worker stays with a trunk and a dataset as long as it
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glip_adapt.bench.runner import Emit, Event, Executor, Finished, PlannedRun, Started, Work, record_failure, walk
+from glip_adapt.plain_text import plain
 
 ATTEMPTS = 2  # of a run that takes its worker with it
 STOP_SECONDS = 5.0  # for a worker to end when told to
@@ -189,6 +191,7 @@ def starting_places(runs: Sequence[PlannedRun], workers: int) -> list[int]:
 def _work(connection: Connection, build: BuildExecutor, worker: int, runs: Sequence[PlannedRun], out: Path) -> None:
     """Walk ``runs`` in a process of its own."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    log_plainly()
 
     def emit(report: Report) -> None:
         try:
@@ -200,6 +203,20 @@ def _work(connection: Connection, build: BuildExecutor, worker: int, runs: Seque
         walk(runs, out, build(worker), emit)
     except Exception as error:
         emit(Stopped(picklable(error)))
+
+
+def log_plainly() -> None:
+    """Have this process print warnings of the library on standard error, without control codes of the files named."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("warning: %(message)s"))
+    logging.getLogger("glip_adapt").handlers = [handler]
+
+
+class _PlainFormatter(logging.Formatter):
+    """Spells control codes out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def picklable(error: Exception) -> Exception:

@@ -165,5 +165,5 @@ def test_check_plan_leaves_a_plan_made_in_python_as_it_is():
 
 
 def test_a_plan_of_too_many_runs_is_refused_at_once():
-    with pytest.raises(ValueError, match=r"the plan has 998,000 runs, more than 100,000; split it"):
+    with pytest.raises(ValueError, match=r"the plan has 998,000 runs, more than 20,000; split it"):
         BenchPlan(datasets=("a",), methods=("prompt",), shots=tuple(range(1, 500)), seeds=tuple(range(2000)))

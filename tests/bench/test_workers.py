@@ -1,6 +1,8 @@
 """Processes that share a plan: nearly every test starts real ones, so that each takes seconds."""
 
 import errno
+import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -250,3 +252,15 @@ def is_running(process):
     except (ProcessLookupError, FileNotFoundError):
         return False
     return status != "Z"
+
+
+def warn_in_a_worker():
+    workers.log_plainly()
+    logging.getLogger("glip_adapt.data").warning("file \x1b[2J.png")
+
+
+def test_a_worker_prints_warnings_without_control_codes(capfd):
+    child = multiprocessing.get_context("spawn").Process(target=warn_in_a_worker)
+    child.start()
+    child.join()
+    assert capfd.readouterr().err == "warning: file \\x1b[2J.png\n"
