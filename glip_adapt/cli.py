@@ -32,7 +32,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        terminal.stderr.print("Interrupted; what was finished is kept.")
+        terminal.note("Interrupted; what was finished is kept.")
         sys.exit(130)
     except Exception as error:
         if (message := terminal.explain(error)) is None:

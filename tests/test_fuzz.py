@@ -241,6 +241,7 @@ def nano():
 
 def test_plans(call, nano, monkeypatch, tmp_path):
     monkeypatch.setattr("glip_adapt.bench.benchmark.load_trunk", lambda name, **settings: nano)
+    monkeypatch.setattr("glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(1, 1, 1))
     for number in range(MUTATIONS):
         (tmp_path / "outer" / "inside" / "plan.toml").write_bytes(mutate_plan(random.Random(number)))
         call(number, "bench", "plan.toml", "--out", "runs", "--dry-run")

@@ -69,7 +69,7 @@ HOMES = {
         *("cli.py", "cli_adapt.py", "cli_bench.py", "cli_convert.py", "cli_data.py", "cli_deploy.py", "cli_detect.py"),
         *("cli_options.py", "cli_prompt.py", "cli_share.py"),
     },
-    "rich": {"cli_bench.py", "terminal.py"},
+    "rich": {"terminal.py"},
     "huggingface_hub": {"downloads.py", "model/weights.py", "hub.py"},
 }
 GRAB_BAGS = {"utils", "util", "helpers", "helper", "misc", "common"}
