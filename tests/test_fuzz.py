@@ -241,7 +241,9 @@ def nano():
 
 def test_plans(call, nano, monkeypatch, tmp_path):
     monkeypatch.setattr("glip_adapt.bench.benchmark.load_trunk", lambda name, **settings: nano)
-    monkeypatch.setattr("glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(1, 1, 1))
+    monkeypatch.setattr(
+        "glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1)
+    )
     for number in range(MUTATIONS):
         (tmp_path / "outer" / "inside" / "plan.toml").write_bytes(mutate_plan(random.Random(number)))
         call(number, "bench", "plan.toml", "--out", "runs", "--dry-run")
@@ -249,7 +251,9 @@ def test_plans(call, nano, monkeypatch, tmp_path):
 
 def test_records(call, nano, monkeypatch, tmp_path):
     monkeypatch.setattr("glip_adapt.bench.benchmark.load_trunk", lambda name, **settings: nano)
-    monkeypatch.setattr("glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(1, 1, 1))
+    monkeypatch.setattr(
+        "glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1)
+    )
     inside = tmp_path / "outer" / "inside"
     (inside / "plan.toml").write_text("\n".join(f"{key} = {toml(value)}" for key, value in PLAN.items()))
     store(inside / "runs", RECORDS)

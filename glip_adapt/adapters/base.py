@@ -108,14 +108,15 @@ class AdaptedGlip:
         self.trunk = trunk
         self.adapter = adapter
         self.classes = tuple(ClassPrompt(name=c) if isinstance(c, str) else c for c in classes)
-        self.captions = [tokens.to(self.device) for tokens in trunk.tokenizer.encode_in_chunks(self.classes)]
+        captions = trunk.tokenizer.encode_in_chunks(self.classes)
+        for doubt in trunk.tokenizer.doubts(self.classes, captions):
+            _warn_once(doubt)
+        self.captions = [tokens.to(self.device) for tokens in captions]
         if len(self.captions) > 1 and adapter.stage is not Stage.NONE:
             raise ValueError(
                 f"{len(self.classes)} classes need {len(self.captions)} captions, and {adapter.name} trains on one. "
                 "Use fewer or shorter class names, or zero_shot."
             )
-        for doubt in trunk.tokenizer.doubts(self.classes, self.captions):
-            _warn_once(doubt)
         self.glip, self.owned = _attach(trunk.glip, adapter, self.captions[0])
         self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith("text_encoder.")]
         self._texts: list[TextFeatures] = []

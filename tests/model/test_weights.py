@@ -467,21 +467,16 @@ def fail_half_way(tensors, path, metadata=None):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.fixture
-def little_room():
-    """No file of more than 10 kB can be written."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_disk_without_room_is_one_clear_error_and_leaves_the_old_file(tmp_path, little_room):
+def test_a_disk_without_room_is_one_clear_error_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.safetensors"
     save_tensors({"a": torch.ones(2)}, path, {})
-    before = path.read_bytes()
-    with pytest.raises(OSError, match=r"x\.safetensors could not be written \(File too large\). Make room"):
-        save_tensors({"a": torch.ones(100_000)}, path, {})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # not by a fixture: pytest reports in between
+    try:
+        with pytest.raises(OSError, match=r"x\.safetensors could not be written \(File too large\). Make room"):
+            save_tensors({"a": torch.ones(100_000)}, path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
