@@ -11,16 +11,27 @@ import logging
 import os
 import shlex
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glip_adapt.captions import clean_name
-from glip_adapt.data.images import Header, load_rgb, read_header
+from glip_adapt.data.entries import (
+    FLOAT32_MAX,
+    box_of,
+    declared_size,
+    entries_of,
+    is_annotation,
+    is_area,
+    is_id,
+    is_image,
+    is_outside,
+    picture_path,
+    root_category,
+)
+from glip_adapt.data.images import load_rgb, read_header
 from glip_adapt.structures import SizeHW
 
 logger = logging.getLogger(__name__)
@@ -50,10 +61,6 @@ _WARNED = {
     "doubled box": "Every copy counts, and a detector can find only one of them: remove the others",
     "root category without boxes": "It is left out of the classes",
 }
-_FLOAT32_MAX = torch.finfo(torch.float32).max
-_OUTSIDE_TOLERANCE = 0.01  # pixels; conversions between formats overshoot by rounding
-_NO_SUPERCATEGORY = (None, "", "none")
-_BACKGROUND_NAMES = ("__background__", "background")
 
 
 @dataclass(frozen=True)
@@ -116,72 +123,6 @@ def load_document(
     return document
 
 
-def picture_path(image_dir: Path, file_name: str) -> Path:
-    """Return where a picture lies; a name from Windows may have backslashes between folders."""
-    path = image_dir / file_name
-    if "\\" in file_name and not os.path.isfile(path):
-        return image_dir / file_name.replace("\\", "/")
-    return path
-
-
-def declared_size(entry: Mapping[str, Any]) -> SizeHW | None:
-    """Return the (height, width) in pixels that an image entry states, if it does."""
-    return None if entry.get("height") is None else (int(entry["height"]), int(entry["width"]))
-
-
-def box_of(entry: Mapping[str, Any]) -> list[float] | None:
-    """Return the [x, y, width, height] of an annotation: the stated box, else that around its polygons, if any."""
-    if entry.get("bbox"):
-        return [float(value) for value in entry["bbox"]]
-    polygons = entry.get("segmentation")
-    points = [
-        point
-        for polygon in (polygons if isinstance(polygons, list) else ())
-        if isinstance(polygon, list) and len(polygon) >= 6 and all(map(_is_number, polygon))
-        for point in zip(polygon[::2], polygon[1::2], strict=False)
-    ]
-    if not points:
-        return None
-    xs, ys = zip(*points, strict=True)
-    return [float(min(xs)), float(min(ys)), float(max(xs) - min(xs)), float(max(ys) - min(ys))]
-
-
-def area_of(entry: Mapping[str, Any], box: list[float]) -> float:
-    """Return the area of an annotation in square pixels: the stated one, else that of its box."""
-    return float(entry["area"]) if _is_area(entry.get("area")) else box[2] * box[3]
-
-
-def is_outside(bbox: Sequence[float], size_hw: SizeHW | None) -> bool:
-    """Return whether a box [x, y, width, height] leaves a picture of this (height, width); False if it is unknown."""
-    if size_hw is None:
-        return False
-    x, y, w, h = bbox
-    over = max(-x, -y, x + w - size_hw[1], y + h - size_hw[0])
-    return over > _OUTSIDE_TOLERANCE
-
-
-def is_ambiguous(header: Header) -> bool:
-    """Return whether the size of a picture cannot tell if boxes were drawn before or after its EXIF rotation."""
-    height, width = header.size_hw
-    return header.orientation in (2, 3, 4) or (header.orientation != 1 and height == width)
-
-
-def root_category(document: Mapping[str, Any]) -> tuple[int, str] | None:
-    """Return id and name of a category that only heads the others and has no box; exports of Roboflow hold one.
-
-    It names no supercategory and all others name it as theirs, or it has id 0 and is called background.
-    """
-    categories = [entry for entry in _entries(document, "categories") if _is_category(entry)]
-    used = {entry["category_id"] for entry in _entries(document, "annotations") if _is_annotation(entry)}
-    for entry in categories:
-        above = {str(other.get("supercategory")) for other in categories if other is not entry}
-        heads = above == {entry["name"]} and entry.get("supercategory") in _NO_SUPERCATEGORY
-        is_background = bool(above) and entry["id"] == 0 and entry["name"] in _BACKGROUND_NAMES
-        if entry["id"] not in used and (heads or is_background):
-            return entry["id"], entry["name"]
-    return None
-
-
 def _grouped(findings: Iterable[_Finding]) -> list[Defect]:
     """Return findings by kind, in the order in which the kinds came."""
     found: dict[str, list[str]] = {}
@@ -223,9 +164,9 @@ def _scan(document: dict[str, Any] | None, image_dir: Path | None, need_sizes: b
             yield "empty split", f"no {key}"
     categories: set[int] = set()
     sizes: dict[int | str, SizeHW | None] = {}
-    yield from _scan_categories(_entries(document, "categories"), categories)
-    yield from _scan_images(_entries(document, "images"), image_dir, sizes, need_sizes)
-    yield from _scan_annotations(_entries(document, "annotations"), categories, sizes)
+    yield from _scan_categories(entries_of(document, "categories"), categories)
+    yield from _scan_images(entries_of(document, "images"), image_dir, sizes, need_sizes)
+    yield from _scan_annotations(entries_of(document, "annotations"), categories, sizes)
     if (root := root_category(document)) is not None:
         yield "root category without boxes", f"category {root[0]} ({root[1]!r}) is no object but heads the others"
 
@@ -234,7 +175,7 @@ def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
     """Yield what is wrong with the categories, and collect their ids in ``known``."""
     wordings: dict[str, str] = {}
     for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_id(entry.get("id"), int):
+        if not isinstance(entry, dict) or not is_id(entry.get("id"), int):
             yield "malformed entry", f"categories[{index}] is {_short(entry)}"
             continue
         if entry["id"] in known:
@@ -258,7 +199,7 @@ def _scan_images(
     """Yield what is wrong with the image list, and collect the declared sizes by id."""
     names: set[str] = set()
     for index, entry in enumerate(entries):
-        if not _is_image(entry):
+        if not is_image(entry):
             yield "malformed entry", f"images[{index}] is {_short(entry)}"
             continue
         image_id, name, size_hw = entry["id"], entry["file_name"], declared_size(entry)
@@ -283,7 +224,7 @@ def _scan_annotations(
     ids: set[int | str] = set()
     boxes: set[tuple[Any, ...]] = set()
     for index, entry in enumerate(entries):
-        if not _is_annotation(entry):
+        if not is_annotation(entry):
             yield "malformed entry", f"annotations[{index}] is {_short(entry)}"
             continue
         annotation_id, image_id, category_id = entry.get("id"), entry["image_id"], entry["category_id"]
@@ -296,7 +237,7 @@ def _scan_annotations(
             yield "unknown image id", f"{what} names image {image_id}"
         if category_id not in categories:
             yield "unknown category", f"{what} names category {category_id}"
-        if entry.get("area") is not None and not _is_area(entry["area"]):
+        if entry.get("area") is not None and not is_area(entry["area"]):
             yield "odd area", f"{what} has area {_short(entry['area'])}"
         if entry.get("iscrowd") not in (None, 0, 1):
             yield "odd iscrowd", f"{what} has iscrowd {_short(entry['iscrowd'])}"
@@ -310,13 +251,13 @@ def _scan_annotations(
 
 def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Finding]:
     """Yield what is wrong with the box of one annotation."""
-    if any(not abs(value) <= _FLOAT32_MAX for value in entry.get("bbox") or ()):
+    if any(not abs(value) <= FLOAT32_MAX for value in entry.get("bbox") or ()):
         yield "NaN or infinite box", f"has bbox {entry['bbox']}"
         return
     box = box_of(entry)
     if box is None:
         yield "annotation without a box", "has neither a bbox nor polygons"
-    elif any(not abs(value) <= _FLOAT32_MAX for value in box):
+    elif any(not abs(value) <= FLOAT32_MAX for value in box):
         yield "NaN or infinite box", "has polygons that are not finite"
     elif min(box[2:]) <= 0:
         yield "zero or negative box size", f"has bbox {box}"
@@ -326,8 +267,8 @@ def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Findin
 
 def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
     """Yield what is wrong with the pictures that exist, by decoding each."""
-    for entry in _entries(document or {}, "images"):
-        if not _is_image(entry) or not os.path.isfile(picture_path(image_dir, entry["file_name"])):
+    for entry in entries_of(document or {}, "images"):
+        if not is_image(entry) or not os.path.isfile(picture_path(image_dir, entry["file_name"])):
             continue
         path, declared = picture_path(image_dir, entry["file_name"]), declared_size(entry)
         try:
@@ -341,54 +282,9 @@ def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator
                 "declared size differs from real size",
                 f"{entry['file_name']}: declared (height, width) {declared}, stored {size_hw}",
             )
-        if header.applied != header.orientation or is_ambiguous(header) or (header.applied != 1 and declared is None):
+        if header.applied != header.orientation or header.is_ambiguous or (header.applied != 1 and declared is None):
             done = "applied" if header.applied != 1 else "not applied: the declared size is that of the stored pixels"
             yield "EXIF orientation", f"{entry['file_name']}: {header.orientation}, {done}; look at its boxes"
-
-
-def _entries(document: Mapping[str, Any], key: str) -> list[Any]:
-    entries = document.get(key)
-    return entries if isinstance(entries, list) else []
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_id(value: Any, *types: type) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _is_area(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= _FLOAT32_MAX
-
-
-def _is_image(entry: Any) -> bool:
-    """Tell whether an image entry has an id, a file name, and a size that is either absent or sound."""
-    if not isinstance(entry, dict) or not _is_id(entry.get("id"), int, str) or not _is_text(entry.get("file_name")):
-        return False
-    sides: list[Any] = [entry.get("height"), entry.get("width")]
-    return sides == [None, None] or all(_is_number(side) and 1 <= side < 1e9 and side % 1 == 0 for side in sides)
-
-
-def _is_category(entry: Any) -> bool:
-    return isinstance(entry, dict) and _is_id(entry.get("id"), int) and _is_text(entry.get("name"))
-
-
-def _is_annotation(entry: Any) -> bool:
-    """Tell whether what names an annotation has the right types; values are judged elsewhere."""
-    if not isinstance(entry, dict) or not _is_id(entry.get("image_id"), int, str):
-        return False
-    bbox = entry.get("bbox")
-    return (
-        _is_id(entry.get("category_id"), int)
-        and (entry.get("id") is None or _is_id(entry["id"], int, str))
-        and (bbox in (None, []) or (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))))
-    )
 
 
 def _foreign_letters(text: str) -> str:

@@ -23,16 +23,8 @@ import torch
 from PIL import Image
 
 from glip_adapt import boxes
-from glip_adapt.data.check import (
-    area_of,
-    box_of,
-    declared_size,
-    is_ambiguous,
-    is_outside,
-    load_document,
-    picture_path,
-    root_category,
-)
+from glip_adapt.data.check import load_document
+from glip_adapt.data.entries import area_of, box_of, declared_size, is_outside, picture_path, root_category
 from glip_adapt.data.images import Header, load_rgb, read_header
 from glip_adapt.structures import SizeHW, Target
 
@@ -95,7 +87,7 @@ class ImageRecord:
     def header(self) -> Header:
         """What the start of the picture file says; read once, with errors as ``read_header``."""
         header = read_header(self.path, self.size_hw)
-        if is_ambiguous(header):
+        if header.is_ambiguous:
             _warn_once(self.path.parent, _AMBIGUOUS)
         elif header.applied != header.orientation and any(
             is_outside(a.bbox_xywh, self.size_hw) for a in self.annotations

@@ -64,6 +64,12 @@ class Header:
     orientation: int
     applied: int
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the size cannot tell if boxes were drawn before or after the picture was turned."""
+        height, width = self.size_hw
+        return self.orientation in (2, 3, 4) or (self.orientation != 1 and height == width)
+
 
 def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
     """Return what the start of a picture file says, without decoding its pixels; arguments as for ``load_rgb``.
