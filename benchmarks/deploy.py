@@ -28,11 +28,11 @@ from PIL import Image
 
 from glip_adapt import PredictConfig, TaskSet, attach, load_adapter, load_baked, load_trunk, predict
 from glip_adapt.adapters.baked import BakedGlip
+from glip_adapt.core.structures import Detections
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate, resize_shape
-from glip_adapt.model.weights import Trunk, weights_checksum
-from glip_adapt.prediction import detections
-from glip_adapt.structures import Detections
+from glip_adapt.engine.predict import detections
+from glip_adapt.trunks.catalogue import Trunk, weights_checksum
 
 CLASSES = ("raccoon", "dog", "mushroom")
 PROCESSES = 3  # fresh ones of each kind, of which the fastest counts
@@ -147,7 +147,7 @@ def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: Predic
     """Return how far ONNX is from PyTorch on photographs, and the seconds of both, taken in turn."""
     import onnxruntime
 
-    from glip_adapt.export import export_onnx
+    from glip_adapt.share.export import export_onnx
 
     files = sorted(p for p in arguments.photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from glip_adapt.bench.comparison import difference_of_shares, draw_recovery, format_recovery, share_of_gain
 from glip_adapt.bench.records import read_records
+from glip_adapt.bench.report.comparison import difference_of_shares, draw_recovery, format_recovery, share_of_gain
 
 TRUNKS = ("glip-nano", "glip-nano-a")
 

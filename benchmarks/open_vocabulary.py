@@ -22,8 +22,8 @@ from rich.progress import track
 from glip_adapt import FeatureCache, attach, evaluate, load_dataset, load_trunk
 from glip_adapt.data.glyphs import GLYPHS13, unseen_glyphs
 from glip_adapt.data.odinw import Dataset
-from glip_adapt.model.weights import Trunk
-from glip_adapt.recipes import default_recipe
+from glip_adapt.engine.recipes import default_recipe
+from glip_adapt.trunks.catalogue import Trunk
 
 SHIFTS = (1, 2, 3)
 COMPOSED = ("glyphs13/ChessHollow", "glyphs13/CardSuits")  # sets with unseen compositions of seen words

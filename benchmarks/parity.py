@@ -39,18 +39,18 @@ from torch import Tensor
 
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip, Prefix
-from glip_adapt.cache import CacheKey, FeatureCache
-from glip_adapt.captions import build_caption
+from glip_adapt.core.captions import build_caption
+from glip_adapt.core.structures import Detections, HeadOutput, ImageBatch, Target
 from glip_adapt.data.transforms import collate
-from glip_adapt.model.decode import decode, merge
-from glip_adapt.model.fusion import CrossAttention
-from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.public_names import PROMPT_TABLE, public_name, public_names
-from glip_adapt.model.weights import TRUNKS, Trunk, load_trunk
-from glip_adapt.optimise import Stepper
-from glip_adapt.recipes import published_recipe
-from glip_adapt.structures import Detections, HeadOutput, ImageBatch, Target
-from glip_adapt.train import parameter_groups
+from glip_adapt.engine.cache import CacheKey, FeatureCache
+from glip_adapt.engine.optimise import Stepper
+from glip_adapt.engine.recipes import published_recipe
+from glip_adapt.engine.train import parameter_groups
+from glip_adapt.trunks.catalogue import TRUNKS, Trunk, load_trunk
+from glip_adapt.trunks.glip.decode import decode, merge
+from glip_adapt.trunks.glip.fusion import CrossAttention
+from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
+from glip_adapt.trunks.glip.objective import detection_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "tests" / "parity"

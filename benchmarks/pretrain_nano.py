@@ -34,7 +34,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from glip_adapt import attach, evaluate, load_dataset, load_trunk
 from glip_adapt.adapters.base import autocast
-from glip_adapt.captions import SEPARATOR, Caption, build_caption
+from glip_adapt.core.captions import SEPARATOR, Caption, build_caption
+from glip_adapt.core.structures import ImageBatch, Target, Tokens
 from glip_adapt.data.glyphs import (
     COLOURS,
     GLYPHS13,
@@ -46,14 +47,13 @@ from glip_adapt.data.glyphs import (
     seen_glyphs,
 )
 from glip_adapt.data.transforms import View, apply_view, collate
-from glip_adapt.model.build import build_glip
-from glip_adapt.model.glip import Glip
-from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.text import SPECIAL_TOKENS, Tokenizer
-from glip_adapt.model.weights import Trunk, load_tokenizer, save_tensors, trunk_spec, weights_checksum
-from glip_adapt.optimise import Step, Stepper
-from glip_adapt.prediction import PredictConfig
-from glip_adapt.structures import ImageBatch, Target, Tokens
+from glip_adapt.engine.optimise import Step, Stepper
+from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, save_tensors, trunk_spec, weights_checksum
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.trunks.glip.objective import detection_loss
+from glip_adapt.trunks.glip.text import SPECIAL_TOKENS, Tokenizer
 
 SIDE = 160  # pixels of a scene, and of the shorter side of every test picture
 OBJECTS = (3, 9)  # least and most on a scene

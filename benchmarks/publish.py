@@ -15,11 +15,11 @@ import re
 import shutil
 from pathlib import Path
 
-from glip_adapt.bench.document import build_document, format_markdown
 from glip_adapt.bench.records import read_records
-from glip_adapt.bench.report import write_report
-from glip_adapt.bench.tables import load_table
-from glip_adapt.config import to_mapping
+from glip_adapt.bench.report.document import build_document, format_markdown
+from glip_adapt.bench.report.tables import load_table
+from glip_adapt.bench.report.write import write_report
+from glip_adapt.core.config import to_mapping
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("data_efficiency", "cost")

@@ -36,14 +36,14 @@ from torchvision.ops import deform_conv2d
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip, Precision, autocast
 from glip_adapt.adapters.prompt import TextOffset
-from glip_adapt.model import dyhead
-from glip_adapt.model.fusion import CrossAttention, FusionLayer, Order
-from glip_adapt.model.loss import detection_loss
-from glip_adapt.model.text import MAX_TOKENS
-from glip_adapt.model.weights import TRUNKS, Trunk, random_trunk
-from glip_adapt.recipes import published_recipe
-from glip_adapt.structures import HeadOutput, ImageBatch, Target, TextFeatures, Tokens, split_levels
-from glip_adapt.train import parameter_groups
+from glip_adapt.core.structures import HeadOutput, ImageBatch, Target, TextFeatures, Tokens, split_levels
+from glip_adapt.engine.recipes import published_recipe
+from glip_adapt.engine.train import parameter_groups
+from glip_adapt.trunks.catalogue import TRUNKS, Trunk, random_trunk
+from glip_adapt.trunks.glip import dyhead
+from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer, Order
+from glip_adapt.trunks.glip.objective import detection_loss
+from glip_adapt.trunks.glip.text import MAX_TOKENS
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")

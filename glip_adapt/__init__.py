@@ -12,46 +12,46 @@ if TYPE_CHECKING:
     from glip_adapt.adapters import attach, load_adapter
     from glip_adapt.adapters.baked import load_baked
     from glip_adapt.bench.benchmark import run_benchmark
-    from glip_adapt.bench.report import write_report
-    from glip_adapt.cache import FeatureCache
-    from glip_adapt.captions import ClassPrompt
-    from glip_adapt.card import TrainingFacts
+    from glip_adapt.bench.report.write import write_report
+    from glip_adapt.core.captions import ClassPrompt
     from glip_adapt.data.odinw import load_dataset
-    from glip_adapt.evaluation import evaluate
-    from glip_adapt.hub import from_hub, push_to_hub
-    from glip_adapt.interop import to_supervision
-    from glip_adapt.model.weights import load_trunk
-    from glip_adapt.prediction import PredictConfig, predict
-    from glip_adapt.prompting import search_prompts
-    from glip_adapt.recipes import FitConfig, default_recipe, published_recipe
-    from glip_adapt.tasks import TaskSet
-    from glip_adapt.train import fit
+    from glip_adapt.engine.cache import FeatureCache
+    from glip_adapt.engine.evaluate import evaluate
+    from glip_adapt.engine.predict import PredictConfig, predict
+    from glip_adapt.engine.prompting import search_prompts
+    from glip_adapt.engine.recipes import FitConfig, default_recipe, published_recipe
+    from glip_adapt.engine.train import fit
+    from glip_adapt.share.card import TrainingFacts
+    from glip_adapt.share.hub import from_hub, push_to_hub
+    from glip_adapt.share.interop import to_supervision
+    from glip_adapt.share.tasks import TaskSet
+    from glip_adapt.trunks.catalogue import load_trunk
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ClassPrompt": "glip_adapt.captions",
-    "FeatureCache": "glip_adapt.cache",
-    "FitConfig": "glip_adapt.recipes",
-    "PredictConfig": "glip_adapt.prediction",
-    "TaskSet": "glip_adapt.tasks",
-    "TrainingFacts": "glip_adapt.card",
+    "ClassPrompt": "glip_adapt.core.captions",
+    "FeatureCache": "glip_adapt.engine.cache",
+    "FitConfig": "glip_adapt.engine.recipes",
+    "PredictConfig": "glip_adapt.engine.predict",
+    "TaskSet": "glip_adapt.share.tasks",
+    "TrainingFacts": "glip_adapt.share.card",
     "attach": "glip_adapt.adapters",
-    "default_recipe": "glip_adapt.recipes",
-    "evaluate": "glip_adapt.evaluation",
-    "fit": "glip_adapt.train",
-    "from_hub": "glip_adapt.hub",
+    "default_recipe": "glip_adapt.engine.recipes",
+    "evaluate": "glip_adapt.engine.evaluate",
+    "fit": "glip_adapt.engine.train",
+    "from_hub": "glip_adapt.share.hub",
     "load_adapter": "glip_adapt.adapters",
     "load_baked": "glip_adapt.adapters.baked",
     "load_dataset": "glip_adapt.data.odinw",
-    "load_trunk": "glip_adapt.model.weights",
-    "predict": "glip_adapt.prediction",
-    "published_recipe": "glip_adapt.recipes",
-    "push_to_hub": "glip_adapt.hub",
+    "load_trunk": "glip_adapt.trunks.catalogue",
+    "predict": "glip_adapt.engine.predict",
+    "published_recipe": "glip_adapt.engine.recipes",
+    "push_to_hub": "glip_adapt.share.hub",
     "run_benchmark": "glip_adapt.bench.benchmark",
-    "search_prompts": "glip_adapt.prompting",
-    "to_supervision": "glip_adapt.interop",
-    "write_report": "glip_adapt.bench.report",
+    "search_prompts": "glip_adapt.engine.prompting",
+    "to_supervision": "glip_adapt.share.interop",
+    "write_report": "glip_adapt.bench.report.write",
 }
 
 __all__ = [

@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from glip_adapt import cli, terminal
-from glip_adapt.model.build import GLIP_NANO, TextConfig, build_glip
-from glip_adapt.model.weights import Trunk, load_tokenizer, weights_checksum
+from glip_adapt import cli
+from glip_adapt.cli import terminal
+from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, weights_checksum
+from glip_adapt.trunks.glip.build import GLIP_NANO, TextConfig, build_glip
 
 TINY = replace(
     GLIP_NANO,

@@ -6,8 +6,8 @@ from collections import OrderedDict, defaultdict
 import numpy as np
 import torch
 
-from glip_adapt.model.build import GlipConfig, SwinConfig, TextConfig
-from glip_adapt.model.public_names import PROMPT_TABLE, public_name, public_names
+from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig, TextConfig
+from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
 
 SMALL = GlipConfig(
     backbone=SwinConfig(width=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=4),

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from glip_adapt import downloads
+from glip_adapt.core import downloads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAGE = b"<!DOCTYPE html><html>Please log in to the network</html>"

@@ -19,10 +19,11 @@ from PIL import Image
 from stand_in_hub import hub_within_reach
 
 import glip_adapt
-from glip_adapt import cli, load_trunk, terminal
+from glip_adapt import cli, load_trunk
+from glip_adapt.cli import terminal
 from glip_adapt.data.fetch import ARCHIVE_REPOSITORY
 from glip_adapt.data.odinw import find_spec
-from glip_adapt.memory import MemoryEstimate
+from glip_adapt.engine.memory import MemoryEstimate
 
 pytestmark = pytest.mark.slow
 

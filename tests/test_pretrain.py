@@ -10,7 +10,7 @@ from conftest import load_benchmark
 from safetensors.torch import load_file
 
 from glip_adapt.data import glyphs
-from glip_adapt.model.weights import load_tokenizer
+from glip_adapt.trunks.catalogue import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import load_benchmark
 
-from glip_adapt.model import deform, dyhead
-from glip_adapt.model.weights import random_trunk
+from glip_adapt.trunks.catalogue import random_trunk
+from glip_adapt.trunks.glip import deform, dyhead
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "speed.py"
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glip_adapt import config
 from glip_adapt.adapters.base import AdaptedGlip, Adapter, read_description, restore
 from glip_adapt.adapters.context import Context
 from glip_adapt.adapters.full import PUBLISHED_FROZEN, Full, TextEncoderTuning
@@ -14,9 +13,10 @@ from glip_adapt.adapters.linear_probe import LinearProbe
 from glip_adapt.adapters.lora import Lora
 from glip_adapt.adapters.prompt import Prompt
 from glip_adapt.adapters.zero_shot import ZeroShot
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.model.build import SwinConfig
-from glip_adapt.model.weights import Trunk, trunk_spec
+from glip_adapt.core import config
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.trunks.catalogue import Trunk, trunk_spec
+from glip_adapt.trunks.glip.build import SwinConfig
 
 ADAPTERS: dict[str, type[Any]] = {
     "zero_shot": ZeroShot,

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from glip_adapt.adapters.files import (
+from glip_adapt.adapters.storage import (
     BAKED_DESCRIPTION_FILE,
     BAKED_TENSORS_FILE,
     DESCRIPTION_FILE,
@@ -29,12 +29,12 @@ from glip_adapt.adapters.files import (
     write_description,
     write_tensors,
 )
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.model.build import build_glip
-from glip_adapt.model.glip import Glip
-from glip_adapt.model.text import MAX_TOKENS
-from glip_adapt.model.weights import check_device, trunk_spec
-from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.trunks.catalogue import check_device, trunk_spec
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.trunks.glip.text import MAX_TOKENS
 
 FORMAT_VERSION = 1
 

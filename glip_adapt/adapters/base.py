@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.adapters.baked import BakedGlip, without_text_encoder
-from glip_adapt.adapters.files import (
+from glip_adapt.adapters.storage import (
     BAKED_DESCRIPTION_FILE,
     DESCRIPTION_FILE,
     TENSORS_FILE,
@@ -34,12 +34,12 @@ from glip_adapt.adapters.files import (
     write_description,
     write_tensors,
 )
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import to_mapping
-from glip_adapt.model.glip import Glip
-from glip_adapt.model.linear import fold
-from glip_adapt.model.weights import Trunk
-from glip_adapt.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import to_mapping
+from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.glip.linear import fold
+from glip_adapt.trunks.glip.network import Glip
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.adapters.base import Stage
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.model.glip import Glip
-from glip_adapt.model.text import MAX_TOKENS
-from glip_adapt.structures import Tokens
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.trunks.glip.text import MAX_TOKENS
 
 BLANK = "[MASK]"  # BERT's own word for "any word"; no text holds it, so its id tells which tokens are free
 MOST_TOKENS = MAX_TOKENS - 3  # all of a caption but [CLS], [SEP] and a name of one token

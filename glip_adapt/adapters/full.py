@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from glip_adapt.adapters.base import Stage
-from glip_adapt.model.glip import Glip
-from glip_adapt.structures import Tokens
+from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.glip.network import Glip
 
 # What the public few-shot recipe leaves alone in a Swin backbone (FREEZE_CONV_BODY_AT 2 of README.md, and
 # maskrcnn_benchmark/modeling/backbone/swint.py): the stem and the first stage, to which the merging of patches after it

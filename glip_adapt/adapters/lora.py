@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Stage
-from glip_adapt.config import describe_unknown
-from glip_adapt.model.glip import Glip
-from glip_adapt.model.linear import fold
-from glip_adapt.model.weights import Trunk, save_tensors, weights_checksum
-from glip_adapt.structures import Tokens
+from glip_adapt.core.config import describe_unknown
+from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.catalogue import Trunk, save_tensors, weights_checksum
+from glip_adapt.trunks.glip.linear import fold
+from glip_adapt.trunks.glip.network import Glip
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from glip_adapt.adapters.base import Stage
-from glip_adapt.model.glip import Glip
-from glip_adapt.structures import TextFeatures, Tokens
+from glip_adapt.core.structures import TextFeatures, Tokens
+from glip_adapt.trunks.glip.network import Glip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip
-from glip_adapt.captions import ClassPrompt, build_caption
-from glip_adapt.model.public_names import PROMPT_TABLE
-from glip_adapt.model.text import MAX_TOKENS
-from glip_adapt.model.weights import CheckpointError, load_trunk_and_table
+from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.trunks.catalogue import CheckpointError, load_trunk_and_table
+from glip_adapt.trunks.glip.names import PROMPT_TABLE
+from glip_adapt.trunks.glip.text import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from glip_adapt.adapters.base import Stage
-from glip_adapt.model.glip import Glip
-from glip_adapt.structures import Tokens
+from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.glip.network import Glip
 
 
 @dataclass(frozen=True, kw_only=True)

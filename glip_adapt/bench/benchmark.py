@@ -14,12 +14,12 @@ from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey, check_plan, load
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.runner import RunSummary, Work, in_process, list_runs, run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
-from glip_adapt.cache import FeatureCache
-from glip_adapt.config import override, to_mapping
+from glip_adapt.core.config import override, to_mapping
 from glip_adapt.data.odinw import known_datasets, load_dataset, rendered_datasets
-from glip_adapt.model.weights import TRUNKS, load_trunk
-from glip_adapt.optimise import Step
-from glip_adapt.recipes import default_recipe
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.optimise import Step
+from glip_adapt.engine.recipes import default_recipe
+from glip_adapt.trunks.catalogue import TRUNKS, load_trunk
 
 
 def read_plan(path: Path | str) -> BenchPlan:

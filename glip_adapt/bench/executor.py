@@ -20,17 +20,17 @@ from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
 from glip_adapt.bench.runner import RunOutcome
-from glip_adapt.cache import FeatureCache
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import from_mapping, to_mapping
-from glip_adapt.data.coco import Split
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import from_mapping, to_mapping
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
+from glip_adapt.data.formats.coco import Split
 from glip_adapt.data.odinw import Dataset, load_dataset
-from glip_adapt.evaluation import Evaluation, evaluate
-from glip_adapt.model.weights import Trunk, load_trunk
-from glip_adapt.prediction import PredictConfig
-from glip_adapt.recipes import NANO_TRUNKS, FitConfig
-from glip_adapt.train import History, fit
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.evaluate import Evaluation, evaluate
+from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.engine.recipes import NANO_TRUNKS, FitConfig
+from glip_adapt.engine.train import History, fit
+from glip_adapt.trunks.catalogue import Trunk, load_trunk
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
 

@@ -11,8 +11,8 @@ from typing import Literal
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import PlannedRun
-from glip_adapt.memory import estimate_memory
-from glip_adapt.model.weights import random_trunk
+from glip_adapt.engine.memory import estimate_memory
+from glip_adapt.trunks.catalogue import random_trunk
 
 
 @dataclass(frozen=True, kw_only=True)

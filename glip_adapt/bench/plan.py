@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from glip_adapt.config import describe_unknown, from_mapping, read_toml, to_mapping
+from glip_adapt.core.config import describe_unknown, from_mapping, read_toml, to_mapping
+from glip_adapt.core.settings import Shots
 
-Shots = int | Literal["all"]
 
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glip_adapt.bench.plan import ProtocolConfig, RunKey
-from glip_adapt.config import from_mapping, to_mapping
+from glip_adapt.core.config import from_mapping, to_mapping
 
 SCHEMA_VERSION = 1  # a new field with a default leaves it; raise it when a field goes or changes its meaning
 RECORD_FILE = "record.json"

@@ -23,8 +23,8 @@ from glip_adapt.adapters import build_adapter
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, find_record, write_record
-from glip_adapt.config import to_mapping
-from glip_adapt.recipes import FitConfig
+from glip_adapt.core.config import to_mapping
+from glip_adapt.engine.recipes import FitConfig
 
 WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 

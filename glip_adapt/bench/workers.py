@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glip_adapt.bench.runner import Emit, Event, Executor, Finished, PlannedRun, Started, Work, record_failure, walk
-from glip_adapt.plain_text import plain
+from glip_adapt.core.plain_text import plain
 
 ATTEMPTS = 2  # of a run that takes its worker with it
 STOP_SECONDS = 5.0  # for a worker to end when told to

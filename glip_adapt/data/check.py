@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.captions import clean_name
+from glip_adapt.core.captions import clean_name
+from glip_adapt.core.structures import SizeHW
 from glip_adapt.data.entries import (
     FLOAT32_MAX,
     box_of,
@@ -32,7 +33,6 @@ from glip_adapt.data.entries import (
     root_category,
 )
 from glip_adapt.data.images import load_rgb, read_header
-from glip_adapt.structures import SizeHW
 
 logger = logging.getLogger(__name__)
 

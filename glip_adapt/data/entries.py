@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from glip_adapt.structures import SizeHW
+from glip_adapt.core.structures import SizeHW
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 _OUTSIDE_TOLERANCE = 0.01  # pixels; conversions between formats overshoot by rounding

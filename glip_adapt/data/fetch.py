@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from glip_adapt.config import to_mapping
+from glip_adapt.core.config import to_mapping
+from glip_adapt.core.downloads import DownloadError, HubFile, check_space, describe, download
+from glip_adapt.core.whole_files import locked
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
 from glip_adapt.data.odinw import (
     ARCHIVE_REPOSITORY,
@@ -30,8 +32,6 @@ from glip_adapt.data.odinw import (
     missing_files,
     rendered_datasets,
 )
-from glip_adapt.downloads import DownloadError, HubFile, check_space, describe, download
-from glip_adapt.whole_files import locked
 
 RECORD_FILE = "fetched.json"
 SUITE = "odinw13"

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from glip_adapt.data.coco import Split, load_split
+from glip_adapt.data.formats.coco import Split, load_split
 
 logger = logging.getLogger(__name__)
 

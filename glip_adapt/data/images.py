@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from glip_adapt.structures import SizeHW
+from glip_adapt.core.structures import SizeHW
 
 # What Pillow may open. Its other readers start programs (PostScript), or are for formats that no dataset uses.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "PCX", "TGA")

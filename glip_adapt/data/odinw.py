@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.config import describe_unknown, from_mapping, read_toml
-from glip_adapt.data.coco import AnnotationIds, Split, load_split
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import describe_unknown, from_mapping, read_toml
+from glip_adapt.data.formats.coco import AnnotationIds, Split, load_split
 from glip_adapt.data.glyphs import GLYPHS13, GLYPHS_VERSION, GlyphSet, write_glyph_set
 from glip_adapt.data.layouts import LAYOUT_HINT, coco_layout
 

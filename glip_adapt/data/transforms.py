@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glip_adapt import boxes
-from glip_adapt.structures import ImageBatch, SizeHW, Target
+from glip_adapt.core import boxes
+from glip_adapt.core.structures import ImageBatch, SizeHW, Target
 
 DIVISOR = 32  # pixels, the stride of the backbone
 

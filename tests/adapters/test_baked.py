@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.adapters.baked import load_baked
-from glip_adapt.adapters.files import AdapterMismatchError
+from glip_adapt.adapters.storage import AdapterMismatchError
+from glip_adapt.core.structures import ImageBatch, Pyramid
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import collate
-from glip_adapt.evaluation import evaluate
-from glip_adapt.model import build, text
-from glip_adapt.model.weights import TRUNKS, weights_checksum
-from glip_adapt.prediction import PredictConfig, predict
-from glip_adapt.structures import ImageBatch, Pyramid
+from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.predict import PredictConfig, predict
+from glip_adapt.trunks.catalogue import TRUNKS, weights_checksum
+from glip_adapt.trunks.glip import build, text
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")

@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from glip_adapt.adapters import attach, files, load_adapter
+from glip_adapt.adapters import attach, load_adapter
+from glip_adapt.adapters import storage as files
 from glip_adapt.adapters.base import FORMAT_VERSION, AdapterMismatchError, Stage
-from glip_adapt.captions import ClassPrompt
+from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.data.transforms import collate
-from glip_adapt.model.build import GLIP_T, build_glip
-from glip_adapt.model.text import CaptionTooLongError
-from glip_adapt.model.weights import Trunk, weights_checksum
-from glip_adapt.prediction import PredictConfig, predict
+from glip_adapt.engine.predict import PredictConfig, predict
+from glip_adapt.trunks.catalogue import Trunk, weights_checksum
+from glip_adapt.trunks.glip.build import GLIP_T, build_glip
+from glip_adapt.trunks.glip.text import CaptionTooLongError
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")

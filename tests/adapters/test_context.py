@@ -7,8 +7,8 @@ import torch
 from glip_adapt.adapters import attach, load_adapter
 from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.adapters.context import Context
-from glip_adapt.captions import ClassPrompt
-from glip_adapt.model.build import GLIP_NANO, build_glip
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
 
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
 OFFSET = "text_encoder.bert.embeddings.word_embeddings.offset"

@@ -14,15 +14,15 @@ from conftest import write_split
 
 from glip_adapt.adapters import ADAPTERS, attach, load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, Stage
-from glip_adapt.captions import ClassPrompt, build_caption
+from glip_adapt.core.captions import ClassPrompt, build_caption
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
-from glip_adapt.model.build import GLIP_T, build_glip
-from glip_adapt.model.public_names import public_name, public_names
-from glip_adapt.model.weights import Trunk, weights_checksum
-from glip_adapt.recipes import FitConfig
-from glip_adapt.train import fit
+from glip_adapt.engine.recipes import FitConfig
+from glip_adapt.engine.train import fit
+from glip_adapt.trunks.catalogue import Trunk, weights_checksum
+from glip_adapt.trunks.glip.build import GLIP_T, build_glip
+from glip_adapt.trunks.glip.names import public_name, public_names
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))

@@ -14,10 +14,10 @@ from glip_adapt.adapters import attach, load_adapter
 from glip_adapt.adapters.base import Stage
 from glip_adapt.adapters.lora import Lora, merge, save_for_peft, target_names
 from glip_adapt.data.transforms import collate
-from glip_adapt.model.build import GLIP_NANO_A, GLIP_T, build_glip
-from glip_adapt.model.fusion import CrossAttention
-from glip_adapt.model.linear import matrix
-from glip_adapt.model.weights import weights_checksum
+from glip_adapt.trunks.catalogue import weights_checksum
+from glip_adapt.trunks.glip.build import GLIP_NANO_A, GLIP_T, build_glip
+from glip_adapt.trunks.glip.fusion import CrossAttention
+from glip_adapt.trunks.glip.linear import matrix
 
 CLASSES = ("red box", "blue box")
 TARGETS = ("fusion", "text", "head", "all")

@@ -10,11 +10,11 @@ from public_files import SMALL, public_state, save_public, tuned
 import glip_adapt
 from glip_adapt import ClassPrompt, attach, load_adapter, load_trunk
 from glip_adapt.adapters.public_prompt import import_prompt
-from glip_adapt.model import weights
-from glip_adapt.model.build import build_glip
-from glip_adapt.model.public_names import PROMPT_TABLE
-from glip_adapt.model.weights import CheckpointError, TrunkSpec, convert
-from glip_adapt.structures import ImageBatch
+from glip_adapt.core.structures import ImageBatch
+from glip_adapt.trunks import catalogue as weights
+from glip_adapt.trunks.catalogue import CheckpointError, TrunkSpec, convert
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.names import PROMPT_TABLE
 
 VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" there"))

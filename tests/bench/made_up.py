@@ -4,7 +4,7 @@ import json
 
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RECORD_FILE, RunCost, RunMetrics, RunRecord
-from glip_adapt.config import to_mapping
+from glip_adapt.core.config import to_mapping
 
 
 def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, seconds=1.5, **metrics):

@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import write_split
 
-from glip_adapt import train
 from glip_adapt.adapters import attach, load_adapter
 from glip_adapt.adapters.full import PUBLISHED_FROZEN
 from glip_adapt.adapters.lora import Lora
@@ -19,13 +18,14 @@ from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchma
 from glip_adapt.bench.executor import threads_of
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
 from glip_adapt.bench.records import read_records
-from glip_adapt.cache import FeatureCache
-from glip_adapt.config import to_mapping
+from glip_adapt.core.config import to_mapping
 from glip_adapt.data.odinw import load_dataset
-from glip_adapt.evaluation import evaluate
-from glip_adapt.memory import MemoryEstimate, estimate_memory
-from glip_adapt.model.weights import random_trunk
-from glip_adapt.prediction import PredictConfig
+from glip_adapt.engine import train
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.memory import MemoryEstimate, estimate_memory
+from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.trunks.catalogue import random_trunk
 
 SMALL = {"short_sides": [64], "test_short_side": 64, "max_long_side": 80, "max_steps": 2, "validate_every": 1}
 

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glip_adapt.bench.comparison import (
+from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord
+from glip_adapt.bench.report.comparison import (
     PUBLISHED,
     Recovery,
     difference_of_shares,
@@ -17,9 +19,7 @@ from glip_adapt.bench.comparison import (
     format_recovery,
     share_of_gain,
 )
-from glip_adapt.bench.plan import RunKey
-from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord
-from glip_adapt.bench.statistics import Interval
+from glip_adapt.bench.report.statistics import Interval
 
 DRAWS = 500
 

@@ -4,10 +4,10 @@ import math
 import pytest
 from made_up import RECORDS, record
 
-from glip_adapt.bench.curves import draw_data_efficiency
-from glip_adapt.bench.plotting import styles_of
-from glip_adapt.bench.published import published_ap
-from glip_adapt.bench.tables import load_table
+from glip_adapt.bench.report.curves import draw_data_efficiency
+from glip_adapt.bench.report.plotting import styles_of
+from glip_adapt.bench.report.published import published_ap
+from glip_adapt.bench.report.tables import load_table
 
 PROMPT, FULL = (styles_of(["prompt", "full"])[method]["color"] for method in ("prompt", "full"))
 

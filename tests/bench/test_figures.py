@@ -5,10 +5,10 @@ import pytest
 from made_up import RECORDS, record
 
 from glip_adapt.adapters import ADAPTERS
-from glip_adapt.bench.figures import draw_comparison, draw_costs, draw_retention
-from glip_adapt.bench.plotting import styles_of
-from glip_adapt.bench.published import published_mean
-from glip_adapt.bench.tables import bootstrap_mean, load_table
+from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.report.plotting import styles_of
+from glip_adapt.bench.report.published import published_mean
+from glip_adapt.bench.report.tables import bootstrap_mean, load_table
 
 PROMPT, FULL = (styles_of(["prompt", "full"])[method]["color"] for method in ("prompt", "full"))
 

@@ -7,7 +7,7 @@ from glip_adapt.bench.forecast import forecast_runs
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import list_runs
-from glip_adapt.memory import MemoryEstimate
+from glip_adapt.engine.memory import MemoryEstimate
 
 
 def record(method, shots, seconds, seed=3, dataset="c"):

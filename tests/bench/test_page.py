@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from made_up import RECORDS
 
-from glip_adapt.bench.document import Section, build_document
-from glip_adapt.bench.page import format_page
-from glip_adapt.bench.tables import load_table
+from glip_adapt.bench.report.document import Section, build_document
+from glip_adapt.bench.report.page import format_page
+from glip_adapt.bench.report.tables import load_table
 
 SVG = (
     '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg xmlns="http://www.w3.org/2000/svg" width="100pt" height="50pt">'

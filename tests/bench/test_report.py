@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from made_up import RECORDS, record, store
 
-from glip_adapt.bench import report
-from glip_adapt.bench.document import build_document, format_latex, format_markdown
-from glip_adapt.bench.published import published_ap, scoring_note
 from glip_adapt.bench.records import read_records
-from glip_adapt.bench.report import _call_synthetic, write_report
-from glip_adapt.bench.tables import load_table
+from glip_adapt.bench.report import write
+from glip_adapt.bench.report.document import build_document, format_latex, format_markdown
+from glip_adapt.bench.report.published import published_ap, scoring_note
+from glip_adapt.bench.report.tables import load_table
+from glip_adapt.bench.report.write import _call_synthetic, write_report
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +188,12 @@ def test_no_text_cell_of_the_table_begins_like_a_formula(hostile):
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\n=1"])
 def test_text_that_a_spreadsheet_would_run_gets_a_quote_before_it(text):
-    assert report._no_formula(text) == f"'{text}"
+    assert write._no_formula(text) == f"'{text}"
 
 
 @pytest.mark.parametrize("value", ["a=1", "1-2", "", -1.5, None])
 def test_other_cells_stay_as_they_are(value):
-    assert report._no_formula(value) == value
+    assert write._no_formula(value) == value
 
 
 def test_dollars_in_a_name_are_no_formula(hostile):
@@ -206,7 +206,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_files(tmp_path, monkeypa
     files = write_report(tmp_path)
     before = {path: path.read_bytes() for path in files.paths}
     last = files.figures[-1] if kind == "figures" else getattr(files, kind)
-    whole = report.written_whole
+    whole = write.written_whole
 
     @contextmanager
     def full(path):
@@ -216,7 +216,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_files(tmp_path, monkeypa
                 temporary.write_bytes(b"half")
                 raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "written_whole", full)
+    monkeypatch.setattr(write, "written_whole", full)
     with pytest.raises(OSError, match="could not be written"):
         write_report(tmp_path, note="another note")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {path.name for path in files.paths}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.bench.statistics import interval_of, permutation_test, resample_means
+from glip_adapt.bench.report.statistics import interval_of, permutation_test, resample_means
 
 numbers = st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=8)
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from made_up import RECORDS, record
 
-from glip_adapt.bench.published import published_ap, published_mean
-from glip_adapt.bench.tables import (
+from glip_adapt.bench.report.published import published_ap, published_mean
+from glip_adapt.bench.report.tables import (
     EVERY,
     bootstrap_mean,
     compare_methods,

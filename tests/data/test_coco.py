@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from glip_adapt.data.check import check_split
-from glip_adapt.data.coco import coco_ground_truth, load_split
+from glip_adapt.data.formats.coco import coco_ground_truth, load_split
 
 CATEGORIES = [{"id": 7, "name": "seven"}, {"id": 0, "name": "zero"}, {"id": 3, "name": "three"}]
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.data.coco import Annotation, ImageRecord, Split, coco_ground_truth, load_split
+from glip_adapt.core.structures import Target
 from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
-from glip_adapt.structures import Target
+from glip_adapt.data.formats.coco import Annotation, ImageRecord, Split, coco_ground_truth, load_split
 
 HERE = Path(__file__).resolve()
 PARITY = (HERE.parents[1] / "parity", HERE.parents[2].parent / "shared" / "parity")

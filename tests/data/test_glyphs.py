@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glip_adapt.captions import build_caption
+from glip_adapt.core.captions import build_caption
 from glip_adapt.data import glyphs
 from glip_adapt.data.check import check_split
 from glip_adapt.data.contact_sheet import contact_sheet

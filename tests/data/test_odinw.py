@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from glip_adapt.captions import ClassPrompt, build_caption
+from glip_adapt.core.captions import ClassPrompt, build_caption
 from glip_adapt.data import odinw
 from glip_adapt.data.check import check_split
 from glip_adapt.data.odinw import known_datasets, load_dataset

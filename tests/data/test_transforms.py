@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from glip_adapt.core.structures import Target
 from glip_adapt.data.transforms import View, apply_view, collate, resize_shape, training_views
-from glip_adapt.structures import Target
 
 HERE = Path(__file__).resolve()
 PARITY = (HERE.parents[1] / "parity", HERE.parents[2].parent / "shared" / "parity")

@@ -1,0 +1,237 @@
+"""A saved model on disk: one JSON and one safetensors file, replaced together and read with suspicion.
+
+The description holds the checksum of the tensors. A new pair is written into a staging folder; moving its description
+into place is the one step that replaces the old model, and the move of the tensors can be made up for later.
+
+A folder may come from anywhere. Neither format can hold code; beyond that, nothing is read before its size fits, and
+no tensor is handed on before the checksum, names, shapes and types are those expected and all numbers are finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from glip_adapt.core.captions import UNPRINTABLE
+from glip_adapt.core.config import from_mapping, to_mapping
+from glip_adapt.core.whole_files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
+from glip_adapt.trunks.catalogue import save_tensors
+
+DESCRIPTION_FILE = "adapter.json"
+TENSORS_FILE = "adapter.safetensors"
+BAKED_DESCRIPTION_FILE = "baked.json"
+BAKED_TENSORS_FILE = "baked.safetensors"
+PAIRS = {DESCRIPTION_FILE: TENSORS_FILE, BAKED_DESCRIPTION_FILE: BAKED_TENSORS_FILE}
+STAGING = ".next"  # folder of a pair that is about to replace the one beside it
+MAX_JSON_BYTES = 2**20  # thousands of classes; nested as deep as it may be, it cannot exhaust memory
+MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands of tensors
+
+T = TypeVar("T")
+
+
+class AdapterMismatchError(ValueError):
+    """A saved adapter is damaged, or belongs to another trunk, caption or class list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkIdentity:
+    """Which weights something was made from."""
+
+    name: str
+    checksum: str
+
+
+@contextmanager
+def replaced_pair(folder: Path, description_file: str, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield an empty folder for the two files of a model, which replace those in ``folder`` together at the end.
+
+    After an error, a kill or a power cut ``folder`` holds the old model or the new one. Several writers take turns.
+
+    Args:
+        folder: made if need be; other files in it stay.
+        description_file: which of ``PAIRS`` is written.
+        overwrite: whether a model of the same kind may be replaced.
+
+    Raises:
+        FileExistsError: if there is a model, and ``overwrite`` is false.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        settle(folder)
+        if not overwrite and (folder / description_file).exists():
+            raise FileExistsError(f"{folder} holds a saved model already. Name another folder, or allow overwriting.")
+        staging = folder / STAGING
+        staging.mkdir()
+        try:
+            yield staging
+            for name in (PAIRS[description_file], description_file):
+                flush_to_disk(staging / name)
+            os.replace(staging / description_file, folder / description_file)
+        finally:
+            settle(folder)
+
+
+def settle(folder: Path) -> None:
+    """Finish the replacement that a killed process left unfinished in ``folder``, or remove what it staged."""
+    staging = folder / STAGING
+    for description_file, tensors_file in PAIRS.items():
+        staged = staging / tensors_file
+        if staged.is_file() and file_sha256(staged) == _stated_sha256(folder / description_file):
+            os.replace(staged, folder / tensors_file)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(staging)
+    clear_partials(folder)
+
+
+@contextmanager
+def settled(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, if there is one, while it is read, so that both files are those of one model."""
+    if not folder.is_dir():
+        yield
+        return
+    with locked(folder):
+        with contextlib.suppress(PermissionError):  # who may only read takes it as it is
+            settle(folder)
+        yield
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:
+    """Write a safetensors file, never a half-written one, and return its SHA-256 as hex."""
+    save_tensors(tensors, path, {"method": method})
+    return file_sha256(path)
+
+
+def write_description(description: Any, path: Path) -> None:
+    """Write a dataclass as JSON, never a half-written file; what it describes must be in place already."""
+    content = json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n"
+    with written_whole(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def read_file_description(kind: type[T], path: Path, version: int, what: str) -> T:
+    """Return the content of a description file as ``kind``.
+
+    Args:
+        kind: dataclass with the content's fields.
+        path: the file.
+        version: that its format must have.
+        what: it describes, for the errors: "adapter", "baked model" or "training".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        AdapterMismatchError: if the file is too large, not a description, or of another format version.
+    """
+    if not path.is_file():  # a link to one will do, as in the Hub's cache
+        raise FileNotFoundError(f"No {what} in {path.parent}: {path.name} is missing.")
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise AdapterMismatchError(f"{path} describes no {what}: it has more than {MAX_JSON_BYTES:,} bytes.")
+    try:
+        mapping = json.loads(content)
+        odd = next((text for text in _texts(mapping) if UNPRINTABLE.search(text)), None)
+    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested to no end
+        raise AdapterMismatchError(f"{path} describes no {what}: {error}.") from error
+    if odd is not None:  # a terminal would obey it, a tokenizer or a file name would choke on it
+        raise AdapterMismatchError(f"{path} describes no {what}: it holds control characters, in {odd!a:.60}.")
+    if not isinstance(mapping, dict) or "format_version" not in mapping:
+        raise AdapterMismatchError(f"{path} describes no {what}: it has no format_version.")
+    if mapping["format_version"] != version:
+        raise AdapterMismatchError(
+            f"{path} has format version {mapping['format_version']!r:.20}; this version reads {version}. Save it again."
+        )
+    try:
+        return from_mapping(kind, mapping, str(path))
+    except ValueError as error:
+        raise AdapterMismatchError(f"{error} Save it again.") from error
+
+
+def read_tensors(
+    path: Path, expected: Mapping[str, Tensor], sha256: str, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        path: the file.
+        expected: name → tensor of the shape and type that must come; it may be without storage, on ``meta``.
+        sha256: of the file, as its description says.
+        device: where the tensors go.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        AdapterMismatchError: if the file is larger than what is expected, damaged, or holds anything else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. Save or fetch it again, with the description beside it.")
+    allowed = sum(tensor.nbytes for tensor in expected.values()) + MAX_HEADER_BYTES
+    if path.stat().st_size > allowed:
+        raise AdapterMismatchError(
+            f"{path} has {path.stat().st_size:,} bytes, more than the {allowed:,} that its {len(expected)} tensors "
+            f"{_shapes(expected)} may take. Save it again."
+        )
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise AdapterMismatchError(f"{path} is damaged ({error}). Save it again.") from error
+    check_tensors(tensors, expected, str(path))
+    if file_sha256(path) != sha256:
+        raise AdapterMismatchError(
+            f"{path} is damaged, or belongs to another description: its SHA-256 is not {sha256[:12]}…, as written "
+            "beside it. Save it again."
+        )
+    broken = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
+    if broken:
+        raise AdapterMismatchError(
+            f"{path} holds numbers that are not finite, in {broken[0]}. Train the adapter again."
+        )
+    # Each in memory of its own, which starts at an aligned address: from the middle of a buffer, some kernels add up in
+    # another order.
+    return {name: tensors.pop(name).clone() for name in list(tensors)}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
+    """Raise AdapterMismatchError, naming both sides, if names, shapes or types differ from those expected."""
+    if _signature(tensors) != _signature(expected):
+        raise AdapterMismatchError(
+            f"{what}: expected {len(expected)} tensors {_shapes(expected)}, but {len(tensors)} came: "
+            f"{_shapes(tensors)}. Use the trunk, method and classes that it was saved with."
+        )
+
+
+def _stated_sha256(description: Path) -> str | None:
+    """Return the checksum of the tensors that a description states, if it can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(description.read_bytes())
+        return content.get("sha256") if isinstance(content, dict) else None
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all keys and strings of what JSON gave."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> str:
+    first = ", ".join(f"{name} {tuple(x.shape)} {str(x.dtype)[6:]}" for name, x in list(tensors.items())[:3])
+    return f"({first}{', …' if len(tensors) > 3 else ''})"

@@ -1,0 +1,172 @@
+"""The data-efficiency figure: AP over shots, one line per method (the form of GLIP, arXiv 2112.03857, Fig. 8)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.report.plotting import (
+    GREY,
+    build_figure,
+    finish_axes,
+    positions_of,
+    published_note,
+    readable,
+    styles_of,
+)
+from glip_adapt.bench.report.published import published_ap, published_mean
+from glip_adapt.bench.report.tables import select, sort_shots, summarize_datasets, summarize_mean
+
+
+def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
+    """Return the data-efficiency figure of one trunk.
+
+    The large panel is the mean over datasets, the small ones a dataset each. Few shots stand on a log axis, 0 on its
+    left and ``all`` on its right, joined by dashes because they are not on that axis. Error bars are sample standard
+    deviations over seeds. Incomplete cells are gaps. Published curves of the same trunk and datasets are dotted.
+
+    Args:
+        table: as ``load_table`` returns it.
+        trunk: which trunk.
+        note: a sentence for the foot of the figure.
+    """
+    table = table[table["trunk"] == trunk]
+    datasets, mean = select(summarize_datasets(table), trunk), select(summarize_mean(table), trunk)
+    names = list(dict.fromkeys(datasets.index.get_level_values("dataset")))
+    published = published_ap(trunk)
+    small = names if len(names) > 1 else []
+    columns = math.ceil(math.sqrt(len(small)))
+    rows = math.ceil(len(small) / columns) if small else 1
+    gaps = "Gaps: figures that are missing." if (mean["finished"] < mean["expected"]).any() else ""
+    overlaid = published_note(set(names) & set(published.index.get_level_values("dataset")), table["annotation_ids"])
+    size = (7.4 + 2.7 * columns, max(4.6, 2.15 * rows) + 0.7)
+    figure = build_figure(f"Data efficiency of {trunk}", (note, overlaid, gaps), size)
+    panels = figure.add_gridspec(rows, columns + 1, width_ratios=[2.4] + [1.0] * columns)
+    main = figure.add_subplot(panels[:, 0])
+    title = f"mean over {len(names)} datasets" if small else names[0]
+    spread = ", ± std over seeds" if mean["std"].notna().any() else ""
+    _draw_panel(main, mean, published_mean(trunk, names), f"{title}{spread}")
+    main.set_ylabel("AP (percent)")
+    _label_lines(main, mean)
+    for position, name in enumerate(small):
+        panel = figure.add_subplot(panels[position // columns, 1 + position % columns])
+        _draw_panel(panel, select(datasets, name), published_mean(trunk, [name]), name, large=False)
+        if position + columns < len(small):
+            panel.set_xticks([])  # as below
+            panel.set_xlabel("")
+    return figure
+
+
+def _draw_panel(axes: Axes, summary: pd.DataFrame, published: pd.Series, title: str, large: bool = True) -> None:
+    """Draw the complete cells of a summary indexed by method and shots, one line per method, and published ones."""
+    summary = summary.where(summary["finished"] == summary["expected"])
+    shots = sort_shots(dict.fromkeys(summary.index.get_level_values("shots")))
+    places = positions_of(shots)
+    methods = dict.fromkeys(summary.index.get_level_values("method"))
+    styles = styles_of(methods)
+    shown = published[published.index.isin(list(itertools.product(styles, places)))]
+    for method in methods:
+        _draw_published(axes, shown, method, places, styles[method], large)
+        _draw_line(axes, select(summary, method).reindex(shots), places, styles[method], large)
+    top = max((summary["mean"] + summary["std"].fillna(0)).max(), shown.max() if len(shown) else math.nan, key=_known)
+    axes.set_ylim(0, 1.0 if math.isnan(top) else max(1.0, 1.12 * top))
+    axes.set_xlim(min(places.values()) - 0.1, max(places.values()) + 0.1)
+    axes.set_xticks([places[value] for value in shots], [str(value) for value in shots])
+    axes.set_xlabel("shots per class", fontsize=10 if large else 8)
+    axes.yaxis.set_major_locator(MaxNLocator(8 if large else 4))
+    finish_axes(axes, title, large)
+
+
+def _known(value: float) -> float:
+    return -math.inf if math.isnan(value) else value
+
+
+def _draw_published(
+    axes: Axes, published: pd.Series, method: str, places: dict[Shots, float], style: Mapping[str, Any], large: bool
+) -> None:
+    """Draw the published curve of one method, dotted and hollow, from the published zero-shot point."""
+    curve = published[published.index.get_level_values("method") == method]
+    if not len(curve):
+        return
+    start = published[published.index.get_level_values("method") == ZERO_SHOT]
+    line = pd.concat([start, curve]).droplevel("method")
+    x = [places[shots] for shots in line.index]
+    size, width = (6.5, 1.4) if large else (3.5, 1.0)
+    axes.plot(x, line, ":", color=style["color"], marker=style["marker"], mfc="white", mew=width, ms=size, lw=width)
+
+
+def _draw_line(
+    axes: Axes, line: pd.DataFrame, places: dict[Shots, float], style: Mapping[str, Any], large: bool
+) -> None:
+    """Draw one method: solid on the log axis, dashed to the points beside it, the zero-shot point in grey."""
+    size, width = (7.5, 2.0) if large else (5.0, 1.4)
+    drawn = list(zip(places.values(), line["mean"], strict=True))
+    outside = {0: tuple(drawn[:2]), "all": tuple(drawn[-2:])}
+    dashed = dict.fromkeys(ends for shots, ends in outside.items() if shots in places)
+    solid = [point for shots, point in zip(places, drawn, strict=True) if shots not in outside]
+    for dashes, part in (("-", solid), *(("--", ends) for ends in dashed)):
+        axes.plot(*np.array(part).reshape(-1, 2).T, dashes, color=style["color"], lw=width)
+    points = line.drop(index=0, errors="ignore")
+    axes.errorbar(
+        [places[value] for value in points.index],
+        points["mean"],
+        yerr=points["std"].fillna(0) if points["std"].notna().any() else None,
+        fmt=style["marker"],
+        color=style["color"],
+        ms=size,
+        mec="white",
+        mew=0.8,
+        capsize=3 if large else 0,
+        elinewidth=1.1,
+        zorder=3,
+    )
+    if 0 in places:
+        axes.plot(*drawn[0], "o", color=GREY, ms=size + 0.5, mec="white", mew=0.8, zorder=4)
+
+
+def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
+    """Name each line right of the panel, at the height of its last point or as near as the names stay apart."""
+    complete = summary.loc[summary["finished"] == summary["expected"], "mean"]
+    methods = list(dict.fromkeys(summary.index.get_level_values("method")))
+    last = {method: mean.iloc[-1] / axes.get_ylim()[1] for method, mean in complete.groupby("method")}
+    styles = styles_of(methods)
+    order = sorted(methods, key=lambda method: last.get(method, 0.0))
+    heights = _spread([last.get(method, 0.0) for method in order], gap=0.055)
+    for method, height in zip(order, heights, strict=True):
+        colour, marker = styles[method]["color"], styles[method]["marker"]
+        axes.plot(1.03, height, marker, color=colour, ms=7, transform=axes.transAxes, clip_on=False)
+        text = readable(method) + ("" if method in last else " (no figure)")
+        axes.annotate(text, (1.055, height), xycoords="axes fraction", va="center", color=colour)
+    zero = complete[complete.index.get_level_values("shots") == 0]
+    if len(zero) and ZERO_SHOT not in methods:
+        below = zero.iloc[0] / axes.get_ylim()[1] > 0.1
+        place = positions_of(sort_shots(summary.index.get_level_values("shots").unique()))[0]
+        axes.annotate(
+            "zero-shot",
+            (place, zero.iloc[0]),
+            (0, -16 if below else 8),
+            textcoords="offset points",
+            ha="center",
+            color=GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # the lines pass behind the words
+        )
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return ascending heights in [0, 1], moved as little as a least distance of ``gap`` needs."""
+    placed = [0.0 - gap]
+    for height in heights:
+        placed.append(max(height, placed[-1] + gap))
+    ceiling = 1.0 + gap
+    for index in range(len(placed) - 1, 0, -1):
+        placed[index] = ceiling = min(placed[index], ceiling - gap)
+    return placed[1:]

@@ -1,0 +1,88 @@
+"""What the figures of a report share: colours, the shots axis, frames, words at the foot."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.report.published import SOURCE, scoring_note
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+GREY, RULE = "#555555", "#E4E4E4"
+
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return method → its colour and marker, the same in every figure; the grey disc is kept for zero-shot."""
+    shown = [method for method in dict.fromkeys(methods) if method != ZERO_SHOT]
+    places = [method for method in dict.fromkeys((*ADAPTERS, *shown)) if method != ZERO_SHOT]
+    styles = {
+        method: {
+            "color": COLOURS[places.index(method) % len(COLOURS)],
+            "marker": _MARKERS[places.index(method) % len(_MARKERS)],
+        }
+        for method in shown
+    }
+    return {**styles, ZERO_SHOT: {"color": GREY, "marker": "o"}}
+
+
+def positions_of(shots: Sequence[Shots]) -> dict[Shots, float]:
+    """Return shots → place on the x axis: log10 for positive numbers, 0 and ``all`` a step outside."""
+    places: dict[Shots, float] = {value: math.log10(value) for value in shots if value != "all" and value > 0}
+    outside: dict[Shots, float] = {
+        0: min(places.values(), default=0.0) - 0.35,
+        "all": max(places.values(), default=0.0) + 0.35,
+    }
+    return {value: (places | outside)[value] for value in shots}
+
+
+def build_figure(title: str, foot: Sequence[str], size: tuple[float, float]) -> Figure:
+    """Return an empty figure with its title above and sentences below.
+
+    Args:
+        title: stands on the left.
+        foot: sentences; empty ones are left out.
+        size: width and height in inches, without the sentences.
+    """
+    width, height = size
+    lines = textwrap.wrap(" ".join(filter(None, (sentence.strip() for sentence in foot))), int(12.5 * width))
+    figure = Figure(figsize=(width, height + 0.2 * len(lines)), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+    if lines:
+        figure.supxlabel("\n".join(lines), x=0.012, ha="left", fontsize=9, color=GREY)
+    return figure
+
+
+def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
+    """Name a panel and keep only the lines that are read."""
+    axes.set_title(title, loc="left", fontsize=11 if large else 9)
+    axes.tick_params(labelsize=10 if large else 8, left=False, bottom=False)
+    axes.grid(axis="y", color=RULE, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> str:
+    """Return sentences that tell published values from ours, if any are drawn.
+
+    Args:
+        drawn: what is published.
+        annotation_ids: of our runs, ``ProtocolConfig.annotation_ids``.
+    """
+    if not len(drawn):
+        return ""
+    return f"Hollow: published ({SOURCE}), not measured here. {scoring_note(annotation_ids)}"
+
+
+def readable(method: str) -> str:
+    """Return a method as it is written in a figure."""
+    return "zero-shot" if method == ZERO_SHOT else method.replace("_", " ")

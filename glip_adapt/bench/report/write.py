@@ -1,0 +1,138 @@
+"""Writes the report of a results folder: tables, figures, one page."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from glip_adapt.bench.plan import ZERO_SHOT
+from glip_adapt.bench.records import RunRecord, read_records
+from glip_adapt.bench.report.curves import draw_data_efficiency
+from glip_adapt.bench.report.document import build_document, format_latex, format_markdown
+from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.report.page import format_page
+from glip_adapt.bench.report.tables import load_table, summarize_retention
+from glip_adapt.core.plain_text import plain
+from glip_adapt.core.whole_files import written_whole
+from glip_adapt.data.odinw import rendered_datasets
+
+_STEMS = ("data_efficiency", "comparison", "cost", "retention")
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report was written; ``figures`` holds a PNG and an SVG each."""
+
+    csv: Path
+    parquet: Path
+    markdown: Path
+    latex: Path
+    page: Path
+    figures: tuple[Path, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files, the page last."""
+        return self.csv, self.parquet, self.markdown, self.latex, *self.figures, self.page
+
+
+def write_report(out: Path, note: str = "") -> ReportFiles:
+    """Write ``OUT/report/`` and return its files.
+
+    The runs are in table.csv and table.parquet, the tables in table.md and table.tex, each figure in a PNG and an SVG
+    (one pair per trunk if there are several), and all tables and figures in index.html. Synthetic datasets are called
+    so, whether or not ``note`` does.
+
+    Args:
+        out: the results folder.
+        note: a sentence that heads the tables and stands below the figures, for example what the figures do not show.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: if ``out`` holds no record.
+        ValueError: if a record is broken; names the file.
+    """
+    records = read_records(out)
+    if not records:
+        raise FileNotFoundError(
+            f"{out}: holds no benchmark records. Make some first: glip-adapt bench PLAN.toml --out {out}"
+        )
+    note = plain(_call_synthetic(records, note.strip()))
+    table = load_table(records)
+    folder = out / "report"
+    sections, pictures = build_document(table, note), {}
+    with matplotlib.rc_context({"text.parse_math": False}):  # names from elsewhere are no formulas
+        for stem, figure in _draw(table, note):
+            pictures[figure.get_suptitle()] = _save(figure, folder / stem)
+    files = ReportFiles(
+        csv=folder / "table.csv",
+        parquet=folder / "table.parquet",
+        markdown=folder / "table.md",
+        latex=folder / "table.tex",
+        page=folder / "index.html",
+        figures=tuple(path for saved in pictures.values() for path in saved),
+    )
+    with written_whole(files.csv) as temporary:
+        table.map(_no_formula).to_csv(temporary, index=False)
+    with written_whole(files.parquet) as temporary:
+        table.astype({"shots": "str"}).to_parquet(temporary, index=False)  # numbers and "all" share the column
+    vectors = {title: vector.read_text(encoding="utf-8") for title, (_, vector) in pictures.items()}
+    for path, text in (
+        (files.markdown, format_markdown(sections)),
+        (files.latex, format_latex(sections)),
+        (files.page, format_page(sections, vectors)),
+    ):
+        with written_whole(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    for stale in {path for stem in _STEMS for path in folder.glob(f"{stem}*") if path.is_file()} - set(files.figures):
+        stale.unlink()
+    return files
+
+
+def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
+    """Return the note, with a sentence on synthetic datasets where it has none."""
+    synthetic = rendered_datasets()
+    names = list(dict.fromkeys(record.key.dataset_name for record in records if record.key.dataset in synthetic))
+    if not names or "synthetic" in note.lower():
+        return note
+    return f"{note} Synthetic pictures, rendered from fonts: {', '.join(names)}.".strip()
+
+
+def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
+    """Yield file stem and figure: the curves of every trunk, the rest where there is something to show."""
+    trunks = list(dict.fromkeys(table["trunk"]))
+    finished = table[(table["method"] != ZERO_SHOT) & table["ap"].notna()]
+    for trunk in trunks:
+        runs = finished[finished["trunk"] == trunk]
+        shown = (True, len(runs) > 0, len(runs) > 0, len(summarize_retention(table[table["trunk"] == trunk])) > 0)
+        draw = (draw_data_efficiency, draw_comparison, draw_costs, draw_retention)
+        for stem, function in itertools.compress(zip(_STEMS, draw, strict=True), shown):
+            yield (stem if len(trunks) == 1 else f"{stem}--{trunk}"), function(table, trunk, note)
+
+
+def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write a figure as PNG and SVG; equal figures give equal files."""
+    raster, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
+    figure.set_layout_engine(None)  # else each file costs a layout and one more drawing to measure it
+    with written_whole(raster) as temporary:
+        figure.savefig(temporary, dpi=160)
+    with matplotlib.rc_context({"svg.hashsalt": "glip_adapt"}), written_whole(vector) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})
+    return raster, vector
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet runs: text that begins like a formula gets a quote before it."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value

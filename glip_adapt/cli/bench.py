@@ -1,0 +1,193 @@
+"""The verbs ``bench``, ``report`` and ``quickstart``: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from glip_adapt.cli import terminal
+from glip_adapt.cli.options import AsJson, CacheFolder, Device, Vocabulary
+from glip_adapt.core.plain_text import plain
+from glip_adapt.core.whole_files import written_whole
+
+bench_app = typer.Typer()
+
+Workers = Annotated[int, typer.Option(min=1, help="Processes that share the runs; the numbers stay the same.")]
+
+
+@bench_app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/quickstart"),
+    full: Annotated[bool, typer.Option("--full", help="0, 1, 3, 5, 10 shots and all, three seeds: hours.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the runs; default: as cores.")
+    ] = None,
+) -> None:
+    """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about five minutes.
+
+    Example: glip-adapt quickstart
+    """
+    from glip_adapt.bench.quickstart import NOTE, SHOTS, quickstart_plan
+    from glip_adapt.bench.report.strip import draw_strip
+
+    results = out / ("full" if full else "results")
+    failed = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
+    _print_report(results, NOTE)
+    strip = results / "report" / "strip.png"
+    picture = draw_strip(
+        results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects"
+    )
+    with written_whole(strip) as temporary:
+        picture.save(temporary)
+    terminal.say(str(strip))
+    raise typer.Exit(1 if failed else 0)
+
+
+@bench_app.command()
+def bench(
+    plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
+    out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
+    workers: Workers = 1,
+    ray: Annotated[str | None, typer.Option(help="Put the workers on a Ray cluster: its address, auto, local.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, with time and memory.")] = False,
+    cache: CacheFolder = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Run or resume a plan; exit code 1 if a run failed. Started twice on one folder, both share the work.
+
+    Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos --workers 2
+    """
+    from glip_adapt.bench.benchmark import read_plan
+
+    if dry_run:
+        _print_preview(plan, out, workers, vocabulary, as_json)
+        return
+    failed = _run_plan(read_plan(plan), out, str(plan), device, vocabulary, cache, workers, ray, as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+@bench_app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Results folder of `bench`.")],
+    note: Annotated[str, typer.Option(help="Sentence that heads the tables and stands below the figures.")] = "",
+) -> None:
+    """Write tables, figures and one page (index.html) from the records, with intervals and paired tests.
+
+    Example: glip-adapt report runs/real_photos
+    """
+    _print_report(folder, note)
+
+
+def _run_plan(
+    plan: Any,
+    out: Path,
+    where: str = "plan",
+    device: str = "cpu",
+    vocabulary: Path | None = None,
+    cache: Path | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Run a plan under a progress bar and return how many runs failed."""
+    from glip_adapt.bench.benchmark import run_benchmark
+
+    with terminal.progress_bar() as progress:
+        bar = _RunsBar(progress)
+        summary = run_benchmark(
+            plan,
+            out,
+            where=where,
+            device=device,
+            vocabulary=vocabulary,
+            cache=cache,
+            workers=workers,
+            ray=ray,
+            on_start=bar.start,
+            on_step=bar.step,
+            on_finish=bar.finish,
+        )
+    if as_json:
+        terminal.print_json(asdict(summary))
+    else:
+        terminal.say(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
+    return summary.failed
+
+
+def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None, as_json: bool) -> None:
+    """Print the runs of a plan with what they will take, then the sum and what is missing."""
+    from glip_adapt.bench.benchmark import preview_benchmark, read_plan
+
+    runs, missing = preview_benchmark(read_plan(plan), out, where=str(plan), vocabulary=vocabulary)
+    rows = [
+        {
+            "run": run.key.name,
+            "state": "no data" if run.key.dataset in missing and run.state != "done" else run.state,
+            "minutes": None if run.seconds is None else round(run.seconds / 60, 2),
+            "memory, GB": round(run.peak_bytes / 1e9, 2),
+        }
+        for run in runs
+    ]
+    if as_json:
+        terminal.print_json({"runs": rows, "missing": missing})
+        return
+    shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
+    terminal.print_rows(str(plan), shown, as_json=False)
+    left = [run for run in runs if run.state != "done"]
+    known = [run.seconds for run in left if run.seconds is not None]
+    hours = timedelta(seconds=round(sum(known) / workers))
+    time = f"about {hours} (h:mm:ss) for {len(known)} of them, " if known else ""
+    unknown = f"time unknown for {len(left) - len(known)}, " if len(known) < len(left) else ""
+    peak = max((run.peak_bytes for run in left), default=0)
+    terminal.say(
+        f"{len(runs)} runs, {len(runs) - len(left)} done, {len(left)} to do: {time}{unknown}"
+        f"up to {peak / 1e9:.1f} GB in each of {workers} workers."
+    )
+    for why in missing.values():
+        terminal.say(why)
+
+
+def _print_report(folder: Path, note: str) -> None:
+    from glip_adapt.bench.report.write import write_report
+
+    files = write_report(folder, note)
+    terminal.say(files.markdown.read_text(encoding="utf-8"))
+    for file in files.paths:
+        terminal.say(str(file))
+
+
+class _RunsBar:
+    """Shows the runs of a plan: one bar for all, one for the steps of each under way, and a line for each result."""
+
+    def __init__(self, bar: Any) -> None:
+        """Add the bar for all."""
+        self._bar = bar
+        self._runs = bar.add_task("runs", total=None)
+        self._steps: dict[str, Any] = {}
+
+    def start(self, key: Any, over: int, total: int) -> None:
+        """Note that a run begins."""
+        self._bar.update(self._runs, completed=over, total=total)
+        if key.name not in self._steps:  # else it is tried again
+            self._steps[key.name] = self._bar.add_task(plain(key.name), total=None)
+
+    def step(self, key: Any, step: Any, total: int) -> None:
+        """Note a training step."""
+        terminal.show_step(self._bar, self._steps[key.name], key.name, step, total)
+
+    def finish(self, record: Any) -> None:
+        """Print how a run ended."""
+        result = (
+            f"AP {terminal.percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
+        )
+        terminal.note(f"{record.key.name}  {result}")
+        if (task := self._steps.pop(record.key.name, None)) is not None:
+            self._bar.remove_task(task)
+        self._bar.advance(self._runs)

@@ -1,0 +1,81 @@
+"""The verb ``convert``: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from glip_adapt.cli import terminal
+from glip_adapt.cli.options import TrunkName, Vocabulary
+
+convert_app = typer.Typer()
+
+
+@convert_app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Public .pth or our .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="File to write, .safetensors; for a tuned prompt, a folder.")],
+    trunk: TrunkName = "glip-t",
+    classes: Annotated[
+        str, typer.Option(help="Import the tuned prompt of the file, trained for these classes, in this order.")
+    ] = "",
+    dataset: Annotated[str, typer.Option(help="Instead of classes: the dataset that the prompt was trained on.")] = "",
+    prompts: Annotated[
+        Literal["names", "official"], typer.Option(help="How that training worded the classes of the dataset.")
+    ] = "names",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the folder.")] = False,
+    vocabulary: Vocabulary = None,
+) -> None:
+    """Write a public checkpoint as safetensors with our names, or its tuned prompt as an adapter.
+
+    Example: glip-adapt convert glip_tiny_model_o365_goldg_cc_sbu.pth glip-t.safetensors --trunk glip-t
+
+    Example: glip-adapt convert model_best.pth adapters/raccoon --trunk glip-t --classes raccoon
+    """
+    from glip_adapt.adapters.public_prompt import import_prompt
+    from glip_adapt.core.captions import build_caption
+    from glip_adapt.trunks import catalogue as weights
+
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    _check_usage(target, names, dataset, prompts)
+    if not names and not dataset:
+        checksum = weights.convert(source, target, trunk)
+        terminal.say(f"{target}: SHA-256 of the weights {checksum}")
+        return
+    model = import_prompt(source, trunk, names or _classes_of(dataset, prompts), vocabulary=vocabulary)
+    model.save(target, overwrite=overwrite)
+    terminal.say(
+        f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.classes).text!r} → "
+        f"{target}. Use it with --adapter {target} --checkpoint {source}"
+    )
+
+
+def _check_usage(target: Path, names: list[str], dataset: str, prompts: str) -> None:
+    """Raise for options that do not belong together."""
+    is_file = target.suffix == ".safetensors"
+    if names and dataset:
+        raise typer.BadParameter("name classes or a dataset, not both", param_hint="--dataset")
+    if prompts == "official" and not dataset:
+        raise typer.BadParameter("official prompts belong to a dataset; name it with --dataset", param_hint="--prompts")
+    if (names or dataset) and is_file:
+        raise typer.BadParameter(
+            "classes belong to a tuned prompt, which becomes a folder; name one, or leave the classes out to convert "
+            "the weights",
+            param_hint="TARGET",
+        )
+    if not names and not dataset and not is_file:
+        raise typer.BadParameter(
+            f"got {str(target)!r}. Name a file that ends in .safetensors for the weights; or, for the tuned prompt of "
+            "a file, the classes of its training with --classes or --dataset",
+            param_hint="TARGET",
+        )
+
+
+def _classes_of(name: str, prompts: str) -> Any:
+    """Return the classes of a dataset as its training worded them."""
+    from glip_adapt import load_dataset
+
+    data = load_dataset(name)
+    return (data.prompts if prompts == "official" else None) or data.classes

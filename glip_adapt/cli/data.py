@@ -1,0 +1,124 @@
+"""The verbs below ``glip-adapt data``: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glip_adapt.cli import terminal
+from glip_adapt.cli.options import AsJson
+
+data_app = typer.Typer(
+    no_args_is_help=True, help="Fetch and check datasets, draw few-shot subsets, write synthetic sets."
+)
+
+
+@data_app.command("fetch")
+def fetch_data(
+    names: Annotated[list[str], typer.Argument(help="Names from `glip-adapt ls datasets`, or odinw13 for all 13.")],
+    root: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for datasets; default: $GLIP_ADAPT_DATA, then ./odinw.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download known datasets, verify and unpack them; what is there is left alone, what broke off goes on.
+
+    Exit code 1 if one could not be fetched; the others are.
+
+    Example: glip-adapt data fetch Raccoon NorthAmericaMushrooms --root odinw
+    """
+    from glip_adapt.data.fetch import FetchError, fetch_dataset, fetchable
+
+    rows, failed = [], False
+    for spec in fetchable(names):
+        try:
+            with terminal.bytes_bar(spec.official_name) as on_bytes:
+                fetched = fetch_dataset(spec.official_name, root, on_bytes)
+        except FetchError as error:
+            terminal.print_error(str(error))
+            failed = True
+            continue
+        state = "fetched" if fetched.is_new else "was there already"
+        rows.append({"dataset": fetched.name, "state": state, "folder": str(fetched.folder)})
+    if rows or as_json:
+        terminal.print_rows("datasets", rows, as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+@data_app.command("check")
+def check_data(
+    path: Annotated[Path, typer.Argument(help="Dataset folder, or one COCO JSON file.")],
+    images: Annotated[Path | None, typer.Option(help="Picture folder of a single file; default: beside it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List every defect of a COCO dataset, with counts and examples; exit code 1 if there is one.
+
+    Example: glip-adapt data check odinw/Raccoon
+    """
+    from glip_adapt.data.check import check_split
+    from glip_adapt.data.odinw import find_splits
+
+    files = {path.stem: (path, images or path.parent)} if path.is_file() else find_splits(path)
+    defects = {name: check_split(*pair) for name, pair in files.items()}
+    rows = [
+        {"split": name, "defect": d.kind, "count": d.count, "examples": ", ".join(d.examples)}
+        for name, found in defects.items()
+        for d in found
+    ]
+    if rows or as_json:
+        terminal.print_rows("defects", rows, as_json)
+    else:
+        terminal.say(f"No defects in {', '.join(files)}.")
+    raise typer.Exit(1 if rows else 0)
+
+
+@data_app.command("sample")
+def sample_data(
+    path: Annotated[str, typer.Argument(help="Dataset name or folder, or one COCO JSON file.")],
+    shots: Annotated[int, typer.Option(min=1, help="Pictures wanted per class.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="COCO JSON file to write.")],
+    seed: Annotated[int, typer.Option(min=0, help="0 takes pictures in the order of their ids.")] = 3,
+) -> None:
+    """Write a few-shot subset of a training split as COCO JSON.
+
+    Example: glip-adapt data sample odinw/Raccoon --shots 5 --seed 3 -o raccoon-5.json
+    """
+    from glip_adapt.core.whole_files import written_whole
+    from glip_adapt.data.fewshot import few_shot_split
+    from glip_adapt.data.formats.coco import coco_ground_truth, load_split
+    from glip_adapt.data.odinw import load_dataset
+
+    file = Path(path)
+    if file.is_file():
+        split = load_split(file, file.parent, f"{file.stem}/train", require_images=False)
+    else:
+        split = load_dataset(path).train
+    subset = few_shot_split(split, shots, seed)
+    with written_whole(output) as temporary:
+        temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
+    terminal.say(f"{len(subset)} pictures ({subset.source}) → {output}")
+
+
+@data_app.command("export")
+def export_data(
+    name: Annotated[str, typer.Argument(help='One of the synthetic sets, such as "glyphs13/Dice", or "glyphs13".')],
+    out: Annotated[Path, typer.Option(help="Folder to write; a set that exists in it is left alone.")],
+) -> None:
+    """Write synthetic datasets as COCO folders.
+
+    Example: glip-adapt data export glyphs13/Dice --out datasets
+    """
+    from glip_adapt.core.config import describe_unknown
+    from glip_adapt.data.glyphs import write_glyph_set
+    from glip_adapt.data.odinw import rendered_datasets
+
+    sets = {key: spec for key, spec in rendered_datasets().items() if name in (key, key.partition("/")[0])}
+    if not sets:
+        raise ValueError(f"Unknown synthetic dataset {describe_unknown(name, ['glyphs13', *rendered_datasets()])}.")
+    with terminal.progress_bar() as bar:
+        for key, spec in bar.track(sets.items(), total=len(sets), description="rendering"):
+            write_glyph_set(spec, out / key)
+    terminal.say(f"{len(sets)} synthetic datasets → {out}")

@@ -1,0 +1,52 @@
+"""The verbs ``bake`` and ``export``: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glip_adapt.cli import terminal
+from glip_adapt.cli.options import AdaptersTrunk, Checkpoint, Vocabulary, open_trunk
+
+deploy_app = typer.Typer()
+
+
+@deploy_app.command()
+def bake(
+    adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the baked model.")],
+    trunk: AdaptersTrunk = None,
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+) -> None:
+    """Make the text of an adapter a constant; the result needs no trunk, no text encoder and no tokenizer.
+
+    Example: glip-adapt bake adapters/raccoon --out baked/raccoon
+    """
+    from glip_adapt import load_adapter
+    from glip_adapt.adapters.storage import BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE
+
+    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter), adapter)
+    model.bake().save(out)
+    size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE)) / 1e6
+    terminal.say(f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)")
+
+
+@deploy_app.command()
+def export(
+    baked: Annotated[Path, typer.Argument(help="Folder saved by `bake`.")],
+    out: Annotated[Path, typer.Option(help="File to write, .onnx.", dir_okay=False)],
+) -> None:
+    """Write a baked model as ONNX: one picture in, boxes, scores and labels out.
+
+    Resized as the metadata of the file prescribe, both sides of a picture must lie between their least_side and 4096.
+
+    Example: glip-adapt export baked/raccoon --out raccoon.onnx
+    """
+    from glip_adapt import load_baked
+    from glip_adapt.share.export import export_onnx
+
+    export_onnx(load_baked(baked), out)
+    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,112 @@
+"""The verbs below ``glip-adapt prompt``: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glip_adapt.cli import terminal
+from glip_adapt.cli.options import (
+    AdaptersTrunk,
+    AsJson,
+    CacheFolder,
+    Checkpoint,
+    Device,
+    TrunkName,
+    Vocabulary,
+    feature_cache,
+    open_trunk,
+)
+
+prompt_app = typer.Typer(no_args_is_help=True, help="Choose the wording of class names; look into learned prompts.")
+
+
+@prompt_app.command("search")
+def search(
+    dataset: Annotated[str, typer.Argument(help="Dataset name or folder.")],
+    candidates: Annotated[
+        str, typer.Option(help='Wordings with {} for the name: "a {}; {} seen from above", or a file of one per line.')
+    ],
+    cache: CacheFolder = None,
+    trunk: TrunkName = "glip-nano",
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Choose a wording of the class names on val, and score it once on test.
+
+    Example: glip-adapt prompt search glyphs13/Tools --candidates "a {}; the {} sign"
+    """
+    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.engine.prompting import search_prompts
+
+    is_file = os.path.isfile(candidates)  # unlike Path, whatever the length
+    given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
+    data = load_dataset(dataset)
+    found = search_prompts(
+        open_trunk(trunk, checkpoint, vocabulary, device),
+        data,
+        [entry.strip() for entry in given if entry.strip()],
+        cache=feature_cache(cache),
+        on_wording=lambda w: terminal.note(f"{w.candidate}  val AP {terminal.percent(w.val_ap)}"),
+    )
+    rows = [
+        {
+            "wording": wording.candidate,
+            "split": split,
+            "ap": ap,
+            "caption": ". ".join(f"{p.prefix}{p.name}{p.suffix}" for p in wording.prompts),
+        }
+        for wording, split, ap in [
+            *((wording, "val", wording.val_ap) for wording in found.wordings),
+            (found.chosen, "test", found.test_ap),
+        ]
+    ]
+    terminal.print_rows(f"{data.name}: chosen on val, scored once on test", rows, as_json)
+
+
+@prompt_app.command("show")
+def show(
+    adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
+    words: Annotated[int, typer.Option(min=1, help="Nearest words per token.")] = 3,
+    trunk: AdaptersTrunk = None,
+    checkpoint: Checkpoint = None,
+    vocabulary: Vocabulary = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Print how far training moved the text of each class and token, and which words are nearest now.
+
+    Example: glip-adapt prompt show adapters/tools-5-shot
+    """
+    from glip_adapt import load_adapter
+    from glip_adapt.engine.prompting import class_changes, token_changes
+
+    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, device, adapter), adapter)
+    tokens = [
+        {
+            "token": change.token,
+            "names": change.class_name,
+            "change": change.change,
+            "nearest words": ", ".join(f"{word} {cosine:.2f}" for word, cosine in change.nearest),
+        }
+        for change in token_changes(model, words)
+    ]
+    classes = [{"class": name, "change": change} for name, change in class_changes(model).items()]
+    if as_json:
+        terminal.print_json({"classes": classes, "tokens": tokens})
+    else:
+        terminal.print_rows("change per class, over the length of its features", classes, as_json)
+        terminal.print_rows("change per token", tokens, as_json)
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file."""
+    try:
+        return path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from error

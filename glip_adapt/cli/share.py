@@ -1,0 +1,51 @@
+"""The verbs ``push`` and ``pull``: parse, call one function, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glip_adapt.cli import terminal
+
+share_app = typer.Typer()
+
+Repository = Annotated[str, typer.Argument(help="On the Hub, owner/name.")]
+
+
+@share_app.command()
+def push(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder saved by `adapt`.")],
+    repository: Repository,
+    licence: Annotated[
+        str | None, typer.Option(help='Of the adapter, in the Hub\'s short form, "mit" for example.')
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Detections to show on the card, from `detect`.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Hide a new repository from others.")] = False,
+) -> None:
+    """Send an adapter to the Hub, with a card that says what it is and how it was trained.
+
+    Example: glip-adapt push adapters/raccoon me/raccoon-5-shot --licence mit
+    """
+    from glip_adapt.share.hub import push_to_hub
+
+    address = push_to_hub(folder, repository, licence=licence, picture=picture, private=private)
+    terminal.say(f"{folder} → {address}")
+
+
+@share_app.command()
+def pull(
+    repository: Repository,
+    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+) -> None:
+    """Fetch an adapter from the Hub: two files of data, whose sizes are checked first.
+
+    Example: glip-adapt pull me/raccoon-5-shot --out adapters/raccoon
+    """
+    from glip_adapt.share import hub
+
+    found = hub.pull(repository, out, revision)
+    classes = ", ".join(prompt.name for prompt in found.classes)
+    terminal.say(f"{found.method} on {found.trunk.name}, for {classes} → {out}")

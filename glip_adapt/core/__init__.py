@@ -1,0 +1,1 @@
+"""What everything else speaks: structures, boxes, captions, settings, files."""

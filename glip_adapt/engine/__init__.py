@@ -1,0 +1,1 @@
+"""A trunk with an adapter at work: features, training, prediction, evaluation."""

@@ -1,0 +1,210 @@
+"""Prompts worded by hand, chosen on validation pictures; and what a learned prompt moved, in words.
+
+Shape letters: T tokens, K classes, D text channels, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glip_adapt.adapters import attach
+from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.structures import TextFeatures, Tokens
+from glip_adapt.data.odinw import Dataset
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.evaluate import Evaluation, evaluate
+from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.trunks.catalogue import Trunk
+
+NAME = "{}"  # where the class name stands in a candidate
+BEST_OF_EACH = "the best for each class"
+ENCODED_AT_ONCE = 1024  # words
+
+
+@dataclass(frozen=True)
+class Wording:
+    """One way to word all classes, and how well it does.
+
+    Attributes:
+        candidate: the wording that was tried, or ``BEST_OF_EACH``.
+        prompts: of each class, in label order.
+        val_ap: AP on the validation split, as a fraction; None where it has no box.
+        val_ap_per_class: class name → AP on the validation split.
+    """
+
+    candidate: str
+    prompts: tuple[ClassPrompt, ...]
+    val_ap: float | None
+    val_ap_per_class: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class PromptSearch:
+    """What a search found: every wording with its validation AP, the chosen one, and its test AP, scored once."""
+
+    wordings: tuple[Wording, ...]
+    chosen: Wording
+    test_ap: float | None
+
+
+def search_prompts(
+    trunk: Trunk,
+    data: Dataset,
+    candidates: Sequence[str],
+    config: PredictConfig | None = None,
+    *,
+    cache: FeatureCache | None = None,
+    on_wording: Callable[[Wording], None] | None = None,
+) -> PromptSearch:
+    """Return the wording of the classes with the highest zero-shot AP on ``val``, and its AP on ``test``.
+
+    Tried are the plain names, each candidate for all classes, and the best of these for each class together. The first
+    of equals is chosen.
+
+    Args:
+        trunk: from ``load_trunk``.
+        data: with the splits val and test.
+        candidates: such as ``"a photo of a {}"``; the name takes the place of ``{}``.
+        config: resizing and precision; by default those of the trunk.
+        cache: keeps the image features; by default one of 2 GiB for this search.
+        on_wording: called after each wording.
+
+    Raises:
+        FileNotFoundError: if a split is missing.
+        ValueError: if there is no candidate, or one does not hold ``{}`` once.
+    """
+    if not candidates:
+        raise ValueError('No candidate wording came. Give at least one, such as "a photo of a {}".')
+    val, test, cache = data.val, data.test, cache or FeatureCache()
+
+    def score(candidate: str, prompts: tuple[ClassPrompt, ...]) -> Wording:
+        found = evaluate(attach(trunk, "zero_shot", classes=prompts), val, config, cache=cache)
+        wording = Wording(candidate, prompts, found.ap, dict(found.per_class))
+        if on_wording:
+            on_wording(wording)
+        return wording
+
+    tried = {candidate: word_classes(data.classes, candidate) for candidate in (NAME, *candidates)}
+    wordings = [score(*item) for item in tried.items()]
+    mixed = tuple(
+        max(wordings, key=lambda w: w.val_ap_per_class[name] or 0.0).prompts[label]
+        for label, name in enumerate(data.classes)
+    )
+    if mixed not in tried.values():
+        wordings.append(score(BEST_OF_EACH, mixed))
+    chosen = max(wordings, key=lambda w: w.val_ap or 0.0)
+    final: Evaluation = evaluate(attach(trunk, "zero_shot", classes=chosen.prompts), test, config, cache=cache)
+    return PromptSearch(tuple(wordings), chosen, final.ap)
+
+
+def word_classes(classes: Sequence[str], candidate: str) -> tuple[ClassPrompt, ...]:
+    """Return the classes worded by a candidate.
+
+    Raises:
+        ValueError: if the candidate does not hold ``{}`` once.
+    """
+    if candidate.count(NAME) != 1:
+        raise ValueError(
+            f'The wording {candidate!r} must hold {{}} once, for the name; for example "a photo of a {{}}".'
+        )
+    prefix, suffix = candidate.split(NAME)
+    return tuple(ClassPrompt(name=name, prefix=prefix, suffix=suffix) for name in classes)
+
+
+@dataclass(frozen=True)
+class TokenChange:
+    """How far training moved the text features of one token.
+
+    Attributes:
+        token: WordPiece.
+        class_name: the class that it names; empty for a separator or context.
+        change: length of the difference over the length of the trunk's features.
+        nearest: words whose features are most like the moved ones, each with its cosine in [-1, 1], nearest first.
+    """
+
+    token: str
+    class_name: str
+    change: float
+    nearest: tuple[tuple[str, float], ...]
+
+
+def token_changes(model: AdaptedGlip, words: int = 3) -> list[TokenChange]:
+    """Return what ``model`` makes of each token of its caption, compared with what its trunk makes of the same caption.
+
+    Words are those of the vocabulary, each encoded alone by the trunk. Their mean is taken off all features before the
+    cosines, as they share most of their length.
+
+    Args:
+        model: of one caption.
+        words: how many are named per token.
+
+    Raises:
+        ValueError: if the method leaves the text as it is.
+    """
+    before, after, tokens = *text_features(model), model.captions[0]
+    if torch.equal(before, after):
+        raise ValueError(
+            f"{model.adapter.name} leaves the text features as they are, or was not trained. Show a trained model "
+            "whose text is learned, such as one by prompt or context."
+        )
+    spelling, known = word_features(model, tokens)
+    centre = known.mean(0)
+    cosines, indices = (F.normalize(after - centre) @ F.normalize(known - centre).T).topk(min(words, len(known)))
+    changes = _relative(before, after).tolist()
+    return [
+        TokenChange(
+            token,
+            next((name for name, owns in zip(model.class_names, column, strict=True) if owns), ""),
+            change,
+            tuple((spelling[i], cosine) for i, cosine in zip(near, like, strict=True)),
+        )
+        for token, column, change, near, like in zip(
+            model.trunk.tokenizer.words(tokens),
+            tokens.token_map[0].T.tolist(),
+            changes,
+            indices.tolist(),
+            cosines.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def class_changes(model: AdaptedGlip) -> dict[str, float]:
+    """Return class name → how far training moved the tokens of the name, relative to their length, in the mean."""
+    before, after = text_features(model)
+    changes = _relative(before, after)
+    rows = model.captions[0].token_map[0]
+    return {name: float(changes[row].mean()) for name, row in zip(model.class_names, rows, strict=True)}
+
+
+@torch.no_grad()
+def text_features(model: AdaptedGlip) -> tuple[Tensor, Tensor]:
+    """Return the (T, D) features of the first caption as the trunk and as ``model`` hand them to the fusion."""
+    before: TextFeatures = model.trunk.glip.encode_text(model.captions[0])
+    after: TextFeatures = model.glip.text_prompt(model.texts()[0])
+    return before.features[0], after.features[0]
+
+
+@torch.no_grad()
+def word_features(model: AdaptedGlip, caption: Tokens) -> tuple[list[str], Tensor]:
+    """Return the V whole words of the vocabulary, and their (V, D) features, each encoded alone by the trunk."""
+    tokenizer, (first, last) = model.trunk.tokenizer, (caption.ids[0, 0], caption.ids[0, -1])
+    everything = torch.arange(tokenizer.size, device=caption.ids.device)[None]
+    spelling = tokenizer.words(replace(caption, ids=everything))
+    ids = torch.tensor([i for i, word in enumerate(spelling) if word.isalnum()], device=caption.ids.device)
+    features = []
+    for part in ids.split(ENCODED_AT_ONCE):
+        alone = torch.stack((first.expand_as(part), part, last.expand_as(part)), dim=1)
+        mask = torch.ones_like(alone, dtype=torch.bool)
+        features.append(model.trunk.glip.encode_text(Tokens(alone, mask, mask[:, None])).features[:, 1])
+    return [spelling[i] for i in ids.tolist()], torch.cat(features)
+
+
+def _relative(before: Tensor, after: Tensor) -> Tensor:
+    return (after - before).norm(dim=-1) / before.norm(dim=-1)

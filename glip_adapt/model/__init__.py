@@ -1,1 +1,0 @@
-"""The GLIP network: encoders, deep fusion, head, loss and decoding."""

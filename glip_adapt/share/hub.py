@@ -1,0 +1,206 @@
+"""Adapters on the Hub: two files and a card go up; two files come down, and no others.
+
+Both formats hold data only, JSON and safetensors: nothing that is fetched can run.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from glip_adapt.adapters import load_adapter
+from glip_adapt.adapters.base import AdaptedGlip, Description, read_description
+from glip_adapt.adapters.storage import (
+    BAKED_DESCRIPTION_FILE,
+    DESCRIPTION_FILE,
+    MAX_HEADER_BYTES,
+    MAX_JSON_BYTES,
+    TENSORS_FILE,
+    AdapterMismatchError,
+    replaced_pair,
+)
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.downloads import DownloadError, describe, download, hub_endpoint
+from glip_adapt.core.whole_files import file_sha256
+from glip_adapt.data.images import load_rgb
+from glip_adapt.share.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
+from glip_adapt.trunks.catalogue import Trunk
+
+MAX_TENSORS_BYTES = 4 * 2**30  # twice what all of the largest trunk takes
+_BYTES_PER_NUMBER = 8  # at most, whatever the type
+_PICTURE_SIDE = 1280
+
+
+class HubError(RuntimeError):
+    """An adapter could not be sent to the Hub, or fetched from it."""
+
+
+def push_to_hub(
+    model: AdaptedGlip | str | Path,
+    repository: str,
+    *,
+    facts: TrainingFacts | None = None,
+    licence: str | None = None,
+    picture: str | Path | None = None,
+    private: bool = False,
+) -> str:
+    """Send an adapter to the Hub with a card made from what is known about it; return the repository's address.
+
+    The repository is made if need be; of its files, only those four are written: ``adapter.safetensors``,
+    ``adapter.json``, ``README.md``, and ``picture.png`` where there is a picture.
+
+    Args:
+        model: an adapter, or the folder that one was saved in.
+        repository: ``"owner/name"``.
+        facts: how it was trained; without them, ``training.json`` in the folder, where there is one.
+        licence: of the adapter, in the Hub's short form, ``"mit"`` for example.
+        picture: detections to show on the card; sent as PNG without the file's own metadata, at most 1280 pixels wide.
+        private: whether a new repository is hidden.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapter, or there is no picture.
+        AdapterMismatchError: if the files in the folder do not belong together.
+        ValueError: if the picture cannot be read, or a metric has the name of another row of the card.
+        HubError: if the Hub cannot be reached or refuses.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) if isinstance(model, AdaptedGlip) else Path(model)
+        if isinstance(model, AdaptedGlip):
+            model.save(folder)
+        description = _check_saved(folder)
+        card = build_card(
+            repository,
+            description,
+            facts or read_facts(folder),
+            licence=licence,
+            has_picture=picture is not None,
+        )
+        content: dict[str, str | bytes] = {
+            TENSORS_FILE: str(folder / TENSORS_FILE),
+            DESCRIPTION_FILE: str(folder / DESCRIPTION_FILE),
+            "README.md": card.encode(),
+        }
+        if picture is not None:
+            content[PICTURE_FILE] = _shown(Path(picture))
+        with _hub_errors(f"{repository} could not be written"):
+            api = HfApi(endpoint=hub_endpoint())
+            api.create_repo(repository, exist_ok=True, private=private)
+            api.create_commit(
+                repository,
+                [CommitOperationAdd(path, source) for path, source in content.items()],
+                commit_message=f"{description.method} adapter for {description.trunk.name}",
+            )
+    return f"{hub_endpoint()}/{repository}"
+
+
+def from_hub(
+    trunk: Trunk,
+    repository: str,
+    *,
+    revision: str = "main",
+    classes: Sequence[str | ClassPrompt] | None = None,
+) -> AdaptedGlip:
+    """Return an adapter from the Hub on its trunk.
+
+    Args:
+        trunk: the one that it was trained on.
+        repository: ``"owner/name"``.
+        revision: branch, tag or commit.
+        classes: if given, must be those that it was trained for.
+
+    Raises:
+        HubError, AdapterMismatchError: as ``download_adapter``.
+        AdapterMismatchError: also if the adapter belongs to another trunk, other weights or another class list.
+    """
+    return load_adapter(trunk, download_adapter(repository, revision), classes=classes)
+
+
+def download_adapter(repository: str, revision: str = "main") -> Path:
+    """Return the folder in the Hub's cache that holds ``adapter.json`` and ``adapter.safetensors`` of a repository.
+
+    Sizes are known before anything is fetched: the tensors may take no more than the description accounts for.
+
+    Raises:
+        HubError: if the Hub cannot be reached or does not have them.
+        AdapterMismatchError: if a file is too large, or the two do not belong together.
+    """
+    path, commit = _download(repository, DESCRIPTION_FILE, revision, MAX_JSON_BYTES)
+    allowed = MAX_HEADER_BYTES + _BYTES_PER_NUMBER * read_description(path.parent).trained_parameters
+    _download(repository, TENSORS_FILE, commit, min(allowed, MAX_TENSORS_BYTES))
+    _check_saved(path.parent)
+    return path.parent
+
+
+def pull(repository: str, folder: str | Path, revision: str = "main") -> Description:
+    """Copy an adapter from the Hub into ``folder``; return what it is.
+
+    Raises:
+        HubError, AdapterMismatchError: as ``download_adapter``.
+        FileExistsError: if ``folder`` holds an adapter or a baked model already.
+    """
+    folder = Path(folder)
+    for name, what in ((DESCRIPTION_FILE, "an adapter"), (BAKED_DESCRIPTION_FILE, "a baked model")):
+        if (folder / name).exists():
+            raise FileExistsError(f"{folder} holds {what} already. Name another folder, or remove it.")
+    source = download_adapter(repository, revision)
+    with replaced_pair(folder, DESCRIPTION_FILE, overwrite=False) as staging:
+        for name in (TENSORS_FILE, DESCRIPTION_FILE):
+            shutil.copyfile(source / name, staging / name)
+    return read_description(folder)
+
+
+def _download(repository: str, name: str, revision: str, most_bytes: int) -> tuple[Path, str]:
+    """Return where a file lies in the Hub's cache, and its commit, after a look at its size."""
+    try:
+        file = describe(repository, name, revision).pinned()
+        if file.size_bytes > most_bytes:
+            raise AdapterMismatchError(
+                f"{name} of {repository} has {file.size_bytes:,} bytes, more than the {most_bytes:,} that it may take. "
+                "It was not fetched."
+            )
+        return download(file), file.commit
+    except DownloadError as error:
+        raise HubError(str(error)) from error
+
+
+def _check_saved(folder: Path) -> Description:
+    """Return the description of a saved adapter, once its tensors are the ones described."""
+    description = read_description(folder)
+    path = folder / TENSORS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"No adapter in {folder}: {TENSORS_FILE} is missing. Save one with model.save(folder).")
+    found = file_sha256(path)
+    if found != description.sha256:
+        raise AdapterMismatchError(
+            f"{path} is damaged, or belongs to another description: its SHA-256 is {found[:12]}…, expected "
+            f"{description.sha256[:12]}…. Train and save the adapter again."
+        )
+    return description
+
+
+def _shown(path: Path) -> bytes:
+    """Return a picture as PNG, small enough for a card, without what the file says about camera and place."""
+    picture = load_rgb(path)
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    picture.info.clear()
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _hub_errors(what: str) -> Iterator[None]:
+    """Turn whatever the Hub client raises into one error that says what to do."""
+    try:
+        yield
+    except Exception as error:  # the client raises OS, HTTP, value and its own errors alike
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = "Log in with `hf auth login`, or set HF_TOKEN." if status in (401, 403) else "Check name and network."
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise HubError(f"{what} ({type(error).__name__}: {reason}). {hint}") from error

@@ -1,0 +1,144 @@
+"""Many adapters on one trunk, by name: the weights are there once, and a picture is encoded once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from glip_adapt.adapters import load_adapter
+from glip_adapt.adapters.base import AdaptedGlip, autocast
+from glip_adapt.core.config import describe_unknown
+from glip_adapt.core.structures import Detections, ImageBatch, Pyramid, Target
+from glip_adapt.data.transforms import apply_view, collate, padded_shape, resize_shape
+from glip_adapt.engine.features import in_batches
+from glip_adapt.engine.predict import PredictConfig, detections
+from glip_adapt.trunks.catalogue import Trunk
+
+
+class TaskSet(Mapping[str, AdaptedGlip]):
+    """Adapted models of one trunk; looking one up by its name is all that a swap takes.
+
+    The trunk itself never changes, so that nothing is left of a task once it is removed.
+    """
+
+    def __init__(self, trunk: Trunk) -> None:
+        """Start without tasks."""
+        self.trunk = trunk
+        self._models: dict[str, AdaptedGlip] = {}
+
+    def add(self, name: str, model: AdaptedGlip | str | Path) -> None:
+        """Take a model of this trunk, or load one from its folder.
+
+        Its text is encoded now, so that its first picture waits for nothing.
+
+        Args:
+            name: of the task.
+            model: from ``attach``, or the folder of a saved adapter.
+
+        Raises:
+            ValueError: if the name is taken, or the model belongs to another trunk.
+        """
+        if name in self._models:
+            raise ValueError(f"There is a task {name!r} already. Remove it first, or choose another name.")
+        if not isinstance(model, AdaptedGlip):
+            model = load_adapter(self.trunk, model)
+        if model.trunk is not self.trunk:
+            raise ValueError(
+                f"The model of task {name!r} was attached to another copy of {model.trunk.name}. "
+                "Attach it to the trunk of this set, TaskSet.trunk."
+            )
+        model.train(False)
+        with torch.no_grad():
+            model.texts()
+        self._models[name] = model
+
+    def remove(self, name: str) -> AdaptedGlip:
+        """Take a task out and return its model.
+
+        Raises:
+            KeyError: if there is no such task.
+        """
+        model = self[name]
+        del self._models[name]
+        return model
+
+    def __getitem__(self, name: str) -> AdaptedGlip:
+        if name not in self._models:
+            raise KeyError(f"Unknown task {describe_unknown(name, self._models)}.")
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    @torch.no_grad()
+    def predict(
+        self, images: Sequence[Image.Image], tasks: Sequence[str], config: PredictConfig | None = None
+    ) -> list[Detections]:
+        """Return what each task finds in its picture, best first, as ``predict`` of its model alone does.
+
+        Small pictures of one padded size are encoded together, and one that several tasks look at is encoded once. A
+        task that trains the image encoder encodes its pictures itself.
+
+        Args:
+            images: N RGB pictures of any size; the same object may come several times.
+            tasks: the name of the task for each of them.
+            config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
+
+        Raises:
+            ValueError: if there are not as many tasks as pictures.
+            KeyError: if there is no such task.
+        """
+        if len(images) != len(tasks):
+            raise ValueError(f"Expected one task for each of {len(images)} pictures, got {len(tasks)}.")
+        models = {name: self[name] for name in dict.fromkeys(tasks)}
+        config = config or PredictConfig.of(self.trunk.name)
+        held = list(images)  # once, since a lazy sequence opens a picture anew at each access
+        keys = [(id(image), name) for image, name in zip(held, tasks, strict=True)]
+        asked = set(keys)
+        found: dict[tuple[int, str], Detections] = {}
+        for batch in _batches(held, config):
+            encoded = _Encoded(self.trunk, batch, config)
+            for name, model in models.items():
+                rows = [row for row, image in enumerate(batch) if (id(image), name) in asked]
+                if rows:
+                    model.train(False)
+                    sizes_hw = [(batch[row].height, batch[row].width) for row in rows]
+                    seen = detections(model, encoded.of(model, rows), sizes_hw, config)
+                    found |= zip([(id(batch[row]), name) for row in rows], seen, strict=True)
+        return [found[key] for key in keys]
+
+
+class _Encoded:
+    """A batch of pictures, and what the image encoder of the trunk makes of it once somebody asks."""
+
+    def __init__(self, trunk: Trunk, images: Sequence[Image.Image], config: PredictConfig) -> None:
+        nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+        batch = collate([apply_view(image, nothing, config.view, config.max_long_side)[0] for image in images])
+        self._trunk, self._batch, self._config = trunk, batch.to(trunk.glip.head.bias0.device), config
+        self._pyramid: Pyramid | None = None
+
+    def of(self, model: AdaptedGlip, rows: list[int]) -> ImageBatch | Pyramid:
+        """Return the last result for some of the pictures that the model shares with the trunk."""
+        sizes_hw = tuple(self._batch.sizes_hw[row] for row in rows)
+        if model.frozen_result is ImageBatch:
+            return ImageBatch(self._batch.pixels[rows], sizes_hw)
+        if self._pyramid is None:
+            with autocast(model.device, self._config.precision):
+                self._pyramid = self._trunk.glip.encode_image(self._batch)
+        return replace(self._pyramid, cells=self._pyramid.cells[rows], sizes_hw=sizes_hw)
+
+
+def _batches(images: Sequence[Image.Image], config: PredictConfig) -> Iterator[list[Image.Image]]:
+    """Yield the distinct pictures in batches of one padded size."""
+    shaped = [
+        (image, padded_shape(resize_shape((image.height, image.width), config.short_side, config.max_long_side)))
+        for image in {id(image): image for image in images}.values()
+    ]
+    return in_batches(sorted(shaped, key=lambda entry: entry[1]))

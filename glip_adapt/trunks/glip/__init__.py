@@ -1,0 +1,1 @@
+"""The GLIP family, arXiv 2112.03857."""

@@ -1,0 +1,125 @@
+"""Entries of a checkpoint file → the weights of a detector, and what of them does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glip_adapt.trunks.checkpoint_files import printable
+from glip_adapt.trunks.glip.build import GlipConfig, build_glip
+from glip_adapt.trunks.glip.names import PROMPT_TABLE, in_our_names, is_ignored, our_names
+from glip_adapt.trunks.glip.network import Glip
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a file holds for one detector.
+
+    Attributes:
+        weights: the state dict in float32; complete if there is no problem.
+        table: the prompt table, (positions, D), if one was tuned: public files without a prompt hold zeros.
+        unknown: names of entries that the detector does not need.
+        problems: one line per entry that is missing or unfit. With one of those, or if another detector needs one of
+            the unknown entries, those are problems too.
+    """
+
+    weights: dict[str, Tensor]
+    table: Tensor | None
+    unknown: list[str]
+    problems: list[str]
+
+
+def match_entries(entries: Mapping[str, Any], glip: Glip, config: GlipConfig, others: Iterable[GlipConfig]) -> Match:
+    """Return what ``entries`` hold for ``glip``.
+
+    Args:
+        entries: by our or the public names.
+        glip: the detector, of any weights.
+        config: of ``glip``.
+        others: of the detectors whose entries must not be taken for needless ones.
+    """
+    expected = _shapes(glip)
+    stored = in_our_names(entries, expected, config)
+    unknown = [key for key in stored if key not in expected and not is_ignored(key)]
+    misfits = (_misfit(key, stored.get(key), shape) for key, shape in expected.items())
+    problems = [misfit for misfit in misfits if misfit]
+    if len(stored) < len(entries):
+        problems.append(f"twice: {len(entries) - len(stored)} entries, under two forms of their names")
+    if unknown and (problems or not _needed_by(others).isdisjoint(unknown)):
+        problems += [f"unexpected: {printable(key)} {_kind(stored[key])}" for key in unknown]
+    table: Any = stored.get(PROMPT_TABLE)
+    return Match(
+        weights={key: stored[key].detach().float() for key in expected if is_float_tensor(stored.get(key))},
+        table=table.detach().float() if is_float_tensor(table) and table.float().any() else None,
+        unknown=unknown,
+        problems=problems,
+    )
+
+
+def resembled(entries: Mapping[str, Any], configs: Mapping[str, GlipConfig]) -> list[str]:
+    """Return the names of those detectors, of ``configs``, that find all they need; the largest only."""
+    found: dict[str, int] = {}
+    for name, config in configs.items():
+        needed = _shapes_of(config)
+        stored = in_our_names(entries, needed, config)
+        if needed.items() <= {key: tuple(x.shape) for key, x in stored.items() if is_float_tensor(x)}.items():
+            found[name] = len(needed)
+    return [name for name, size in found.items() if size == max(found.values())]
+
+
+def is_float_tensor(value: Any) -> bool:
+    """Return whether a value is a dense tensor of floats in memory."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and not value.is_nested
+        and not value.is_meta
+    )
+
+
+def _misfit(key: str, value: Any, shape: Shape) -> str | None:
+    """Return why a value cannot be the weights ``key``."""
+    if value is None:
+        return f"missing: {key} {shape}"
+    if not is_float_tensor(value):
+        return f"wrong type: {key} {_kind(value)}, expected a tensor of floats"
+    if tuple(value.shape) != shape:
+        return f"wrong shape: {key} {tuple(value.shape)}, expected {shape}"
+    if not all(extreme.isfinite() for extreme in value.float().aminmax()):
+        return f"not finite: {key} holds NaN or infinity"
+    return None
+
+
+def _kind(value: Any) -> str:
+    """Return the shape of a tensor of floats, or what else a value is."""
+    if is_float_tensor(value):
+        return str(tuple(value.shape))
+    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _needed_by(configs: Iterable[GlipConfig]) -> set[str]:
+    """Return our names and the public ones of what any of several detectors needs."""
+    needed: set[str] = set()
+    for config in set(configs):
+        ours = _shapes_of(config).keys()
+        needed |= ours | our_names(ours, config).keys()
+    return needed
+
+
+def _shapes(glip: Glip) -> dict[str, Shape]:
+    return {key: tuple(value.shape) for key, value in glip.state_dict().items()}
+
+
+@cache
+def _shapes_of(config: GlipConfig) -> dict[str, Shape]:
+    """Return name → shape of what a detector needs, without memory for its weights."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return _shapes(build_glip(config))

@@ -1,0 +1,215 @@
+"""Deep fusion: attention in both directions between all image positions and the caption, and the tower around it.
+
+GLIP, arXiv 2112.03857, section 3.2; behaviour follows ``BiMultiHeadAttention`` and ``BiAttentionBlock`` in
+maskrcnn_benchmark/utils/fuse_helper.py and ``VLDyHead`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py.
+
+Shape letters: B batch, N image positions over all levels, T tokens, C visual channels, D text channels, E joint
+channels, k heads, d = E / k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
+from glip_adapt.trunks.glip.dyhead import DyHeadBlock
+from glip_adapt.trunks.glip.linear import matrix
+from glip_adapt.trunks.glip.recompute import run_block
+
+SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
+
+Order = Literal["auto", "dense", "reassociated"]
+
+
+class CrossAttention(nn.Module):
+    """Image → text and text → image attention that share one score matrix."""
+
+    def __init__(self, *, image_width: int, text_width: int, joint_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.order: Order = "auto"
+        self.query_image = nn.Linear(image_width, joint_width)
+        self.key_text = nn.Linear(text_width, joint_width)
+        self.value_image = nn.Linear(image_width, joint_width)
+        self.value_text = nn.Linear(text_width, joint_width)
+        self.out_image = nn.Linear(joint_width, image_width)
+        self.out_text = nn.Linear(joint_width, text_width)
+        for name, parameter in self.named_parameters():
+            (nn.init.zeros_ if name.endswith(".bias") else nn.init.xavier_uniform_)(parameter)
+
+    def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each modality learns from the other: (B, N, C) and (B, T, D).
+
+        The same numbers come in two orders of multiplication. ``dense`` projects every image position to E channels,
+        as the public code does. ``reassociated`` multiplies the T-sized factors first, so that nothing of size N × E
+        exists; ``auto`` picks the one with fewer multiplications, which for the public sizes is always the latter.
+
+        Args:
+            image: (B, N, C).
+            text: (B, T, D).
+            text_mask: (B, T) bool, True where a real token is.
+        """
+        tokens, width, joint_width = text.shape[1], image.shape[2], self.query_image.out_features
+        # Per position, in units of three: scores, to image, to text.
+        costs = {"reassociated": width * self.heads * tokens, "dense": joint_width * (width + tokens)}
+        cheaper = min(costs, key=costs.__getitem__)
+        order = cheaper if self.order == "auto" else self.order
+        return (self._reassociated if order == "reassociated" else self._dense)(image, text, text_mask)
+
+    def _dense(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        query = self._split_heads(self.query_image(image)) * self._scale
+        key = self._split_heads(self.key_text(text))
+        over_tokens, over_positions = self._probabilities((query @ key.transpose(-1, -2)).transpose(1, 2), text_mask)
+        to_image = over_tokens.transpose(1, 2) @ self._split_heads(self.value_text(text))  # (B, k, N, d)
+        to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
+        return self.out_image(_merge_heads(to_image)), self.out_text(_merge_heads(to_text))
+
+    def _reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        batch, tokens = text.shape[:2]
+        heads = (self.heads, -1)  # the joint channels of a weight, head by head
+
+        # (v Wq + bq) Kᵀ = v (Wq Kᵀ) + bq Kᵀ
+        key = self._split_heads(self.key_text(text)) * self._scale  # (B, k, T, d)
+        weight, bias = matrix(self.query_image)
+        score_weight = key @ weight.unflatten(0, heads)  # (B, k, T, C)
+        score_bias = key @ bias.view(self.heads, -1, 1)  # (B, k, T, 1)
+        scores = torch.baddbmm(
+            score_bias.view(batch, 1, -1), image, score_weight.flatten(1, 2).transpose(1, 2)
+        )  # (B, N, k·T)
+        over_tokens, over_positions = self._probabilities(scores.unflatten(-1, (self.heads, tokens)), text_mask)
+
+        # A (L Wo): the value of each token goes through the output matrix before it meets the positions.
+        value = self._split_heads(self.value_text(text))  # (B, k, T, d)
+        weight, bias = matrix(self.out_image)
+        value = value @ weight.unflatten(1, heads).permute(1, 2, 0)  # (B, k, T, C)
+        to_image = torch.baddbmm(bias, over_tokens.flatten(2), value.flatten(1, 2))
+
+        # (A' v) Wv + (Σ A') bv: raw features are pooled before they are projected. The sum is one but for dropout.
+        over_positions = over_positions.flatten(2).transpose(1, 2)  # (B, k·T, N)
+        pooled = (over_positions @ image).unflatten(1, (self.heads, tokens))  # (B, k, T, C)
+        weight, bias = matrix(self.value_image)
+        to_text = pooled @ weight.unflatten(0, heads).transpose(1, 2)  # (B, k, T, d)
+        total = over_positions.sum(-1).view(batch, self.heads, tokens, 1)
+        to_text = to_text + total * bias.view(self.heads, 1, -1)
+        return to_image, self.out_text(_merge_heads(to_text))
+
+    def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
+        scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        over_positions = scores.softmax(1)
+        if torch.compiler.is_compiling() or not text_mask.all():  # a graph cannot look at numbers
+            scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
+        over_tokens = scores.softmax(-1)
+        return (
+            F.dropout(over_tokens, self.dropout, self.training),
+            F.dropout(over_positions, self.dropout, self.training),
+        )
+
+    @property
+    def _scale(self) -> float:
+        return (self.query_image.out_features // self.heads) ** -0.5
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, n, E) → (B, k, n, d)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # (B, k, n, d) → (B, n, E)
+
+
+class FusionLayer(nn.Module):
+    """Cross attention with residuals on the *normalised* inputs, each scaled by a learned vector."""
+
+    def __init__(
+        self, *, image_width: int, text_width: int, joint_width: int, heads: int, dropout: float, initial_scale: float
+    ) -> None:
+        super().__init__()
+        self.norm_image = nn.LayerNorm(image_width)
+        self.norm_text = nn.LayerNorm(text_width)
+        self.attention = CrossAttention(
+            image_width=image_width, text_width=text_width, joint_width=joint_width, heads=heads, dropout=dropout
+        )
+        self.scale_image = nn.Parameter(torch.full((image_width,), initial_scale))
+        self.scale_text = nn.Parameter(torch.full((text_width,), initial_scale))
+
+    def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return fused (B, N, C) and (B, T, D)."""
+        image, text = self.norm_image(image), self.norm_text(text)
+        to_image, to_text = self.attention(image, text, text_mask)
+        return torch.addcmul(image, self.scale_image, to_image), torch.addcmul(text, self.scale_text, to_text)
+
+
+class TextLayer(nn.Module):
+    """One BERT encoder layer (arXiv 1810.04805) with clamped attention scores.
+
+    Written out because transformers' own layer has no clamp (maskrcnn_benchmark/modeling/rpn/modeling_bert.py).
+    """
+
+    def __init__(self, width: int, *, heads: int, hidden_width: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.out_norm = nn.LayerNorm(width, eps=1e-12)
+        self.hidden = nn.Linear(width, hidden_width)
+        self.hidden_out = nn.Linear(hidden_width, width)
+        self.hidden_norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, text: Tensor, text_mask: Tensor) -> Tensor:
+        """Return (B, T, D) for (B, T, D) tokens, of which only those in ``text_mask`` (B, T) are attended to."""
+        query, key, value = (
+            projection(text).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )  # (B, k, T, d)
+        scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        attention = self.dropout(scores.masked_fill(~text_mask[:, None, None, :], float("-inf")).softmax(-1))
+        text = self.out_norm(text + self.dropout(self.out(_merge_heads(attention @ value))))
+        return self.hidden_norm(text + self.dropout(self.hidden_out(F.gelu(self.hidden(text)))))
+
+
+class TowerBlock(nn.Module):
+    """One floor of the tower: fuse both modalities, then let each look at itself.
+
+    Without deep fusion (GLIP (A)) ``fusion`` and ``text_layer`` are absent and text passes unchanged.
+    """
+
+    def __init__(self, dyhead: DyHeadBlock, fusion: FusionLayer | None, text_layer: TextLayer | None) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.text_layer = text_layer
+        self.dyhead = dyhead
+
+    def forward(
+        self, image: Tensor, shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return image (B, N, C) and text (B, T, D) one block further."""
+        if self.fusion is not None and self.text_layer is not None:
+            image, text = self.fusion(image, text, text_mask)
+            text = self.text_layer(text, text_mask)
+        return self.dyhead(image, shapes_hw), text
+
+
+class FusionTower(nn.Module):
+    """The blocks in a row."""
+
+    def __init__(self, blocks: list[TowerBlock]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.recompute = False
+
+    def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
+        """Return both modalities after all blocks; one caption for the whole batch is repeated per picture."""
+        image, batch = pyramid.cells, len(pyramid.sizes_hw)
+        features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
+        for block in self.blocks:
+            image, features = run_block(block, image, pyramid.shapes_hw, features, mask, recompute=self.recompute)
+        return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))

@@ -1,0 +1,85 @@
+"""Token-alignment, box and centerness layers → ``HeadOutput``.
+
+GLIP, arXiv 2112.03857, section 3.1; behaviour follows ``VLDyHead`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py.
+
+Shape letters: B batch, A anchors over all levels, T tokens, C visual channels, D text channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glip_adapt.core.structures import Fused, HeadOutput, SizeHW
+from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid
+from glip_adapt.trunks.glip.linear import matrix
+
+LOGIT_LIMIT = 50_000.0
+PRIOR_PROBABILITY = 0.01  # of an anchor being positive, the usual start of focal-loss detectors
+
+
+class AlignmentHead(nn.Module):
+    """Scores each anchor against each token, and predicts its box and centerness."""
+
+    # What a linear probe trains: public mode ``linear_prob``. The per-level box scales are not among them.
+    prediction_layers = (
+        "box_deltas.weight",
+        "box_deltas.bias",
+        "centerness.weight",
+        "centerness.bias",
+        "text_projection.weight",
+        "text_projection.bias",
+        "log_scale",
+        "bias_lang",
+        "bias0",
+    )
+
+    def __init__(self, *, image_width: int, text_width: int, anchor_scale: int = ANCHOR_SCALE) -> None:
+        super().__init__()
+        self.anchor_scale = anchor_scale
+        self.box_deltas = nn.Conv2d(image_width, 4, kernel_size=1)
+        self.centerness = nn.Conv2d(image_width, 1, kernel_size=1)
+        self.text_projection = nn.Linear(text_width, image_width)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias_lang = nn.Parameter(torch.zeros(text_width))
+        self.bias0 = nn.Parameter(torch.full((1,), -math.log(1 / PRIOR_PROBABILITY - 1)))
+        self.level_scales = nn.ParameterList(torch.ones(1) for _ in STRIDES)
+        for layer in (self.box_deltas, self.centerness):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.get_parameter("bias"), 0)
+
+    def forward(self, fused: Fused) -> HeadOutput:
+        """Return raw predictions over all anchors."""
+        pyramid, text = fused.pyramid, fused.text
+        deltas = _over_cells(self.box_deltas, pyramid.cells)
+        per_level = deltas.split([h * w for h, w in pyramid.shapes_hw], dim=1)
+        return HeadOutput(
+            token_logits=self._align(pyramid.cells, text.features),
+            box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
+            centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
+            anchors_xyxy=self.anchors(pyramid.shapes_hw, pyramid.cells.device),
+            level_shapes_hw=pyramid.shapes_hw,
+            token_mask=text.mask,
+            token_map=text.token_map,
+            sizes_hw=pyramid.sizes_hw,
+        )
+
+    def anchors(self, level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu") -> Tensor:
+        """Return the (A, 4) anchors that predictions refer to, finest level first."""
+        return anchor_grid(level_shapes_hw, device, self.anchor_scale)
+
+    def _align(self, image: Tensor, text: Tensor) -> Tensor:
+        """Dot products of (B, A, C) positions with projected (B, T, D) tokens."""
+        text = F.normalize(text, dim=-1)
+        projected = self.text_projection(text / 2) / self.log_scale.exp()  # scaled here: T rows instead of A
+        bias = F.linear(text, self.bias_lang.unsqueeze(0), self.bias0).transpose(-1, -2)  # (B, 1, T)
+        return (image @ projected.transpose(-1, -2) + bias).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+
+def _over_cells(conv: nn.Conv2d, cells: Tensor) -> Tensor:
+    """Return (B, A, C'): a 1 × 1 convolution of all levels at once."""
+    return F.linear(cells, *matrix(conv))

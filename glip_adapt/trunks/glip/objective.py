@@ -1,0 +1,192 @@
+"""``HeadOutput`` and targets → the three losses of GLIP.
+
+Assignment: ATSS, arXiv 1912.02424. Behaviour follows ``ATSSLossComputation`` in
+maskrcnn_benchmark/modeling/rpn/loss.py of the public GLIP code.
+
+Shape letters: B batch, A anchors over all levels, T tokens, K classes, N boxes, P positive anchors of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glip_adapt.core import boxes
+from glip_adapt.core.structures import HeadOutput, SizeHW, Target
+from glip_adapt.trunks.glip import anchors as codec
+
+CANDIDATES_PER_LEVEL = 9
+MIN_INSIDE = 0.01  # pixels that an anchor centre lies inside its box
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+BOX_LOSS_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which anchors of one picture answer for which of its boxes.
+
+    Attributes:
+        matched: (A,) int64, index of the box, -1 where an anchor answers for none.
+        centerness: (P,) float32 in (0, 1], target of each positive anchor, in anchor order.
+    """
+
+    matched: Tensor
+    centerness: Tensor
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What the losses of a batch are divided by; known before any forward pass.
+
+    With it, the pictures of a batch may go through the network one by one and their losses add up to the batch's.
+
+    Attributes:
+        positives: anchors with a box, at least 1.
+        centerness: sum of their centerness targets, above 0.
+    """
+
+    positives: float
+    centerness: float
+
+    @classmethod
+    def of(cls, assignments: Sequence[Assignment]) -> LossScale:
+        """Return the scale of a batch of pictures."""
+        total = torch.stack([a.centerness.sum() for a in assignments]).sum().item()
+        return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
+
+
+def detection_loss(
+    output: HeadOutput,
+    targets: Sequence[Target],
+    scale: LossScale | None = None,
+    assignments: Sequence[Assignment] | None = None,
+) -> dict[str, Tensor]:
+    """Return the scalar losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
+
+    They are float32, and float64 for a network of that type.
+
+    Args:
+        output: predictions for B pictures.
+        targets: ground truth of the B pictures, on the device of ``output``.
+        scale: of the whole batch where ``output`` is a part of it; by default that of these B pictures.
+        assignments: of ``assign`` for each target, where they are known already.
+
+    Raises:
+        ValueError: if there are more or fewer targets than pictures, or a label is no class or has no token in its
+            caption, which would teach the model nothing.
+    """
+    if len(targets) != len(output.sizes_hw):
+        raise ValueError(f"Expected one target for each of {len(output.sizes_hw)} pictures, got {len(targets)}.")
+    if assignments is None:
+        assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
+    scale = scale or LossScale.of(assignments)
+    matched = torch.stack([a.matched for a in assignments])  # (B, A)
+    logits = _full_precision(output.token_logits)
+    token = focal_loss(logits, token_targets(output, targets, matched).to(logits), output.token_mask)
+    box, centerness = _localisation(output, targets, assignments)
+    return {
+        "token": token / scale.positives,
+        "box": BOX_LOSS_WEIGHT * box / scale.centerness,
+        "centerness": centerness / scale.positives,
+    }
+
+
+@torch.no_grad()
+def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
+    """Return the ATSS assignment of one picture.
+
+    Of the 9 anchors per level closest to a box, those stay whose IoU reaches mean + standard deviation of all
+    candidates and whose centre lies in the box; an anchor wanted by several boxes goes to the one of highest IoU.
+
+    Args:
+        anchors_xyxy: (A, 4) pixels.
+        level_shapes_hw: (h, w) of each level, finest first.
+        target: N boxes.
+    """
+    matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
+    if len(target) == 0:
+        return Assignment(matched, anchors_xyxy.new_empty(0))
+    iou = boxes.pairwise_iou(anchors_xyxy, target.boxes_xyxy)  # (A, N)
+    centres = codec.centres(anchors_xyxy)
+    # Written out rather than torch.cdist: many anchors are equally far, and ties break on the last bit.
+    distance = (centres[:, None] - codec.centres(target.boxes_xyxy)[None]).pow(2).sum(-1).sqrt()
+    candidates, start = [], 0
+    for h, w in level_shapes_hw:
+        nearest = distance[start : start + h * w].topk(min(CANDIDATES_PER_LEVEL, h * w), dim=0, largest=False).indices
+        candidates.append(nearest + start)
+        start += h * w
+    candidate = torch.cat(candidates)  # (candidates, N) anchor indices
+    candidate_iou = iou.gather(0, candidate)
+    good = candidate_iou >= candidate_iou.mean(0) + candidate_iou.std(0)
+    to_corners = torch.cat(
+        (centres[candidate] - target.boxes_xyxy[:, :2], target.boxes_xyxy[:, 2:] - centres[candidate]), dim=-1
+    )
+    good &= to_corners.amin(-1) > MIN_INSIDE
+    wanted = torch.full_like(iou, -1).scatter(0, candidate, torch.where(good, candidate_iou, -1.0))
+    best_iou, best_box = wanted.max(1)
+    matched = torch.where(best_iou >= 0, best_box, matched)
+    positive = matched >= 0
+    return Assignment(matched, centerness_targets(anchors_xyxy[positive], target.boxes_xyxy[matched[positive]]))
+
+
+def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> Tensor:
+    """Return (B, A, T) float, 1 where a positive anchor should align with a token of its class, else 0.
+
+    The public pipeline divides each class's map by its token count, but its collation casts the result to bool
+    (maskrcnn_benchmark/data/collate_batch.py), so every token of a class is a full positive.
+    """
+    per_class = output.token_map.float().expand(len(targets), -1, -1)  # (B, K, T)
+    rows = []
+    for class_targets, target, match in zip(per_class, targets, matched, strict=True):
+        outside = target.labels[(target.labels < 0) | (target.labels >= len(class_targets))].unique().tolist()
+        if outside:
+            raise ValueError(f"Labels {outside} are no classes; expected 0 to {len(class_targets) - 1}.")
+        unnamed = target.labels[(class_targets[target.labels].sum(-1) == 0)].unique().tolist()
+        if unnamed:
+            raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
+        # One more row of zeros, reached by index -1, stands for the anchors without a box.
+        per_box = torch.cat((class_targets[target.labels], class_targets.new_zeros(1, class_targets.shape[-1])))
+        rows.append(per_box[match])
+    return torch.stack(rows)
+
+
+def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor) -> Tensor:
+    """Return the summed binary focal loss (arXiv 1708.02002) of (B, A, T) logits over real tokens."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    agreement = probability * targets + (1 - probability) * (1 - targets)
+    weight = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
+    return (weight * (1 - agreement) ** FOCAL_GAMMA * cross_entropy * token_mask.unsqueeze(1)).sum()
+
+
+def _localisation(
+    output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
+) -> tuple[Tensor, Tensor]:
+    """Box loss weighted by centerness targets, and centerness loss, both summed over the positive anchors."""
+    matched = torch.stack([a.matched for a in assignments])
+    positive = matched >= 0
+    anchors = output.anchors_xyxy.expand(len(targets), -1, -1)[positive]
+    truth = torch.cat([target.boxes_xyxy[m[m >= 0]] for target, m in zip(targets, matched, strict=True)])
+    decoded = codec.decode(_full_precision(output.box_deltas[positive]), anchors)
+    centerness = _full_precision(output.centerness[positive])
+    goal = torch.cat([a.centerness for a in assignments]).to(centerness)
+    return (
+        ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),
+        F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum"),
+    )
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Return half precision as float32, and the rest as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Return (P,) in (0, 1]: how central each anchor's centre lies in its box (FCOS, arXiv 1904.01355)."""
+    centre = codec.centres(anchors_xyxy)
+    near, far = centre - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - centre  # (P, 2) each
+    return (torch.minimum(near, far) / torch.maximum(near, far)).prod(-1).sqrt()

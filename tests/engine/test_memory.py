@@ -1,0 +1,66 @@
+"""Memory estimates against what torch itself counts."""
+
+import pytest
+import torch
+
+from glip_adapt.adapters import ADAPTERS, attach
+from glip_adapt.engine import memory
+from glip_adapt.engine.memory import LiveBytes, estimate_memory
+from glip_adapt.trunks.catalogue import random_trunk
+
+
+def test_live_bytes_follow_what_is_alive_and_not_what_was():
+    with LiveBytes() as live:
+        for _ in range(5):
+            torch.zeros(1000)  # 4 kB, gone at once
+        kept = [torch.zeros(1000) for _ in range(3)]
+        kept[0].view(10, 100).t()  # no memory of its own
+    assert 12_000 <= live.peak <= 16_000
+
+
+def test_live_bytes_count_what_autograd_keeps():
+    x = torch.ones(1000, requires_grad=True)
+    with LiveBytes() as live:
+        x.exp().sin().exp().sum()
+    assert live.peak >= 3 * 4000  # the input of sin and the results of both exp
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return random_trunk("glip-nano")
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method, nano):
+    size_hw = (320, 512)
+    estimate = estimate_memory(nano, method, size_hw)
+    model = attach(nano, method, classes=[f"class {i}" for i in range(10)])
+    assert estimate.activations == pytest.approx(memory._activations(model, size_hw), rel=0.1)
+    trained = sum(t.numel() for t in model.owned_tensors().values())
+    assert estimate.trained == 16 * trained
+    weights = sum(p.nbytes for p in nano.glip.parameters())
+    assert weights <= estimate.weights <= 2 * weights
+    assert estimate.total == estimate.weights + estimate.trained + estimate.activations
+
+
+def test_training_more_takes_more(nano):
+    totals = [estimate_memory(nano, method, (480, 640)).total for method in ("linear_probe", "prompt", "full")]
+    assert totals == sorted(totals)
+
+
+def test_the_settings_of_a_method_count(nano):
+    small, large = (estimate_memory(nano, "lora", (96, 96), settings={"rank": rank}).trained for rank in (1, 4))
+    assert large == 4 * small
+
+
+def test_computing_blocks_again_takes_less_where_they_are_trained(nano):
+    plain, again = (estimate_memory(nano, "full", (480, 640), recompute) for recompute in (False, True))
+    assert again.activations < 0.7 * plain.activations
+    assert (again.weights, again.trained) == (plain.weights, plain.trained)
+
+
+def test_estimating_leaves_the_trunk_as_it_was(nano):
+    before = {name: value.clone() for name, value in nano.glip.state_dict().items()}
+    estimate_memory(nano, "full", (96, 96))
+    assert all(torch.equal(value, before[name]) for name, value in nano.glip.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in nano.glip.parameters())

@@ -1,0 +1,613 @@
+"""The recipe, step by step, on the tiny trunk."""
+
+import math
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+from glip_adapt.adapters import attach
+from glip_adapt.core.structures import Target
+from glip_adapt.data.images import load_rgb
+from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.engine import features, train
+from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.features import in_batches
+from glip_adapt.engine.optimise import NonFiniteLossError
+from glip_adapt.engine.recipes import FitConfig, default_recipe, published_recipe
+from glip_adapt.engine.train import fit, parameter_groups
+from glip_adapt.trunks.catalogue import load_trunk
+from glip_adapt.trunks.glip.objective import detection_loss
+
+CLASSES = ("red box", "blue box")
+SMALL = FitConfig(short_sides=(64,), test_short_side=64, batch_size=2, epochs=1)
+ONE_BY_ONE = replace(SMALL, batch_size=1, flip=False)  # with one picture: a validation after every step
+
+
+@pytest.fixture
+def data(coco_folder):
+    return load_dataset(str(coco_folder))
+
+
+@pytest.fixture
+def single(data):
+    """One picture to learn from."""
+    return replace(data.train, records=data.train.records[:1])
+
+
+@pytest.fixture
+def build(tiny_trunk):
+    return lambda method="linear_probe", classes=CLASSES: attach(tiny_trunk, method, classes=classes)
+
+
+@pytest.fixture
+def score_with(monkeypatch):
+    """Let validations give these APs, one after the other; returns the models and configs that were scored."""
+
+    def use(aps):
+        values, calls = iter(aps), []
+
+        def give(model, split, config, *, cache):
+            calls.append((model, split, config))
+            return SimpleNamespace(ap=next(values))
+
+        monkeypatch.setattr(train, "evaluate", give)
+        return calls
+
+    return use
+
+
+def snapshot(model):
+    return {name: tensor.detach().clone() for name, tensor in model.owned_tensors().items()}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+# Determinism ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["prompt", "full"])
+def test_one_seed_gives_one_run_and_another_seed_another(build, data, method):
+    """``full`` has dropout in it; views and order are drawn for both."""
+    config = replace(SMALL, short_sides=(48, 64), learning_rate=1e-2)
+    runs = []
+    for seed in (3, 3, 30):
+        torch.manual_seed(len(runs))  # the state of the world outside must not matter
+        model = build(method)
+        history = fit(model, data.train, None, replace(config, seed=seed))
+        runs.append(([step.losses for step in history.steps], snapshot(model)))
+    (losses, tensors), (again, tensors_again), (other, tensors_other) = runs
+    assert losses == again
+    assert same(tensors, tensors_again)
+    assert losses != other
+    assert not same(tensors, tensors_other)
+
+
+def test_fitting_leaves_every_random_state_of_the_caller_alone(build, data):
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    fit(build("full"), data.train, data.val, replace(SMALL, epochs=1))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tobytes())
+
+
+def test_the_random_state_is_restored_even_after_an_error(build, single, monkeypatch):
+    monkeypatch.setattr(train, "detection_loss", lambda *_: {"token": torch.rand(()) * torch.nan})
+    before = torch.get_rng_state()
+    with pytest.raises(NonFiniteLossError):
+        fit(build(), single, None, ONE_BY_ONE)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# One step ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["prompt", "linear_probe"])
+def test_pictures_one_by_one_give_the_gradient_of_the_batch(build, data, method):
+    """The first picture has half as many boxes as the second, so that a normalisation per picture would differ."""
+    first, second = data.train.records[:2]
+    half = Target(first.target.boxes_xyxy[:1], first.target.labels[:1])
+    records = (replace(first, target=half), second)
+    config = replace(SMALL, flip=False, clip_norm=1e9)
+    model, gradients = build(method), {}
+
+    def keep(step, total):
+        gradients.update({name: tensor.grad.clone() for name, tensor in model.owned_tensors().items()})
+
+    history = fit(model, replace(data.train, records=records), None, config, on_step=keep)
+    assert len(history.steps) == 1
+
+    whole = build(method)
+    views = [apply_view(load_rgb(r.path), r.target, View(64, flip=False)) for r in records]
+    (output,) = whole.outputs(collate([pixels for pixels, _ in views]))
+    losses = detection_loss(output, [target for _, target in views])
+    torch.stack(list(losses.values())).sum().backward()
+    assert history.steps[0].losses == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
+    for name, tensor in whole.owned_tensors().items():
+        torch.testing.assert_close(gradients[name], tensor.grad, rtol=1e-3, atol=1e-4 * tensor.grad.abs().max().item())
+    norm = torch.stack([tensor.grad.norm() for tensor in whole.owned_tensors().values()]).norm()
+    assert history.steps[0].gradient_norm == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_the_gradient_norm_is_clipped_and_reported_as_it_was(build, single):
+    model, norms = build(), []
+
+    def keep(step, total):
+        norms.append(torch.stack([t.grad.norm() for t in model.owned_tensors().values()]).norm().item())
+
+    (step,) = fit(model, single, None, replace(ONE_BY_ONE, clip_norm=0.5), on_step=keep).steps
+    assert norms == pytest.approx([0.5], rel=1e-3)
+    assert step.gradient_norm > 1
+
+
+def test_a_step_reports_what_happened_in_it(build, data):
+    seen = []
+    history = fit(build(), data.train, None, SMALL, on_step=lambda step, total: seen.append((step, total)))
+    assert seen == [(step, 3) for step in history.steps]
+    assert [step.step for step in history.steps] == [1, 2, 3]
+    assert all(step.loss == sum(step.losses.values()) for step in history.steps)
+    assert all(step.losses.keys() == {"token", "box", "centerness"} for step in history.steps)
+    assert all(step.seconds > 0 and step.learning_rate == 1e-4 for step in history.steps)
+    assert (history.total_steps, history.stopped_by, history.validations) == (3, "ceiling", [])
+    assert history.best_ap is None
+
+
+def test_an_epoch_shows_every_picture_as_often_as_copies_say_in_one_shuffle(build, data, monkeypatch):
+    """All copies are shuffled together, so a picture may come twice before another one comes at all."""
+    shown = []
+    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: shown.extend(s.record.image_id for s in batch))
+    three, repeats = replace(data.train, records=data.train.records[:3]), 0
+    for seed in range(5):
+        shown.clear()
+        fit(build(), three, None, replace(ONE_BY_ONE, copies=2, batch_size=3, seed=seed))
+        assert sorted(shown) == [1, 1, 2, 2, 3, 3]
+        repeats += len(set(shown[:3])) < 3
+    assert repeats > 0
+
+
+def test_every_step_starts_without_the_gradients_of_the_last(build, single):
+    config = replace(ONE_BY_ONE, epochs=2, learning_rate=1e-30, clip_norm=1e9)
+    first, second = fit(build(), single, None, config).steps
+    assert first.gradient_norm == second.gradient_norm > 0
+
+
+def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monkeypatch):
+    views = set()
+    monkeypatch.setattr(features, "apply_view", lambda i, t, view, longest: views.add(view) or apply_view(i, t, view))
+    fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32, 48), flip=True, epochs=24))
+    assert views == {View(side, flip) for side in (32, 48) for flip in (False, True)}
+    views.clear()
+    fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32,), epochs=6))
+    assert views == {View(32, flip=False)}
+
+
+def test_a_batch_holds_one_size_and_no_picture_is_left_behind(build, data, monkeypatch):
+    batches, drawn = [], []
+    monkeypatch.setattr(train, "in_batches", lambda pictures: batches.append(list(pictures)) or in_batches(batches[-1]))
+    fit(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=60))
+    for batch in batches:
+        assert len({shape_hw for _, shape_hw in batch}) == 1
+        assert len(batch) == SMALL.batch_size
+        drawn += [sample.record.image_id for sample, _ in batch]
+    shown = [drawn.count(record.image_id) for record in data.train.records]
+    waiting = 3 * (SMALL.batch_size - 1)
+    assert max(shown) - min(shown) <= waiting + 1
+
+
+# What is optimised ---------------------------------------------------------------------------------------------------
+
+
+def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_at_its_own_rate(tiny_trunk):
+    model = attach(tiny_trunk, "full", classes=CLASSES)
+    rate_of, decay_of = rates_and_decays(model, FitConfig(learning_rate=1e-3, text_learning_rate=1e-5))
+    assert rate_of["head.box_deltas.weight"] == 1e-3
+    assert rate_of["head.box_deltas.bias"] == 2e-3
+    assert rate_of["head.bias0"] == rate_of["head.bias_lang"] == 2e-3
+    assert rate_of["head.log_scale"] == 1e-3
+    assert rate_of["tower.blocks.0.text_layer.query.weight"] == 1e-3  # a part of the head, not of the text encoder
+    assert rate_of["text_encoder.bert.embeddings.word_embeddings.weight"] == 1e-5
+    assert rate_of["text_encoder.bert.encoder.layer.0.attention.self.query.bias"] == 2e-5
+    biases = {name for name in rate_of if "bias" in name.rpartition(".")[2]}
+    assert {name for name, decay in decay_of.items() if decay == 0} == biases
+    assert set(decay_of.values()) == {0.0, 0.05}
+    assert rate_of.keys() == set(model.owned)
+
+
+def test_a_table_of_relative_position_biases_counts_as_biases():
+    glip = torch.nn.Module()
+    names = ("image_encoder.attn.relative_position_bias_table", "image_encoder.attn.qkv.weight", "running_mean")
+    tensors = {name: torch.nn.Parameter(torch.zeros(2)) for name in names[:2]} | {"running_mean": torch.zeros(2)}
+    model = SimpleNamespace(glip=glip, owned_tensors=lambda: tensors)
+    rate_of, decay_of = rates_and_decays(model, FitConfig())
+    assert rate_of == {names[0]: 2e-4, names[1]: 1e-4}  # what is saved but has no gradient is in no group
+    assert decay_of == {names[0]: 0.0, names[1]: 0.05}
+
+
+def rates_and_decays(model, config):
+    name_of = {id(tensor): name for name, tensor in model.owned_tensors().items()}
+    groups = parameter_groups(model, config)
+    listed = [name_of[id(p)] for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed))
+    return tuple(
+        {name_of[id(p)]: group[key] for group in groups for p in group["params"]} for key in ("lr", "weight_decay")
+    )
+
+
+def test_weight_decay_pulls_a_prompt_towards_the_original_wording(build, single):
+    """AdamW without gradient: a step multiplies by 1 - rate × decay."""
+    model = build("prompt")
+    offset = model.owned_tensors()["text_prompt.offset"]
+    with torch.no_grad():
+        offset.fill_(1.0)
+    config = replace(ONE_BY_ONE, learning_rate=0.05, weight_decay=0.25, clip_norm=1e-30)
+    fit(model, single, None, config)
+    torch.testing.assert_close(offset.detach(), torch.full_like(offset, 1 - 0.05 * 0.25), rtol=0, atol=1e-4)
+
+
+# The published recipe ------------------------------------------------------------------------------------------------
+
+PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
+    1: (8, 3, 8),
+    3: (4, 3, 8),
+    5: (2, 3, 8),
+    10: (1, 3, 8),
+    "all": (1, 2, 4),
+}
+
+
+@pytest.mark.parametrize("shots", PUBLISHED)
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
+def test_the_recipe_is_the_published_one(method, shots):
+    recipe = published_recipe(method, shots)
+    assert (recipe.copies, recipe.plateau_patience, recipe.stop_patience) == PUBLISHED[shots]
+    expected = (0.05, 0.25) if method == "prompt" else (1e-4, 0.05)
+    assert (recipe.learning_rate, recipe.weight_decay) == expected
+    assert (recipe.text_learning_rate, recipe.bias_rate_factor, recipe.clip_norm) == (1e-5, 2.0, 1.0)
+    assert (recipe.batch_size, recipe.epochs, recipe.seed) == (4, 200, 10)
+    assert (recipe.plateau_factor, recipe.min_learning_rate) == (0.1, 1e-6)
+    assert (recipe.short_sides, recipe.max_long_side, recipe.flip) == ((480, 560, 640, 720, 800), 1333, True)
+    assert (recipe.predict_config.short_side, recipe.predict_config.max_long_side) == (800, 1333)
+
+
+@pytest.mark.parametrize(
+    ("shots", "pictures", "total", "between"),
+    [(1, 1, 400, 2), (3, 3, 600, 3), (5, 5, 500, 2), (10, 10, 500, 2), ("all", 3, 150, 1), ("all", 13, 650, 3)],
+)
+def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
+    build, data, score_with, monkeypatch, shots, pictures, total, between
+):
+    """Reference: fewshot_protocol.md, section 4. The steps themselves are left out."""
+    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
+    score_with(n / 1000 for n in range(1000))
+    split = replace(data.train, records=(data.train.records * 3)[:pictures])
+    history = fit(build(), split, data.val, published_recipe("linear_probe", shots))
+    assert history.total_steps == total
+    steps = [validation.step for validation in history.validations]
+    assert steps == sorted({*range(between, total + 1, between), total})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "batch_size",
+        "learning_rate",
+        "clip_norm",
+        "epochs",
+        "copies",
+        "stop_patience",
+        "test_short_side",
+        "max_steps",
+        "validate_every",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_recipe_of_nothing_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"{name} is {value}"):
+        FitConfig(**{name: value})
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="schedule is 'cosin'; expected 'plateau' or 'cosine'"):
+        FitConfig(schedule="cosin")
+
+
+@pytest.mark.parametrize("change", [{"test_short_side": 31}, {"max_long_side": 700}])
+def test_a_recipe_that_no_validation_could_use_is_refused_at_once(change):
+    with pytest.raises(ValueError, match=r"short_side .* and at most max_long_side"):
+        FitConfig(**change)
+
+
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
+@pytest.mark.parametrize("shots", PUBLISHED)
+def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
+    assert default_recipe("glip-t", method, shots) == published_recipe(method, shots)
+    recipe = default_recipe("glip-nano-a", method, shots)
+    assert recipe == default_recipe("glip-nano", method, shots)
+    assert (recipe.test_short_side, recipe.flip, recipe.schedule) == (160, False, "cosine")
+    others = default_recipe("glip-nano", method, 5)
+    ratio = 1 / 3 if shots == 1 else 1
+    assert recipe.learning_rate == pytest.approx(ratio * others.learning_rate)
+    assert recipe.text_learning_rate == pytest.approx(ratio * others.text_learning_rate)
+    assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
+
+
+def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():
+    three, five = (default_recipe("glip-nano", "lora", shots) for shots in (3, 5))
+    assert (three.keep_start, five.keep_start) == (True, False)
+    assert three.learning_rate == pytest.approx(five.learning_rate / 3)
+    assert three.max_steps == five.max_steps
+
+
+def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(build, data, score_with, monkeypatch):
+    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
+    score_with(n / 1000 for n in range(1000))
+    history = fit(build(), data.train, data.val, replace(SMALL, max_steps=11, validate_every=4))
+    assert history.total_steps == 11
+    assert [validation.step for validation in history.validations] == [4, 8, 11]
+
+
+def test_a_cosine_falls_from_the_rate_to_nothing_whatever_the_validations_say(build, single, data, score_with):
+    history, *_ = run_aps(build, single, data, score_with, [0.5] + [0.1] * 5, schedule="cosine", plateau_patience=0)
+    expected = [1e-4 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    assert [step.learning_rate for step in history.steps] == pytest.approx(expected)
+
+
+# Plateau, early stopping, the best state -----------------------------------------------------------------------------
+
+
+def run_aps(build, single, data, score_with, aps, **changes):
+    """Fit with one step per validation; returns the history, the model, and its state after each validation."""
+    model, states = build(), []
+    score_with(aps)
+    config = replace(ONE_BY_ONE, epochs=len(aps), short_sides=(32,), **changes)
+    history = fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    return history, model, states
+
+
+def rates(history):
+    return [round(step.learning_rate, 12) for step in history.steps]
+
+
+@pytest.mark.parametrize(("aps", "kept"), [([0.5, 0.4, 0.3], 0), ([0.3, 0.4, 0.2], 1)])
+def test_the_state_before_training_is_kept_where_none_scores_higher(build, single, data, score_with, aps, kept):
+    model, states = build(), []
+    score_with(aps)
+    config = replace(ONE_BY_ONE, epochs=2, short_sides=(32,), keep_start=True)
+    history = fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    assert [validation.step for validation in history.validations] == [0, 1, 2]
+    assert history.best_ap == aps[kept]
+    assert same(states[0], snapshot(build()))
+    assert not same(states[0], states[1])
+    assert same(snapshot(model), states[kept])
+
+
+def test_rates_fall_after_one_evaluation_more_than_the_plateau_patience(build, single, data, score_with):
+    aps = [0.5, 0.4, 0.5, 0.3, 0.4]
+    history, *_ = run_aps(build, single, data, score_with, aps, plateau_patience=2)
+    assert rates(history) == [1e-4, 1e-4, 1e-4, 1e-4, 1e-5]
+
+
+def test_a_new_best_starts_the_plateau_afresh(build, single, data, score_with):
+    aps = [0.5, 0.4, 0.6, 0.5, 0.5, 0.5]
+    history, *_ = run_aps(build, single, data, score_with, aps, plateau_patience=1)
+    assert rates(history) == [1e-4, 1e-4, 1e-4, 1e-4, 1e-4, 1e-5]
+
+
+def test_all_rates_fall_together_down_to_the_floor(build, single, data, score_with):
+    history, *_ = run_aps(build, single, data, score_with, [0.5] + [0.4] * 5, plateau_patience=0)
+    assert rates(history) == [1e-4, 1e-4, 1e-5, 1e-6, 1e-6, 1e-6]
+
+
+def test_an_ap_of_zero_never_advances_the_plateau(build, single, data, score_with):
+    aps = [0.0] * 4 + [0.2, 0.1, 0.0, 0.0, 0.1, 0.1]
+    history, *_ = run_aps(build, single, data, score_with, aps, plateau_patience=1, stop_patience=99)
+    assert rates(history) == [1e-4] * 9 + [1e-5]
+
+
+def test_zero_ties_with_the_best_at_the_start_so_it_neither_stops_nor_is_lost(build, single, data, score_with):
+    history, model, states = run_aps(build, single, data, score_with, [0.0] * 4, stop_patience=1)
+    assert [v.is_best for v in history.validations] == [True] * 4
+    assert (history.stopped_by, history.best_ap) == ("ceiling", 0.0)
+    assert same(snapshot(model), states[3])
+
+
+def test_an_undefined_ap_counts_as_zero(build, single, data, score_with):
+    history, *_ = run_aps(build, single, data, score_with, [None, 0.1])
+    assert [(v.ap, v.is_best) for v in history.validations] == [(0.0, True), (0.1, True)]
+
+
+def test_training_stops_after_as_many_evaluations_below_the_best_as_patience_allows(build, single, data, score_with):
+    history, model, states = run_aps(build, single, data, score_with, [0.2, 0.5, 0.4, 0.3, 0.4, 0.9], stop_patience=3)
+    assert [v.step for v in history.validations] == [1, 2, 3, 4, 5]
+    assert len(history.steps) == 5
+    assert (history.stopped_by, history.best_ap, history.total_steps) == ("patience", 0.5, 6)
+    assert same(snapshot(model), states[1])
+    assert not same(snapshot(model), states[4])
+
+
+def test_a_tie_resets_the_patience_and_moves_the_best_to_the_later_state(build, single, data, score_with):
+    aps = [0.5, 0.4, 0.5, 0.4, 0.4]
+    history, model, states = run_aps(build, single, data, score_with, aps, stop_patience=2)
+    assert [v.is_best for v in history.validations] == [True, False, True, False, False]
+    assert history.stopped_by == "patience"
+    assert same(snapshot(model), states[2])
+    assert not same(states[0], states[2])
+
+
+def test_training_up_to_the_ceiling_keeps_the_best_state_too(build, single, data, score_with):
+    history, model, states = run_aps(build, single, data, score_with, [0.1, 0.3, 0.2])
+    assert history.stopped_by == "ceiling"
+    assert same(snapshot(model), states[1])
+
+
+def test_validation_scores_the_model_on_val_as_it_is_shown_in_tests(build, single, data, score_with):
+    calls, model = score_with([0.5]), build()
+    fit(model, single, data.val, replace(ONE_BY_ONE, test_short_side=96, max_long_side=200))
+    ((scored, split, config),) = calls
+    assert scored is model
+    assert split is data.val
+    assert (config.short_side, config.max_long_side) == (96, 200)
+
+
+def test_real_validations_agree_with_evaluating_afterwards(build, data):
+    model = build()
+    history = fit(model, data.train, data.val, SMALL)
+    assert [v.step for v in history.validations] == [3]
+    assert history.best_ap == (evaluate(model, data.val, SMALL.predict_config).ap or 0.0)
+
+
+@pytest.mark.parametrize("method", ["text_encoder", "full", "context"])
+def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
+    """AdamW's fused kernel does not count that it changes weights."""
+    model = build(method)
+    seen = []
+
+    def compare(validation):
+        with torch.no_grad():
+            seen.append(model.texts()[0].features)
+            assert torch.equal(seen[-1], model.glip.encode_text(model.captions[0]).features)
+
+    config = replace(SMALL, max_steps=2, validate_every=1, text_learning_rate=1e-2)
+    fit(model, data.train, data.val, config, on_validation=compare)
+    assert not torch.equal(*seen)
+
+
+# Interruption and errors ---------------------------------------------------------------------------------------------
+
+
+def interrupt_at(number):
+    def on_step(step, total):
+        if step.step == number:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def test_an_interrupt_keeps_the_best_state_so_far_and_says_so(build, single, data, score_with, caplog):
+    model, states = build(), []
+    score_with([0.5, 0.3, 0.9])
+    history = fit(
+        model, single, data.val, replace(ONE_BY_ONE, epochs=3),
+        on_step=interrupt_at(3), on_validation=lambda v: states.append(snapshot(model)),
+    )  # fmt: skip
+    assert (history.stopped_by, len(history.steps), len(history.validations)) == ("interrupt", 3, 2)
+    assert same(snapshot(model), states[0])
+    assert "Interrupted after 3 steps" in caplog.text
+    assert not any(module.training for module in model.glip.modules())
+
+
+def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
+    model, fresh = build(), snapshot(build())
+    history = fit(model, data.train, None, SMALL, on_step=interrupt_at(2))
+    assert (history.stopped_by, len(history.steps)) == ("interrupt", 2)
+    assert not same(snapshot(model), fresh)
+
+
+def break_loss(monkeypatch, step, value):
+    """Make the box loss of this step ``value``; pictures of a step go through together."""
+    calls = []
+
+    def loss(*arguments):
+        calls.append(1)
+        parts = detection_loss(*arguments)
+        return parts | {"box": parts["box"] * value} if len(calls) == step else parts
+
+    monkeypatch.setattr(train, "detection_loss", loss)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_names_step_and_pictures_and_keeps_the_best(
+    build, single, data, score_with, monkeypatch, value
+):
+    model, states = build(), []
+    score_with([0.5, 0.3])
+    break_loss(monkeypatch, 3, value)
+    config = replace(ONE_BY_ONE, epochs=4)
+    with pytest.raises(NonFiniteLossError, match=rf"picture 1 \(0\.png\).*in step 3:.*box {value}.*pictures \[1\]"):
+        fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    assert same(snapshot(model), states[0])
+    assert not any(module.training for module in model.glip.modules())
+
+
+def test_the_error_lists_the_whole_batch_and_the_bad_step_changes_nothing(build, data, monkeypatch):
+    model = build()
+    fresh = snapshot(model)
+    break_loss(monkeypatch, 1, float("nan"))
+    split = replace(data.train, records=data.train.records[3:5])
+    with pytest.raises(NonFiniteLossError, match=r"in step 1:.*pictures \[(4, 5|5, 4)\]"):
+        fit(model, split, None, SMALL)
+    assert same(snapshot(model), fresh)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_model(build, single, monkeypatch):
+    """The root of zero: a finite loss with an infinite slope."""
+    model = build()
+    monkeypatch.setattr(
+        train, "detection_loss", lambda output, *_: {"token": (output.token_logits.sum() * 0).abs().sqrt()}
+    )
+    with pytest.raises(NonFiniteLossError, match=r"step 1"):
+        fit(model, single, None, ONE_BY_ONE)
+    assert all(torch.isfinite(tensor).all() for tensor in model.owned_tensors().values())
+
+
+def test_nothing_to_learn_from_is_refused(build, data):
+    with pytest.raises(ValueError, match=rf"{data.train.name} has no pictures"):
+        fit(build(), replace(data.train, records=()), None, SMALL)
+
+
+def test_another_number_of_classes_is_refused_and_both_are_named(build, data):
+    with pytest.raises(ValueError, match=rf"detects the 1 classes .*{data.train.name} has the 2"):
+        fit(build(classes=("box",)), data.train, None, SMALL)
+
+
+@pytest.mark.parametrize("change", [{"records": ()}, {"classes": ("a", "b", "c"), "category_ids": (1, 2, 3)}])
+def test_a_val_split_that_cannot_be_scored_is_refused_before_the_first_step(build, data, change):
+    val = replace(data.val, **change)
+    with pytest.raises(ValueError, match=val.name):
+        fit(build(), data.train, val, SMALL, on_step=lambda step, total: pytest.fail("a step was made"))
+
+
+def test_zero_shot_cannot_be_trained(build, data):
+    with pytest.raises(ValueError, match="zero_shot owns nothing that could be trained"):
+        fit(build("zero_shot"), data.train, None, SMALL)
+
+
+def test_a_picture_without_boxes_can_be_learnt_from(build, single):
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    empty = replace(single, records=(replace(single.records[0], target=nothing, annotations=()),))
+    (step,) = fit(build(), empty, None, ONE_BY_ONE).steps
+    assert step.losses["box"] == step.losses["centerness"] == 0
+    assert step.losses["token"] > 0
+
+
+# Learning ------------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_tuning_lowers_its_loss_while_every_frozen_tensor_stays(build, single):
+    model = build("prompt")
+    before = {name: tensor.clone() for name, tensor in model.glip.state_dict().items()}
+    config = replace(ONE_BY_ONE, epochs=20, learning_rate=0.05, weight_decay=0.25)
+    losses = [step.loss for step in fit(model, single, None, config).steps]
+    assert losses[-1] < 0.8 * losses[0]
+    after = model.glip.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"text_prompt.offset"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the development data is not beside this checkout")
+def test_full_fine_tuning_learns_four_real_pictures_by_heart():
+    data = load_dataset(str(SHARED / "data" / "odinw" / "Raccoon"))
+    four = replace(data.train, records=data.train.records[:4])
+    model = attach(load_trunk("glip-nano"), "full", classes=data.classes)
+    config = FitConfig(
+        epochs=100, learning_rate=1e-3, text_learning_rate=1e-3, weight_decay=0.0,
+        short_sides=(224,), test_short_side=224, max_long_side=400, flip=False,
+    )  # fmt: skip
+    fit(model, four, None, config)
+    assert evaluate(model, four, config.predict_config).ap50 >= 0.9

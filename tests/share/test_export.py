@@ -1,0 +1,225 @@
+"""The exported graph: its parts in eager mode, then traced, then in onnxruntime."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, TINY
+from PIL import Image
+
+from glip_adapt.adapters import attach
+from glip_adapt.core.structures import HeadOutput
+from glip_adapt.data.images import load_rgb
+from glip_adapt.data.transforms import collate
+from glip_adapt.engine.predict import PredictConfig, predict
+from glip_adapt.share import export
+from glip_adapt.trunks.catalogue import load_trunk
+from glip_adapt.trunks.glip import decode
+from glip_adapt.trunks.glip.build import SwinConfig, build_glip
+from glip_adapt.trunks.glip.deform import deformable_conv
+from glip_adapt.trunks.glip.image import SwinBackbone
+
+CLASSES = ("red box", "blue box", "raccoon")
+MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
+
+
+def pixels(height, width, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def as_model(model, picture):
+    """What the model itself finds in a picture that needs no resizing: boxes, scores, labels."""
+    found = decode.merge(decode.decode(model.outputs(collate([picture]))[0]))
+    return found.boxes_xyxy, found.scores, found.labels
+
+
+def assert_same(found, expected, pixels=0.5, scores=1e-3):
+    """Boxes are paired by label and place, since scores that differ in the last bit may swap."""
+    boxes, values, labels = (torch.as_tensor(x) for x in found)
+    assert len(labels) == len(expected[2])
+    if not len(labels):
+        return
+    distance = (boxes[:, None] - expected[0][None]).abs().amax(-1)
+    distance[labels[:, None] != expected[2][None]] = float("inf")
+    nearest = distance.min(1)
+    assert sorted(nearest.indices.tolist()) == list(range(len(labels)))
+    assert (nearest.values <= pixels).all()
+    assert ((values - expected[1][nearest.indices]).abs() <= scores).all()
+    assert (values.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("size_hw", [(160, 192), (150, 203), (129, 300)])
+@torch.no_grad()
+def test_the_graph_detects_what_the_model_does(tiny_trunk, size_hw):
+    model = attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()
+    expected = as_model(model, pixels(*size_hw))
+    assert len(expected[2]) >= 50
+    assert_same(export.DetectionGraph(model)(pixels(*size_hw)[None]), expected, pixels=1e-3, scores=1e-6)
+
+
+@torch.no_grad()
+def test_labels_go_on_over_several_captions(tiny_trunk):
+    model = attach(tiny_trunk, "zero_shot", classes=MANY).bake()
+    assert len(model.texts()) > 1
+    outputs = model.outputs(collate([pixels(160, 160)]))
+    parts, first = [], 0
+    for output in outputs:
+        (part,) = decode.decode(output)
+        parts.append(replace(part, labels=part.labels + first))
+        first += output.token_map.shape[1]
+    assert sum(map(len, parts)) > 100  # each caption keeps its own hundred
+    best = decode.merge(parts)
+    found = export.DetectionGraph(model)(pixels(160, 160)[None])
+    assert found[2].max() >= outputs[0].token_map.shape[1]
+    assert_same(found, (best.boxes_xyxy, best.scores, best.labels), pixels=1e-3, scores=1e-6)
+
+
+def raw(token_logits, deltas=None):
+    """Raw predictions at 2 × 2 anchors of 64 pixels on a map of 16 × 24 pixels and at one coarser anchor."""
+    anchors = torch.tensor([[x, y, x + 8, y + 8] for y in (0, 8) for x in (0, 8)] + [[0, 0, 16, 16]]).float()
+    classes = token_logits.shape[-1]
+    return HeadOutput(
+        token_logits=token_logits[None],
+        box_deltas=torch.zeros(1, 5, 4) if deltas is None else deltas[None],
+        centerness=torch.full((1, 5), 20.0),
+        anchors_xyxy=anchors,
+        level_shapes_hw=((2, 2), (1, 1)),
+        token_mask=torch.ones(1, classes, dtype=torch.bool),
+        token_map=torch.eye(classes, dtype=torch.bool)[None],
+        sizes_hw=((16, 16),),
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_however_few_candidates_there_are(count):
+    logits = torch.full((5, 2), -9.0)
+    logits[:count, 1] = 2.0 - torch.arange(count)
+    found = export.decode_picture(raw(logits), (16, 16))
+    (expected,) = decode.decode(raw(logits))
+    assert len(found) == len(expected)
+    assert_same((found.boxes_xyxy, found.scores, found.labels), (expected.boxes_xyxy, expected.scores, expected.labels))
+
+
+def test_a_box_suppresses_those_of_its_own_class_only():
+    logits = torch.full((5, 2), -9.0)
+    logits[0], logits[1, 0] = torch.tensor([3.0, 2.0]), 1.0
+    deltas = torch.zeros(5, 4)
+    deltas[1, 0] = -10 * 8 / 9  # the second anchor moves onto the first: IoU 1
+    found = export.decode_picture(raw(logits, deltas), (16, 16))
+    assert sorted(zip(found.labels.tolist(), found.scores.tolist(), strict=True)) == [
+        (label, pytest.approx(torch.tensor(logit).sigmoid().sqrt().item(), abs=1e-6))
+        for label, logit in ((0, 3.0), (1, 2.0))
+    ]
+
+
+def test_boxes_are_clipped_to_the_picture_and_not_to_its_padding():
+    logits = torch.full((5, 1), 3.0)
+    found = export.decode_picture(raw(logits), (12, 14))
+    assert found.boxes_xyxy.max(0).values.tolist() == [8, 8, 13, 11]
+
+
+@pytest.mark.parametrize("size_hw", [(14, 21), (13, 22), (7, 7), (3, 40)])
+@torch.no_grad()
+def test_swin_on_whole_maps_is_swin_by_layout(size_hw, monkeypatch):
+    torch.manual_seed(0)
+    swin = SwinBackbone(width=12, depths=(2, 2), heads=(2, 4), window=7).eval()
+    x = torch.randn(2, 3, 4 * size_hw[0], 4 * size_hw[1])
+    expected = swin(x)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for mine, theirs in zip(swin(x), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_deformable_convolution_of_a_graph_is_the_one_of_the_cpu(monkeypatch):
+    torch.manual_seed(0)
+    shapes = ((6, 8), (3, 4))
+    cells = torch.randn(1, 60, 5)
+    offsets, masks = [torch.randn(1, 18, *s) for s in shapes], [torch.rand(1, 9, *s) for s in shapes]
+    arguments = (cells, shapes, offsets, masks, torch.randn(7, 5, 3, 3), torch.randn(7))
+    expected = deformable_conv(*arguments, stride=1)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for mine, theirs in zip(deformable_conv(*arguments, stride=1), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_least_side_follows_from_the_coarsest_map_and_the_windows(tiny_trunk, swin):
+    assert export.least_side(attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()) == 128 + 1
+    assert export.least_side(swin) == 7 * 32 + 1
+
+
+def test_missing_packages_are_named_before_the_work_begins(tiny_trunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(export, "export_program", lambda model: pytest.fail("traced"))
+    with pytest.raises(RuntimeError, match=r"pip install 'glip-adapt\[onnx\]'"):
+        export.export_onnx(attach(tiny_trunk, "zero_shot", classes=CLASSES).bake(), tmp_path / "x.onnx")
+
+
+@pytest.fixture(scope="module")
+def swin(tiny_trunk):
+    """A baked model with a small Swin backbone."""
+    torch.manual_seed(0)
+    config = replace(TINY, backbone=SwinConfig(width=12, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4)))
+    glip = build_glip(config).requires_grad_(False)
+    with torch.no_grad():
+        glip.head.bias0.fill_(0.0)
+    return attach(replace(tiny_trunk, glip=glip), "zero_shot", classes=CLASSES).bake()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_traced_program_takes_any_size(swin):
+    run = export.export_program(swin).module()
+    least = export.least_side(swin)
+    for size_hw in ((256, 288), (least, least), (333, 230), (448, 672)):
+        expected = as_model(swin, pixels(*size_hw))
+        assert len(expected[2]) >= 50
+        assert_same(run(pixels(*size_hw)[None]), expected, pixels=0.01, scores=1e-4)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_traced_program_stands_few_boxes_and_none(tiny_trunk, monkeypatch):
+    """What depends on numbers must be taken neither for a constant nor for more than one."""
+    model = attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()
+    pictures = [pixels(160, 160, seed) for seed in range(6)]
+    best = [decode.class_probabilities(model.outputs(collate([x]))[0]).max().item() for x in pictures]
+    for module in (export, decode):
+        monkeypatch.setattr(module, "SCORE_THRESHOLD", sorted(best)[3])
+    run, counts = export.export_program(model).module(), []
+    for picture in pictures:
+        expected = as_model(model, picture)
+        counts.append(len(expected[2]))
+        assert_same(run(picture[None]), expected, pixels=0.01, scores=1e-4)
+    assert {0, 1} <= set(counts)
+
+
+@pytest.mark.slow
+def test_onnx_finds_the_same_boxes_on_photographs(tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    photographs = sorted((SHARED / "data" / "odinw").glob("*/**/*.jpg"))
+    if not photographs:
+        pytest.skip("needs the real data of ../shared/data")
+    for module in (export, decode):  # glip-nano has seen drawings only
+        monkeypatch.setattr(module, "SCORE_THRESHOLD", 0.02)
+    model = attach(load_trunk("glip-nano"), "zero_shot", classes=("raccoon", "dog", "mushroom")).bake()
+    path = tmp_path / "folder" / "nano.onnx"
+    export.export_onnx(model, path)
+    assert [file.name for file in path.parent.iterdir()] == ["nano.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    config = PredictConfig.of("glip-nano")
+    assert json.loads(metadata["classes"]) == ["raccoon", "dog", "mushroom"]
+    sides = [int(metadata[name]) for name in ("least_side", "short_side", "max_long_side")]
+    assert sides == [129, config.short_side, config.max_long_side]
+    for photograph in photographs[:: len(photographs) // 20][:20]:
+        picture = load_rgb(photograph)
+        ratio = config.short_side / min(picture.size)
+        seen = picture.resize([int(side * ratio) for side in picture.size], Image.Resampling.BILINEAR)
+        found = session.run(None, {"pixels": np.asarray(seen).transpose(2, 0, 1)[None].copy()})
+        expected = predict(model, seen, config)
+        assert_same(found, (expected.boxes_xyxy, expected.scores, expected.labels))
