@@ -17,7 +17,6 @@ from typing import Any, Literal
 from glip_adapt.core.config import describe_unknown, from_mapping, read_toml, to_mapping
 from glip_adapt.core.settings import Shots
 
-
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000
 

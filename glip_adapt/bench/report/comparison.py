@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from glip_adapt.bench.plan import ZERO_SHOT, RunKey, Shots
+from glip_adapt.bench.plan import ZERO_SHOT, RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.report.plotting import COLOURS, GREY
 from glip_adapt.bench.report.statistics import DRAWS, Interval, interval_of, resample_means
 from glip_adapt.core.plain_text import markdown
+from glip_adapt.core.settings import Shots
 from glip_adapt.trunks.catalogue import TRUNKS
 
 PUBLISHED: Mapping[str, float] = {

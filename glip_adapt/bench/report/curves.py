@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report.plotting import (
     GREY,
     build_figure,
@@ -25,6 +25,7 @@ from glip_adapt.bench.report.plotting import (
 )
 from glip_adapt.bench.report.published import published_ap, published_mean
 from glip_adapt.bench.report.tables import select, sort_shots, summarize_datasets, summarize_mean
+from glip_adapt.core.settings import Shots
 
 
 def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:

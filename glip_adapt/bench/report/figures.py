@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report.plotting import GREY, RULE, build_figure, finish_axes, published_note, readable, styles_of
 from glip_adapt.bench.report.published import published_mean
 from glip_adapt.bench.report.tables import (
@@ -23,6 +23,7 @@ from glip_adapt.bench.report.tables import (
     summarize_costs,
     summarize_retention,
 )
+from glip_adapt.core.settings import Shots
 
 _COST_AXES: Mapping[str, tuple[str, str | None]] = {
     "trained_parameters": ("trained parameters", ""),

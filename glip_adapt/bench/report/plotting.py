@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from glip_adapt.adapters import ADAPTERS
-from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report.published import SOURCE, scoring_note
+from glip_adapt.core.settings import Shots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 GREY, RULE = "#555555", "#E4E4E4"

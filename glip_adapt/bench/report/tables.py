@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from glip_adapt.bench.plan import ZERO_SHOT, Shots
+from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.report.statistics import interval_of, permutation_test, resample_means
 from glip_adapt.core.plain_text import plain
+from glip_adapt.core.settings import Shots
 
 EVERY = "every"
 """In place of shots: the runs at all numbers of shots together."""
