@@ -26,7 +26,7 @@ from torch import Tensor
 
 from glip_adapt.core.captions import UNPRINTABLE
 from glip_adapt.core.config import from_mapping, to_mapping
-from glip_adapt.core.whole_files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
+from glip_adapt.core.files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
 from glip_adapt.trunks.catalogue import save_tensors
 
 DESCRIPTION_FILE = "adapter.json"

@@ -114,7 +114,7 @@ def evaluate_adapter(
     Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
     """
     from glip_adapt import evaluate, load_dataset
-    from glip_adapt.core.whole_files import check_room, written_whole
+    from glip_adapt.core.files import check_room, written_whole
 
     if predictions is not None:
         check_room(predictions.parent, 1)
@@ -173,7 +173,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 def _check_room(model: Any, out: Path) -> None:
     """Raise OSError if the adapter could not be written into ``out``: better now than after training."""
-    from glip_adapt.core.whole_files import check_room
+    from glip_adapt.core.files import check_room
 
     check_room(out, sum(tensor.nbytes for tensor in model.owned_tensors().values()) + 2**16)
 

@@ -12,8 +12,8 @@ import typer
 
 from glip_adapt.cli import terminal
 from glip_adapt.cli.options import AsJson, CacheFolder, Device, Vocabulary
+from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
-from glip_adapt.core.whole_files import written_whole
 
 bench_app = typer.Typer()
 

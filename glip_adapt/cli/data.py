@@ -86,7 +86,7 @@ def sample_data(
 
     Example: glip-adapt data sample odinw/Raccoon --shots 5 --seed 3 -o raccoon-5.json
     """
-    from glip_adapt.core.whole_files import written_whole
+    from glip_adapt.core.files import written_whole
     from glip_adapt.data.fewshot import few_shot_split
     from glip_adapt.data.formats.coco import coco_ground_truth, load_split
     from glip_adapt.data.odinw import load_dataset

@@ -88,7 +88,7 @@ def detect(
 
 def _detect_one(model: Any, path: Path, target: Path, threshold: float, shown: Any) -> tuple[dict[str, Any], Any]:
     """Write what is in one picture as JSON and as a picture; return it, and the detections above the threshold."""
-    from glip_adapt.core.whole_files import written_whole
+    from glip_adapt.core.files import written_whole
     from glip_adapt.data.images import load_rgb
     from glip_adapt.engine.draw import draw_detections
     from glip_adapt.engine.predict import predict

@@ -20,7 +20,7 @@ from typing import Literal
 
 from glip_adapt.core.config import to_mapping
 from glip_adapt.core.downloads import DownloadError, HubFile, check_space, describe, download
-from glip_adapt.core.whole_files import locked
+from glip_adapt.core.files import locked
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
 from glip_adapt.data.odinw import (
     ARCHIVE_REPOSITORY,

@@ -25,8 +25,8 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from glip_adapt.core.config import override, read_toml
+from glip_adapt.core.files import scratch_folder
 from glip_adapt.core.structures import SizeHW, Target
-from glip_adapt.core.whole_files import scratch_folder
 from glip_adapt.data.formats.coco import ImageRecord, Split, coco_ground_truth
 
 _FACTS = read_toml(Path(__file__).with_name("glyphs13.toml"))

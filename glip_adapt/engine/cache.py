@@ -32,8 +32,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
 
+from glip_adapt.core.files import file_sha256
 from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
-from glip_adapt.core.whole_files import file_sha256
 
 FORMAT_VERSION = 1  # raise it when the file format or the arithmetic of a stage changes; older entries then never match
 ALIGNMENT = 64  # bytes, as torch allocates; a dot product rounds differently where its operand starts elsewhere

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 
 from glip_adapt.adapters.baked import BakedGlip
+from glip_adapt.core.files import written_whole
 from glip_adapt.core.structures import Detections, HeadOutput, Pyramid, SizeHW, TextFeatures
-from glip_adapt.core.whole_files import written_whole
 from glip_adapt.data.transforms import DIVISOR
 from glip_adapt.engine.predict import PredictConfig
 from glip_adapt.trunks.glip import anchors as codec

@@ -27,7 +27,7 @@ from glip_adapt.adapters.storage import (
 )
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.downloads import DownloadError, describe, download, hub_endpoint
-from glip_adapt.core.whole_files import file_sha256
+from glip_adapt.core.files import file_sha256
 from glip_adapt.data.images import load_rgb
 from glip_adapt.share.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.trunks.catalogue import Trunk

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glip_adapt.core import boxes
+from glip_adapt.core.files import written_whole
 from glip_adapt.core.structures import Detections
-from glip_adapt.core.whole_files import written_whole
 from glip_adapt.data.images import read_header
 
 if TYPE_CHECKING:

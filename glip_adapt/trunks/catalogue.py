@@ -22,7 +22,7 @@ from torch import Tensor
 
 from glip_adapt.core.config import describe_unknown
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download, hub_endpoint
-from glip_adapt.core.whole_files import written_whole
+from glip_adapt.core.files import written_whole
 from glip_adapt.trunks.checkpoint_files import CheckpointError, printable, read_entries
 from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
 from glip_adapt.trunks.glip.checkpoint_entries import match_entries, resembled

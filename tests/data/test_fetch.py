@@ -19,7 +19,7 @@ from conftest import SHARED
 from stand_in_hub import COMMIT, FACT_FAULTS, FAULTS, hub_within_reach
 
 from glip_adapt.core import downloads
-from glip_adapt.core.whole_files import locked
+from glip_adapt.core.files import locked
 from glip_adapt.data import fetch
 from glip_adapt.data.check import check_split
 from glip_adapt.data.fetch import ARCHIVE_REPOSITORY, FetchError, fetch_dataset, fetchable

@@ -19,8 +19,8 @@ from glip_adapt.bench.report.document import build_document, format_latex, forma
 from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
 from glip_adapt.bench.report.page import format_page
 from glip_adapt.bench.report.tables import load_table, summarize_retention
+from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
-from glip_adapt.core.whole_files import written_whole
 from glip_adapt.data.odinw import rendered_datasets
 
 _STEMS = ("data_efficiency", "comparison", "cost", "retention")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from glip_adapt.core.whole_files import check_room, clear_partials, locked, written_whole
+from glip_adapt.core.files import check_room, clear_partials, locked, written_whole
 
 FORK = multiprocessing.get_context("fork")  # a child that is killed, without the seconds of an import
 
