@@ -23,7 +23,8 @@ from torch import Tensor
 from glip_adapt.core.config import describe_unknown
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download, hub_endpoint
 from glip_adapt.core.files import written_whole
-from glip_adapt.trunks.checkpoint_files import CheckpointError, printable, read_entries
+from glip_adapt.core.plain_text import excerpt
+from glip_adapt.trunks.checkpoint_files import CheckpointError, read_entries
 from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
 from glip_adapt.trunks.glip.checkpoint_entries import match_entries, resembled
 from glip_adapt.trunks.glip.network import Glip
@@ -227,7 +228,7 @@ def _read(path: Path, glip: Glip, name: str) -> tuple[dict[str, Tensor], Tensor 
             f"{LINE}{_listed(match.problems, LINE)}\n{hint}{_how_to_get(name)}"
         )
     if match.unknown:
-        names = _listed([printable(key) for key in match.unknown], ", ")
+        names = _listed([excerpt(key) for key in match.unknown], ", ")
         logger.warning("%s: left out %d entries that %s does not have: %s.", path, len(match.unknown), name, names)
     return match.weights, match.table
 

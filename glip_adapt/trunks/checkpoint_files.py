@@ -1,4 +1,4 @@
-"""Checkpoint files of others → their entries by name, as data only: no code of a file ever runs.
+"""Read checkpoint files as data only: no code of a file ever runs.
 
 The public code stores a dict with the entry ``model`` beside optimizer, scheduler and the like (microsoft/GLIP,
 maskrcnn_benchmark/utils/checkpoint.py), and after a validation also numpy scalars (engine/trainer.py).
@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from glip_adapt.core.plain_text import excerpt
+
 
 class CheckpointError(ValueError):
-    """A file does not hold the weights that were asked for."""
+    """A file does not hold the weights of the requested trunk."""
 
 
 class Unread:
-    """Takes the place of an object beside the weights, whatever that holds."""
+    """Stand in for an object beside the weights, and drop its content."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -34,10 +36,10 @@ def _plain_dict(*_: Any) -> dict[Any, Any]:
     return {}
 
 
-# Which of these a defaultdict makes, and how Python writes some of their values.
+# Types that a defaultdict may make, and types that Python pickles by name.
 _DATA = (bool, bytes, dict, float, frozenset, int, list, range, slice, str, tuple)
-# What a file may name beyond what torch allows, and what stands for it. Nobody reads these values, so no object of
-# numpy is made from the bytes of a stranger.
+# Names that a file may use beyond those torch allows, and their stand-ins. Nobody reads these values, so no numpy
+# object is made from the bytes of a stranger.
 STAND_INS = {
     "numpy.core.multiarray.scalar": Unread,
     "numpy._core.multiarray.scalar": Unread,  # as numpy 2 writes it
@@ -49,18 +51,19 @@ STAND_INS = {
     **dict.fromkeys((f"builtins.{kind.__name__}" for kind in _DATA), Unread),
 }
 
-MOST_SHOWN = 200  # characters of a text from a file
 _REFUSED = re.compile(r"GLOBAL (\S+)")  # in the words of torch
 
 
 def read_entries(path: Path) -> dict[str, Any]:
-    """Return the entries of a checkpoint by name; not all need be tensors.
+    """Read the entries of a checkpoint by name; not all need be tensors.
 
     Args:
-        path: safetensors, or what torch.save wrote: a dict of tensors, or one with such a dict under ``model``.
+        path: safetensors, or a file of torch.save: a dict of tensors, or a dict that holds one under ``model``.
 
     Raises:
-        CheckpointError: if the file is damaged, holds objects that are no data, or no tensor where they are expected.
+        CheckpointError: if the file is damaged, holds objects other than data, or holds no tensors.
+        PermissionError: if the file may not be read.
+        IsADirectoryError: if the path is a folder.
     """
     try:
         if path.suffix == ".safetensors":
@@ -80,16 +83,16 @@ def read_entries(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Return what to say of a file that could not be read."""
+    """Build the error for a file that could not be read."""
     named = _REFUSED.search(str(error)) if isinstance(error, UnpicklingError) else None
     if named:
         return CheckpointError(
-            f"{path} holds other objects, which are never loaded: {printable(named[1])}, and that may run code. If you "
+            f"{path} holds other objects, which are never loaded: {excerpt(named[1])}, and that may run code. If you "
             "trust the file, save its weights alone, where it was made: "
             "torch.save({'model': torch.load(path, weights_only=False)['model']}, 'weights.pth')"
         )
     said = str(error).rpartition("WeightsUnpickler error: ")[2]  # torch puts advice before it, which is not ours
-    reason = printable(f"{type(error).__name__}: {said}".splitlines()[0])
+    reason = excerpt(f"{type(error).__name__}: {said}".splitlines()[0])
     return CheckpointError(
         f"{path} could not be read as a checkpoint of tensors only ({reason}). "
         "It is damaged, or it holds other objects, which are never loaded."
@@ -97,11 +100,6 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 
 def _is_zip(path: Path) -> bool:
-    """Whether torch.save wrote its current format, which can be memory-mapped."""
+    """Return whether torch.save wrote its current format, which can be memory-mapped."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def printable(name: str) -> str:
-    """Return a text from a file as it may be shown: without control characters, and of bounded length."""
-    return (name if name.isprintable() else ascii(name)[1:-1])[:MOST_SHOWN]

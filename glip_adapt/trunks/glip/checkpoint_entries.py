@@ -1,4 +1,4 @@
-"""Entries of a checkpoint file → the weights of a detector, and what of them does not fit."""
+"""Match the entries of a checkpoint file with the weights of a detector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glip_adapt.trunks.checkpoint_files import printable
+from glip_adapt.core.plain_text import excerpt
 from glip_adapt.trunks.glip.build import GlipConfig, build_glip
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, in_our_names, is_ignored, our_names
 from glip_adapt.trunks.glip.network import Glip
@@ -20,14 +20,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Match:
-    """What a file holds for one detector.
+    """The entries of a file, matched with one detector.
 
     Attributes:
         weights: the state dict in float32; complete if there is no problem.
         table: the prompt table, (positions, D), if one was tuned: public files without a prompt hold zeros.
         unknown: names of entries that the detector does not need.
-        problems: one line per entry that is missing or unfit. With one of those, or if another detector needs one of
-            the unknown entries, those are problems too.
+        problems: one line per entry that is missing or unfit. Unknown entries are problems too if there is another
+            problem, or if another detector needs one of them.
     """
 
     weights: dict[str, Tensor]
@@ -37,13 +37,13 @@ class Match:
 
 
 def match_entries(entries: Mapping[str, Any], glip: Glip, config: GlipConfig, others: Iterable[GlipConfig]) -> Match:
-    """Return what ``entries`` hold for ``glip``.
+    """Match checkpoint entries with the weights that ``glip`` needs.
 
     Args:
-        entries: by our or the public names.
-        glip: the detector, of any weights.
+        entries: name → value, with our names or the public ones.
+        glip: the detector, with any weights.
         config: of ``glip``.
-        others: of the detectors whose entries must not be taken for needless ones.
+        others: configs of detectors whose entries are refused, not left out.
     """
     expected = _shapes(glip)
     stored = in_our_names(entries, expected, config)
@@ -53,7 +53,7 @@ def match_entries(entries: Mapping[str, Any], glip: Glip, config: GlipConfig, ot
     if len(stored) < len(entries):
         problems.append(f"twice: {len(entries) - len(stored)} entries, under two forms of their names")
     if unknown and (problems or not _needed_by(others).isdisjoint(unknown)):
-        problems += [f"unexpected: {printable(key)} {_kind(stored[key])}" for key in unknown]
+        problems += [f"unexpected: {excerpt(key)} {_kind(stored[key])}" for key in unknown]
     table: Any = stored.get(PROMPT_TABLE)
     return Match(
         weights={key: stored[key].detach().float() for key in expected if is_float_tensor(stored.get(key))},
@@ -64,7 +64,7 @@ def match_entries(entries: Mapping[str, Any], glip: Glip, config: GlipConfig, ot
 
 
 def resembled(entries: Mapping[str, Any], configs: Mapping[str, GlipConfig]) -> list[str]:
-    """Return the names of those detectors, of ``configs``, that find all they need; the largest only."""
+    """Return the names of the largest detectors in ``configs`` that find all their weights in ``entries``."""
     found: dict[str, int] = {}
     for name, config in configs.items():
         needed = _shapes_of(config)
@@ -99,14 +99,14 @@ def _misfit(key: str, value: Any, shape: Shape) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    """Return the shape of a tensor of floats, or what else a value is."""
+    """Describe a value: the shape of a tensor of floats, or the type of anything else."""
     if is_float_tensor(value):
         return str(tuple(value.shape))
     return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _needed_by(configs: Iterable[GlipConfig]) -> set[str]:
-    """Return our names and the public ones of what any of several detectors needs."""
+    """Return our names and the public names of all weights that any of the detectors needs."""
     needed: set[str] = set()
     for config in set(configs):
         ours = _shapes_of(config).keys()
@@ -120,6 +120,6 @@ def _shapes(glip: Glip) -> dict[str, Shape]:
 
 @cache
 def _shapes_of(config: GlipConfig) -> dict[str, Shape]:
-    """Return name → shape of what a detector needs, without memory for its weights."""
+    """Return name → shape of a detector's weights, without memory for them."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _shapes(build_glip(config))
