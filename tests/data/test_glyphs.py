@@ -11,7 +11,6 @@ from PIL import Image
 from glip_adapt.core.captions import build_caption
 from glip_adapt.data import glyphs
 from glip_adapt.data.check import check_split
-from glip_adapt.data.contact_sheet import contact_sheet
 from glip_adapt.data.odinw import find_splits, load_dataset
 
 NONE = (0, 0, 0)
@@ -238,12 +237,6 @@ def test_an_interrupted_writing_leaves_nothing_under_the_final_name(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         glyphs.write_glyph_set(SMALL, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_contact_sheet_shows_every_set():
-    sheet = contact_sheet(glyphs.GLYPHS13[:3], per_set=2)
-    rows = np.asarray(sheet.convert("L"))
-    assert (rows < 128).any(axis=1).mean() > 0.7
 
 
 def test_what_a_killed_process_left_is_no_hindrance_and_goes(tmp_path):
