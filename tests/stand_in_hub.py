@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
-from glip_adapt.core import downloads
+from glip_adapt.core import retries
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAGE = b"<!DOCTYPE html><html>Please log in to the network</html>"
@@ -251,7 +251,7 @@ def hub_within_reach(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     hub = StandInHub()
-    monkeypatch.setattr(downloads, "sleep", hub.slept.append)
+    monkeypatch.setattr(retries, "sleep", hub.slept.append)
     with serving(hub) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         close_session()

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import glip_adapt
-from glip_adapt.core import downloads
+from glip_adapt.core import retries
 from glip_adapt.trunks import catalogue as weights
 from glip_adapt.trunks.catalogue import (
     ASSETS,
@@ -691,7 +691,7 @@ def test_other_content_than_the_hub_states_is_one_error_and_does_not_stay(hub, c
 
 
 def test_a_connection_cut_half_way_leaves_no_file_and_the_next_try_succeeds(hub, cache, monkeypatch):
-    monkeypatch.setattr(downloads, "sleep", lambda _: None)
+    monkeypatch.setattr(retries, "sleep", lambda _: None)
     hub.mode = "cut"
     with pytest.raises(FileNotFoundError, match="could not be fetched"):
         ask()
