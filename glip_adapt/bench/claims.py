@@ -1,24 +1,23 @@
-"""Who does which run: a file lock per run, which the system drops with its process however that ends.
+"""Claims on runs: one file lock per run, released by the operating system when its process exits or is killed.
 
-Processes that share a results folder share the work by it, whether one command started them or several. The locks are
-those of the file system, so machines share a folder only where it has them (not on Windows: one runner at a time).
+Processes that share a results folder share the work by these locks, whether one command started them or several.
+Machines can share a folder if its file system has locks. ``fcntl`` is used as it is: ``filelock`` reports a file system
+without locks as a lock held by somebody else (before 4), which a runner would wait for, or leaves a file behind that
+outlives a killed process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import PARTIAL, REPLACED, complete_replacement
 
-if sys.platform != "win32":
-    import fcntl
-
-CLAIMS = ".claims"  # folder of empty files, which stay: removing one that somebody is about to lock would lose the lock
+CLAIMS = ".claims"  # folder of empty files, never removed: another process may be about to lock one
 
 
 @contextlib.contextmanager
@@ -30,8 +29,11 @@ def claim_run(out: Path, name: str) -> Iterator[bool]:
     """
     (out / CLAIMS).mkdir(parents=True, exist_ok=True)
     with (out / CLAIMS / name).open("a") as lock:
+        mine = True
         try:
-            mine = _try_lock(lock.fileno())
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the file is closed
+        except BlockingIOError:
+            mine = False
         except OSError as error:  # Lustre and some network file systems: two runners would do one run at a time
             raise OSError(
                 error.errno, f"{out} is on a file system without locks ({error.strerror}). Put the results on another"
@@ -47,9 +49,9 @@ def is_claimed(out: Path, name: str) -> bool:
 
 @contextlib.contextmanager
 def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
-    """Yield an empty folder to fill; on leaving it is removed unless ``write_record`` gave it its final name.
+    """Yield an empty folder to fill; it is removed at the end unless ``write_record`` gave it its final name.
 
-    The run must be claimed: what an earlier process left of it is removed.
+    The run must be claimed: files that an earlier process left of it are removed.
     """
     directory = out / f"{PARTIAL}{key.name}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -61,9 +63,9 @@ def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove what processes left half-written that are dead, save a run that was only about to get its final name.
+    """Remove half-written runs of dead processes; a run that only lacked its final name gets it.
 
-    What a living process writes stays.
+    Runs that a living process holds stay.
     """
     for leftover in out.glob(f"{PARTIAL}*"):
         name = leftover.name.removeprefix(REPLACED).removeprefix(PARTIAL)
@@ -71,14 +73,3 @@ def clear_leftovers(out: Path) -> None:
             if free:
                 complete_replacement(out, name)
                 shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _try_lock(descriptor: int) -> bool:
-    """Lock an open file until it is closed, unless it is locked already."""
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -12,7 +12,6 @@ from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import PARTIAL, RECORD_FILE, REPLACED
 
 KEY = RunKey("glip-t", "odinw/Raccoon", "prompt", 5, 3)
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
 
 
 def test_a_run_is_held_by_one_at_a_time(tmp_path):
