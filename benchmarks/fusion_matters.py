@@ -4,7 +4,8 @@
     python benchmarks/fusion_matters.py runs/fusion_matters --out benchmarks/results/fusion_matters
 
 writes the figure (PNG and SVG) and prints the table; both hold bootstrap intervals over datasets and seeds.
-The claim of GLIP, arXiv 2112.03857, Fig. 10: with deep fusion prompt tuning recovers most of the gain, without fusion far less.
+The claim of GLIP, arXiv 2112.03857, Fig. 10: with deep fusion prompt tuning recovers most of the gain, without
+it far less.
 Letters: M trunks, D datasets, S seeds, R bootstrap draws. An axis of 2 is method, reference.
 """
 

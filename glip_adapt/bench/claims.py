@@ -1,9 +1,8 @@
 """Claims on runs: one file lock per run, released by the operating system when its process exits or is killed.
 
 Processes that share a results folder share the work by these locks, whether one command started them or several.
-Machines can share a folder if its file system has locks. ``fcntl`` is used as it is: ``filelock`` reports a file system
-without locks as a lock held by somebody else (before 4), which a runner would wait for, or leaves a file behind that
-outlives a killed process.
+Machines can share a folder if its file system has locks. Not ``filelock``: where there are no locks (ENOLCK), its
+releases 3.13 to 3.20 report a lock as held by somebody else, which a runner would wait for.
 """
 
 from __future__ import annotations
