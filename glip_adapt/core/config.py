@@ -1,7 +1,7 @@
-"""TOML or JSON mappings ↔ frozen dataclasses, with errors that name the place and the nearest valid key.
+"""Convert TOML or JSON mappings to frozen dataclasses and back; errors name the place and the nearest valid key.
 
-Knows no concrete config: a config is any dataclass whose fields are numbers, strings, booleans, ``None``, literals,
-tuples, string-keyed mappings, unions of these, or other such dataclasses.
+A config is any dataclass whose fields are numbers, strings, booleans, ``None``, literals, tuples, string-keyed
+mappings, unions of these, or other such dataclasses.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from glip_adapt.core.errors import UnknownNameError
+
 T = TypeVar("T")
 
 MAX_TOML_BYTES = 2**16
-MAX_KEY_PARTS = 100  # of a dotted key; tomllib takes time and memory in the square of them
+MAX_KEY_PARTS = 100  # of a dotted key: the time and memory of tomllib grow with their square
 
-_TEXT = re.compile(  # strings and comments of TOML; one that does not end goes to the end of its line or of the file
+_TEXT = re.compile(  # strings and comments of TOML; an unfinished one ends with its line or with the file
     r'''"""(?:\\.|.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)|"(?:\\.|[^"\\\n])*"?|'[^'\n]*'?|\#[^\n]*''', re.DOTALL
 )
 
@@ -31,12 +33,12 @@ _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def read_toml(path: Path | str) -> dict[str, Any]:
-    """Return the content of a TOML file.
+    """Read a TOML file.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not UTF-8 or not TOML, with line and column; or larger or nested deeper than settings
-            are.
+        ValueError: if the file is not UTF-8 or not TOML, with line and column; if it is larger than 64 KiB, or nested
+            too deep.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,17 +62,18 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
-    """Return an instance of the dataclass ``cls`` filled from ``mapping``; absent keys keep their defaults.
+    """Build an instance of the dataclass ``cls`` from ``mapping``; absent keys keep their defaults.
 
-    Whole numbers are accepted for floats and lists become tuples; nothing else is converted.
+    Whole numbers become floats and lists become tuples where the field asks for it; nothing else is converted.
 
     Args:
         cls: a dataclass.
         mapping: field name → value, nested mappings for nested dataclasses.
-        where: what the error names, for example the file and the table.
+        where: place for error messages, for example the file and the table.
 
     Raises:
-        ValueError: if a key is unknown or missing, a value has the wrong type, or ``cls`` itself refuses the values.
+        UnknownNameError: if a key is unknown.
+        ValueError: if a key is missing, a value has the wrong type, or ``cls`` itself refuses the values.
     """
     values = _convert_fields(cls, mapping, where)
     required = [
@@ -84,45 +87,50 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
 
 def override(instance: T, mapping: Mapping[str, Any], where: str) -> T:
-    """Return a copy of ``instance`` with the fields in ``mapping`` replaced; nested mappings replace nested fields.
+    """Copy a dataclass instance with the fields in ``mapping`` replaced; nested mappings replace nested fields.
 
     Args:
-        instance: a dataclass instance; left as it is.
+        instance: a dataclass instance; it is not changed.
         mapping: field name → new value.
-        where: what the error names.
+        where: place for error messages.
 
     Raises:
-        ValueError: as for ``from_mapping``.
+        UnknownNameError, ValueError: as for ``from_mapping``.
     """
     values = _convert_fields(type(instance), mapping, where, current=instance)
     return _build(lambda: dataclasses.replace(instance, **values), where)  # type: ignore[type-var]
 
 
 def to_mapping(instance: Any) -> dict[str, Any]:
-    """Return a dataclass instance as a dict that JSON and TOML can hold: tuples are lists, nested dataclasses dicts.
+    """Convert a dataclass instance to a dict for JSON and TOML: tuples become lists, nested dataclasses dicts.
 
     Raises:
-        TypeError: if a value is of a type that a config does not hold.
+        TypeError: if the type of a value is not allowed in a config.
     """
     return {field.name: _plain(getattr(instance, field.name), field.name) for field in dataclasses.fields(instance)}
 
 
 def describe_unknown(name: str, choices: Collection[str]) -> str:
-    """Return ``name`` with the nearest of ``choices``, if one is near, and all of them, for an error message."""
+    """Return ``name``, the nearest of ``choices`` if one is near, and all choices, for an error message."""
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     return f"'{name}'{hint}; valid are {_quote(sorted(choices))}"
 
 
+def unknown_name(kind: str, name: str, choices: Collection[str]) -> UnknownNameError:
+    """Build the error for a ``name`` that is not in ``choices``; ``kind`` says what it names, such as a trunk."""
+    return UnknownNameError(f"Unknown {kind} {describe_unknown(name, choices)}.")
+
+
 def _convert_fields(cls: type, mapping: Any, where: str, current: Any = None) -> dict[str, Any]:
-    """Check the keys and values of ``mapping`` against the fields of ``cls``."""
+    """Convert the values of ``mapping`` to the types of the fields of ``cls``; refuse unknown keys."""
     if not isinstance(mapping, Mapping):
         raise ValueError(f"{where}: expected a table of settings, got {_show(mapping)}.")
     kinds = _field_types(cls)
     values = {}
     for key, value in mapping.items():
         if key not in kinds:
-            raise ValueError(f"{where}: unknown key {describe_unknown(str(key), kinds)}.")
+            raise UnknownNameError(f"{where}: unknown key {describe_unknown(str(key), kinds)}.")
         place, old = f"{where}, {key}", getattr(current, key, None)
         if dataclasses.is_dataclass(old) and isinstance(value, Mapping):
             values[key] = override(old, value, place)
@@ -132,7 +140,7 @@ def _convert_fields(cls: type, mapping: Any, where: str, current: Any = None) ->
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Return ``value`` as ``kind``, or raise an error that names ``where``."""
+    """Return ``value`` as type ``kind``, or raise ValueError."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -154,8 +162,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def _convert_union(value: Any, options: tuple[Any, ...], where: str, kind: Any) -> Any:
-    """Return ``value`` as the first of ``options`` that takes it."""
-    if value is not None and type(None) in options and len(options) == 2:  # X | None: X's own error says more
+    """Return ``value`` as the first type of ``options`` that accepts it."""
+    if value is not None and type(None) in options and len(options) == 2:  # X | None: the error of X says more
         return _convert(value, next(option for option in options if option is not type(None)), where)
     for option in options:
         try:
@@ -166,7 +174,7 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str, kind: Any) 
 
 
 def _convert_tuple(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    """Return the entries of a list as a tuple of any length (``...``) or of exactly the given kinds."""
+    """Return a list as a tuple of any length (``...``), or with exactly one entry per kind."""
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(value) != len(kinds):
@@ -178,7 +186,7 @@ def _convert_tuple(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...], w
 
 
 def _build(make: typing.Callable[[], T], where: str) -> T:
-    """Return what ``make`` builds; a relation between fields that it refuses is an error that names ``where``."""
+    """Return ``make()``; name ``where`` in the error if the dataclass refuses a relation between fields."""
     try:
         return make()
     except ValueError as error:
@@ -187,13 +195,13 @@ def _build(make: typing.Callable[[], T], where: str) -> T:
 
 @functools.cache
 def _field_types(cls: type) -> dict[str, Any]:
-    """Return field name → resolved type of the fields that the constructor takes."""
+    """Return field name → resolved type of the constructor's fields."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Return ``value`` in the types of JSON."""
+    """Convert ``value`` to the types of JSON."""
     if dataclasses.is_dataclass(value):
         return to_mapping(value)
     if isinstance(value, Mapping):
@@ -206,7 +214,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    """Return a type in the words of a person who writes TOML."""
+    """Describe a type for a person who writes TOML."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(option) for option in arguments)
@@ -218,7 +226,7 @@ def _describe(kind: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    """Return a value and its type, short enough for one line."""
+    """Return a value and its type, in at most 60 characters and the type."""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 

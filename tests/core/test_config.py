@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.core.config import describe_unknown, from_mapping, override, read_toml, to_mapping
+from glip_adapt.core.config import describe_unknown, from_mapping, override, read_toml, to_mapping, unknown_name
+from glip_adapt.core.errors import UnknownNameError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def test_mapping_round_trip_through_json_is_exact(rate, **values):
 
 def test_unknown_key_names_place_nearest_and_valid_keys():
     with pytest.raises(
-        ValueError, match=r"plan\.toml, optimiser: unknown key 'rte' \(did you mean 'rate'\?\).*'decay'"
+        UnknownNameError, match=r"plan\.toml, optimiser: unknown key 'rte' \(did you mean 'rate'\?\).*'decay'"
     ):
         from_mapping(Config, {"name": "x", "optimiser": {"rte": 1.0}}, "plan.toml")
 
@@ -81,6 +82,11 @@ def test_unlike_key_gets_no_suggestion():
     assert (
         describe_unknown("promt", ["prompt", "full"]) == "'promt' (did you mean 'prompt'?); valid are 'full', 'prompt'"
     )
+
+
+def test_an_unknown_name_says_its_kind_and_the_choices():
+    error = unknown_name("trunk", "glip-s", ["glip-t", "glip-l"])
+    assert str(error) == "Unknown trunk 'glip-s' (did you mean 'glip-t'?); valid are 'glip-l', 'glip-t'."
 
 
 def test_missing_required_field_is_named():
