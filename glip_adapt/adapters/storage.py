@@ -26,6 +26,7 @@ from torch import Tensor
 
 from glip_adapt.core.captions import UNPRINTABLE
 from glip_adapt.core.config import from_mapping, to_mapping
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
 from glip_adapt.trunks.catalogue import save_tensors
 
@@ -41,7 +42,7 @@ MAX_HEADER_BYTES = 2**20  # of a safetensors file: names and shapes of thousands
 T = TypeVar("T")
 
 
-class AdapterMismatchError(ValueError):
+class AdapterMismatchError(GlipAdaptError, ValueError):
     """A saved adapter is damaged, or belongs to another trunk, caption or class list."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from glip_adapt.adapters.base import Precision
+from glip_adapt.core.errors import GlipAdaptError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Step:
         return sum(self.losses.values())
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(GlipAdaptError, ArithmeticError):
     """A loss or a gradient is NaN or infinite."""
 
 

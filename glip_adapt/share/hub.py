@@ -27,6 +27,7 @@ from glip_adapt.adapters.storage import (
 )
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.downloads import DownloadError, describe, download, hub_endpoint
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import file_sha256
 from glip_adapt.data.images import load_rgb
 from glip_adapt.share.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
@@ -37,7 +38,7 @@ _BYTES_PER_NUMBER = 8  # at most, whatever the type
 _PICTURE_SIDE = 1280
 
 
-class HubError(RuntimeError):
+class HubError(GlipAdaptError, RuntimeError):
     """An adapter could not be sent to the Hub, or fetched from it."""
 
 

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.plain_text import excerpt
 
 
-class CheckpointError(ValueError):
+class CheckpointError(GlipAdaptError, ValueError):
     """A file does not hold the weights of the requested trunk."""
 
 
