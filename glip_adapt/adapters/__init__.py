@@ -85,7 +85,7 @@ def default_settings(trunk: str, method: str) -> dict[str, Any]:
 def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:
     """Return the adapter ``method`` with ``settings`` over its defaults."""
     if method not in ADAPTERS:
-        raise ValueError(f"Unknown method {config.describe_unknown(method, ADAPTERS)}.")
+        raise config.unknown_name("method", method, ADAPTERS)
     return config.from_mapping(ADAPTERS[method], settings, f"settings of {method}")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Stage
-from glip_adapt.core.config import describe_unknown
+from glip_adapt.core.config import unknown_name
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.catalogue import Trunk, save_tensors, weights_checksum
 from glip_adapt.trunks.glip.linear import fold
@@ -62,7 +62,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
-            raise ValueError(f"Unknown target {describe_unknown(self.target, get_args(Target))}.")
+            raise unknown_name("target", self.target, get_args(Target))
         if self.rank < 1 or not 1 <= self.alpha < 2**31:
             raise ValueError(f"rank and alpha must be whole numbers above 0; got {self.rank} and {self.alpha!s:.20}.")
         if not 0 <= self.seed < 2**63:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from glip_adapt.core.config import describe_unknown, from_mapping, read_toml, to_mapping
+from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.core.settings import Shots
 
 ZERO_SHOT = "zero_shot"
@@ -235,7 +236,7 @@ def check_plan(
     ):
         for entry in entries:
             if entry not in choices:
-                raise ValueError(f"{where}, {place}: unknown {describe_unknown(entry, choices)}.")
+                raise UnknownNameError(f"{where}, {place}: unknown {describe_unknown(entry, choices)}.")
     for name, value in plan.fit.items():
         if name in methods and not isinstance(value, Mapping):
             raise ValueError(f"{where}, fit: '{name}' is a method; write its settings as a table [fit.{name}].")
@@ -246,7 +247,7 @@ def check_plan(
     retention = _spell_out(plan.protocol.retention, suites)
     for entry in retention:
         if entry not in datasets:
-            raise ValueError(f"{where}, protocol, retention: unknown {describe_unknown(entry, datasets)}.")
+            raise UnknownNameError(f"{where}, protocol, retention: unknown {describe_unknown(entry, datasets)}.")
     try:
         protocol = dataclasses.replace(plan.protocol, retention=retention)
         return dataclasses.replace(plan, datasets=datasets, protocol=protocol)

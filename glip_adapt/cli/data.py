@@ -111,13 +111,13 @@ def export_data(
 
     Example: glip-adapt data export glyphs13/Dice --out datasets
     """
-    from glip_adapt.core.config import describe_unknown
+    from glip_adapt.core.config import unknown_name
     from glip_adapt.data.glyphs import write_glyph_set
     from glip_adapt.data.odinw import rendered_datasets
 
     sets = {key: spec for key, spec in rendered_datasets().items() if name in (key, key.partition("/")[0])}
     if not sets:
-        raise ValueError(f"Unknown synthetic dataset {describe_unknown(name, ['glyphs13', *rendered_datasets()])}.")
+        raise unknown_name("synthetic dataset", name, ["glyphs13", *rendered_datasets()])
     with terminal.progress_bar() as bar:
         for key, spec in bar.track(sets.items(), total=len(sets), description="rendering"):
             write_glyph_set(spec, out / key)
