@@ -15,11 +15,10 @@ import re
 import shutil
 from pathlib import Path
 
-from glip_adapt.bench.records import read_records
+from glip_adapt.bench.records import read_records, to_json
 from glip_adapt.bench.report.document import build_document, format_markdown
 from glip_adapt.bench.report.tables import load_table
 from glip_adapt.bench.report.write import write_report
-from glip_adapt.core.config import to_mapping
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("data_efficiency", "cost")
@@ -55,7 +54,7 @@ def publish(runs: Path, name: str, readme: Path, results: Path, note: str = "") 
             shutil.copyfile(figure, results / f"{name}_{figure.name}")
     shutil.copyfile(report.markdown, results / f"{name}.md")
     records = sorted(read_records(runs), key=lambda record: record.key.name)
-    lines = [json.dumps(to_mapping(record), ensure_ascii=False) + "\n" for record in records]
+    lines = [json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in records]
     (results / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     readme.write_text(f"{before}{begin}\n\n{main_tables(runs, note)}\n{end}{after}", encoding="utf-8")
 

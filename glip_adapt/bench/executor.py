@@ -213,8 +213,8 @@ def _attach_again(model: AdaptedGlip, classes: Sequence[str | ClassPrompt]) -> A
 
 
 def _metrics(found: Evaluation, val_ap: float | None, retention: Mapping[str, float | None]) -> RunMetrics:
-    values = {name: value for name, value in vars(found).items() if name != "predictions"}
-    return RunMetrics(**values, val_ap=val_ap, retention=retention)
+    values = {name: value for name, value in vars(found).items() if name not in ("per_class", "predictions")}
+    return RunMetrics(values=values, per_class=found.per_class, val_ap=val_ap, retention=retention)
 
 
 def _write_json(path: Path, content: Any) -> None:

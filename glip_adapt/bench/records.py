@@ -37,25 +37,13 @@ REPLACED = f"{PARTIAL}replaced-"  # of a failed run that is making room
 
 @dataclass(frozen=True, kw_only=True)
 class RunMetrics:
-    """COCO metrics of the scored split, fractions in [0, 1]; None where undefined (no box of that size or class)."""
+    """Metrics of the scored split, fractions in [0, 1]; None where undefined (no box of that size or class).
 
-    ap: float | None
-    """AP over IoU 0.50:0.95."""
+    In a file the values lie flat beside the other fields: ``{"ap": 0.3, "ap50": 0.5, …, "per_class": {…}, …}``.
+    """
 
-    ap50: float | None
-    """AP at IoU 0.50."""
-
-    ap75: float | None
-    """AP at IoU 0.75."""
-
-    ap_small: float | None
-    """AP of boxes below 32² pixels."""
-
-    ap_medium: float | None
-    """AP of boxes from 32² to 96² pixels."""
-
-    ap_large: float | None
-    """AP of boxes above 96² pixels."""
+    values: Mapping[str, float | None]
+    """Metric name → value on the whole split: ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``."""
 
     per_class: Mapping[str, float | None]
     """Class name → AP over IoU 0.50:0.95."""
@@ -67,10 +55,17 @@ class RunMetrics:
     """Name of another dataset → AP there after adapting to this one; empty where it was not asked for."""
 
     def __post_init__(self) -> None:
-        named = {name: value for name, value in vars(self).items() if name not in ("per_class", "retention")}
-        for name, value in (*named.items(), *self.per_class.items(), *self.retention.items()):
+        if taken := {"per_class", "val_ap", "retention"} & self.values.keys():
+            raise ValueError(f"metrics: {sorted(taken)[0]!r} is a field of its own; give the metric another name.")
+        named = (*self.values.items(), ("val_ap", self.val_ap), *self.per_class.items(), *self.retention.items())
+        for name, value in named:
             if value is not None and not 0 <= value <= 1:  # NaN and the -1 of pycocotools fail here as well
                 raise ValueError(f"metrics: '{name}' is {value}; expected a fraction in [0, 1], or None if undefined.")
+
+    @property
+    def ap(self) -> float | None:
+        """COCO AP over IoU 0.50:0.95, the primary metric; None if undefined or not measured."""
+        return self.values.get("ap")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +137,24 @@ class RunRecord:
             raise ValueError("a record that is done holds metrics and cost, a failed one holds only an error.")
 
 
+def to_json(record: RunRecord) -> dict[str, Any]:
+    """Return a record in the form of its file: as ``to_mapping`` does, with the metrics flat."""
+    content = to_mapping(record)
+    if content["metrics"] is not None:
+        content["metrics"] = {**content["metrics"].pop("values"), **content["metrics"]}
+    return content
+
+
+def _from_json(content: Mapping[str, Any], where: str) -> RunRecord:
+    """Return the record in the content of a file; the inverse of ``to_json``."""
+    metrics = content.get("metrics")
+    if isinstance(metrics, dict):
+        fields = {name: metrics[name] for name in ("per_class", "val_ap", "retention") if name in metrics}
+        values = {name: value for name, value in metrics.items() if name not in fields}
+        content = {**content, "metrics": {"values": values, **fields}}
+    return from_mapping(RunRecord, content, where)
+
+
 def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     """Complete ``directory`` with ``record`` and give it its final name in one step.
 
@@ -160,7 +173,7 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
         FileExistsError: if the key has a finished record.
         ValueError: if the record holds NaN or infinity.
     """
-    text = json.dumps(to_mapping(record), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(to_json(record), indent=2, allow_nan=False, ensure_ascii=False)
     # An error may name a file whose name is no text; JSON has the same escapes for it.
     with (directory / RECORD_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text + "\n")
@@ -206,7 +219,7 @@ def read_record(directory: Path) -> RunRecord:
     if schema != SCHEMA_VERSION:
         raise ValueError(f"{path}: the record has schema {schema!r}, this version reads {SCHEMA_VERSION}. {advice}")
     try:
-        record = from_mapping(RunRecord, content, str(path))
+        record = _from_json(content, str(path))
         _check_free_parts(record, str(path))
     except ValueError as error:
         raise ValueError(f"{error} {advice}") from error

@@ -17,7 +17,8 @@ ENVIRONMENT = {"device": "cpu"}
 
 
 def outcome(ap=0.5):
-    metrics = RunMetrics(ap=ap, ap50=ap, ap75=ap, ap_small=None, ap_medium=ap, ap_large=ap, per_class={"cat": ap})
+    values = {"ap": ap, "ap50": ap, "ap75": ap, "ap_small": None, "ap_medium": ap, "ap_large": ap}
+    metrics = RunMetrics(values=values, per_class={"cat": ap})
     return RunOutcome(metrics=metrics, cost=RunCost(trained_parameters=1, adapter_bytes=2, peak_bytes=3, seconds=0.1))
 
 

@@ -3,8 +3,7 @@
 import json
 
 from glip_adapt.bench.plan import RunKey
-from glip_adapt.bench.records import RECORD_FILE, RunCost, RunMetrics, RunRecord
-from glip_adapt.core.config import to_mapping
+from glip_adapt.bench.records import RECORD_FILE, RunCost, RunMetrics, RunRecord, to_json
 
 
 def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, seconds=1.5, **metrics):
@@ -17,8 +16,8 @@ def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, se
     }
     if isinstance(ap, Exception):
         return RunRecord(status="failed", error=f"{type(ap).__name__}: {ap}\nTraceback …", **common)
-    sizes = {"ap50": 0.9, "ap75": 0.4, "ap_small": None, "ap_medium": 0.2, "ap_large": 0.6, "val_ap": 0.3}
-    found = RunMetrics(ap=ap, per_class={"cat": ap}, **sizes, **metrics)
+    values = {"ap": ap, "ap50": 0.9, "ap75": 0.4, "ap_small": None, "ap_medium": 0.2, "ap_large": 0.6}
+    found = RunMetrics(values=values, per_class={"cat": ap}, val_ap=0.3, **metrics)
     cost = RunCost(trained_parameters=768, adapter_bytes=3072, peak_bytes=peak_bytes, seconds=seconds)
     return RunRecord(status="done", metrics=found, cost=cost, **common)
 
@@ -27,7 +26,7 @@ def store(out, records):
     for one in records:
         folder = out / one.key.name
         folder.mkdir(parents=True)
-        (folder / RECORD_FILE).write_text(json.dumps(to_mapping(one)))
+        (folder / RECORD_FILE).write_text(json.dumps(to_json(one)))
 
 
 # Two sets, two seeds; "full" failed once on b at 5 shots, and was never run on b with all data.

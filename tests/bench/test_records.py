@@ -17,11 +17,13 @@ from glip_adapt.bench.records import (
     capture_environment,
     read_record,
     read_records,
+    to_json,
     write_record,
 )
 
 METRICS = RunMetrics(
-    ap=0.25, ap50=0.5, ap75=0.2, ap_small=None, ap_medium=0.1, ap_large=0.3, per_class={"cat": 0.25, "dog": None}
+    values={"ap": 0.25, "ap50": 0.5, "ap75": 0.2, "ap_small": None, "ap_medium": 0.1, "ap_large": 0.3},
+    per_class={"cat": 0.25, "dog": None},
 )
 COST = RunCost(trained_parameters=768, adapter_bytes=3072, peak_bytes=None, seconds=1.5)
 DONE = RunRecord(
@@ -69,10 +71,44 @@ def test_undefined_ap_is_null_and_ap_a_fraction(tmp_path):
     assert content["schema"] == 1
 
 
+def test_any_named_metric_is_stored_and_the_file_has_all_of_them_flat(tmp_path):
+    metrics = RunMetrics(values={"recall@1": 0.7, "fixed_ap": None}, per_class={}, val_ap=0.2)
+    record = dataclasses.replace(DONE, metrics=metrics)
+    path = store(tmp_path, record)
+    assert read_record(path) == record
+    content = json.loads((path / "record.json").read_text())
+    assert content == to_json(record)
+    expected = {"recall@1": 0.7, "fixed_ap": None, "per_class": {}, "val_ap": 0.2, "retention": {}}
+    assert list(content["metrics"].items()) == list(expected.items())
+    assert (METRICS.ap, metrics.ap) == (0.25, None)
+
+
+def test_a_metric_has_no_name_of_another_field():
+    with pytest.raises(ValueError, match="'val_ap' is a field of its own"):
+        dataclasses.replace(METRICS, values={"ap": 0.1, "val_ap": 0.2})
+
+
+@pytest.mark.parametrize("name", ["glyphs13", "fusion_matters"])
+def test_published_records_read_back_as_they_are(tmp_path, name):
+    """Beside fields that came later, which have their defaults."""
+    for line in (Path(__file__).parents[2] / "benchmarks" / "results" / f"{name}.jsonl").read_text().splitlines()[:50]:
+        content = json.loads(line)
+        folder = tmp_path / RunKey(**content["key"]).name
+        folder.mkdir()
+        (folder / "record.json").write_text(line)
+        read = to_json(read_record(folder))
+        assert {**read, **content} == read
+        assert json.dumps(read["metrics"]) == json.dumps(
+            content["metrics"] | {"retention": read["metrics"]["retention"]}
+        )
+
+
 @pytest.mark.parametrize("value", [math.nan, -1.0, 25.0])
 def test_metrics_outside_0_to_1_are_refused(value):
     with pytest.raises(ValueError, match="'ap50' is"):
-        dataclasses.replace(METRICS, ap50=value)
+        dataclasses.replace(METRICS, values={"ap50": value})
+    with pytest.raises(ValueError, match="'val_ap' is"):
+        dataclasses.replace(METRICS, val_ap=value)
     with pytest.raises(ValueError, match="'cat' is"):
         dataclasses.replace(METRICS, per_class={"cat": value})
     with pytest.raises(ValueError, match="'Pets' is"):
@@ -117,7 +153,10 @@ def test_folders_without_a_record_and_hidden_ones_are_not_read(tmp_path):
         (lambda text: text[:100], "not a readable record"),
         (lambda text: "[]", "schema None"),
         (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2, this version reads 1"),
-        (lambda text: text.replace('"ap50"', '"ap_50"'), "metrics: unknown key 'ap_50' (did you mean 'ap50'?)"),
+        (
+            lambda text: text.replace('"per_class": {', '"per_klass": {'),
+            "metrics, values, per_klass: expected a number",
+        ),
         (lambda text: text.replace('"seed": 3', '"seed": 4'), "record of glip-t--Raccoon--prompt--all--4, not of"),
     ],
 )

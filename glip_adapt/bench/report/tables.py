@@ -32,21 +32,25 @@ COSTS = ("trained_parameters", "adapter_bytes", "peak_bytes", "seconds")
 
 _GRID = ["trunk", "dataset", "method", "shots", "seed"]
 _CELL = ["trunk", "method", "shots"]
-_METRICS = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "val_ap"]
+_METRICS = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"]
 
 
 def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
     """Return one row per run: key, status, all metrics (fractions, as in the records), costs, environment, error.
 
-    Control codes in text are spelled out.
+    Every metric of any record has a column. Control codes in text are spelled out.
     """
+    records = list(records)
+    values = [dict(record.metrics.values) if record.metrics else {} for record in records]
+    metrics = list(dict.fromkeys(itertools.chain(_METRICS, *values)))
     rows = []
-    for record in records:
+    for record, found in zip(records, values, strict=True):
         key = record.key
         rows.append(
             {"run": key.name, "trunk": key.trunk, "dataset": key.dataset_name, "method": key.method}
             | {"shots": key.shots, "seed": key.seed, "status": record.status}
-            | {name: getattr(record.metrics, name, None) for name in _METRICS}
+            | {name: found.get(name) for name in metrics}
+            | {"val_ap": getattr(record.metrics, "val_ap", None)}
             | {name: getattr(record.cost, name, None) for name in COSTS}
             | {name: _as_json(getattr(record.metrics, name, None)) for name in ("per_class", "retention")}
             | {name: record.environment.get(name) for name in ("device", "commit", "dirty")}
@@ -55,7 +59,7 @@ def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
         )
     rows = [{name: plain(value) if isinstance(value, str) else value for name, value in row.items()} for row in rows]
     table = pd.DataFrame(rows)
-    numbers = dict.fromkeys([*_METRICS, "seconds"], "float64")
+    numbers = dict.fromkeys([*metrics, "val_ap", "seconds"], "float64")
     counts = {name: "Int64" for name in COSTS if name != "seconds"}
     return table.astype({**numbers, **counts, "shots": "object"})
 
