@@ -20,8 +20,9 @@ import torch
 from rich.progress import track
 
 from glip_adapt import FeatureCache, attach, evaluate, load_dataset, load_trunk
-from glip_adapt.data.glyphs import GLYPHS13, unseen_glyphs
-from glip_adapt.data.odinw import Dataset
+from glip_adapt.data.dataset import Dataset
+from glip_adapt.data.glyphs import unseen_glyphs
+from glip_adapt.data.glyphs13 import glyph_sets
 from glip_adapt.engine.recipes import default_recipe
 from glip_adapt.trunks.catalogue import Trunk
 
@@ -39,7 +40,7 @@ def main() -> None:
     rows = []
     for name in arguments.trunks:
         trunk = load_trunk(name)
-        for spec in track(GLYPHS13, name):
+        for spec in track(glyph_sets(), name):
             rows.append({"trunk": name, "dataset": spec.name, **measure(trunk, load_dataset(f"glyphs13/{spec.name}"))})
     arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(format_table(rows))

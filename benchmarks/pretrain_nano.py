@@ -36,16 +36,9 @@ from glip_adapt import attach, evaluate, load_dataset, load_trunk
 from glip_adapt.adapters.base import autocast
 from glip_adapt.core.captions import SEPARATOR, Caption, build_caption
 from glip_adapt.core.structures import ImageBatch, Target, Tokens
-from glip_adapt.data.glyphs import (
-    COLOURS,
-    GLYPHS13,
-    TRAINING_STYLE,
-    Glyph,
-    Scene,
-    is_held_out,
-    render_scene,
-    seen_glyphs,
-)
+from glip_adapt.data.glyphs import Glyph, seen_glyphs
+from glip_adapt.data.glyphs13 import glyph_sets
+from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.engine.optimise import Step, Stepper
 from glip_adapt.engine.predict import PredictConfig
@@ -433,7 +426,7 @@ def summary(steps: Sequence[Step], seconds: float) -> dict[str, Any]:
 def zero_shot(trunk: Trunk, split: str) -> dict[str, float]:
     """Return AP without any training on each of the thirteen sets, as fractions."""
     scores = {}
-    for spec in GLYPHS13:
+    for spec in glyph_sets():
         data = load_dataset(f"glyphs13/{spec.name}")
         found = evaluate(attach(trunk, "zero_shot", classes=data.classes), getattr(data, split), TEST_VIEW)
         scores[spec.name] = round(found.ap or 0.0, 4)

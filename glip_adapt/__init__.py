@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from glip_adapt.bench.benchmark import run_benchmark
     from glip_adapt.bench.report.write import write_report
     from glip_adapt.core.captions import ClassPrompt
-    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.data.dataset import load_dataset
     from glip_adapt.engine.cache import FeatureCache
     from glip_adapt.engine.evaluate import evaluate
     from glip_adapt.engine.predict import PredictConfig, predict
@@ -43,7 +43,7 @@ _HOMES = {
     "from_hub": "glip_adapt.share.hub",
     "load_adapter": "glip_adapt.adapters",
     "load_baked": "glip_adapt.adapters.baked",
-    "load_dataset": "glip_adapt.data.odinw",
+    "load_dataset": "glip_adapt.data.dataset",
     "load_trunk": "glip_adapt.trunks.catalogue",
     "predict": "glip_adapt.engine.predict",
     "published_recipe": "glip_adapt.engine.recipes",

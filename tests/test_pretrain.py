@@ -10,6 +10,7 @@ from conftest import load_benchmark
 from safetensors.torch import load_file
 
 from glip_adapt.data import glyphs
+from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
 from glip_adapt.trunks.catalogue import load_tokenizer
 
 
@@ -29,13 +30,13 @@ def described(scenes):
     dice = np.random.default_rng(5)
     found = []
     for _ in range(60):
-        scene = glyphs.render_scene(scenes.choose_glyphs(dice), None, glyphs.TRAINING_STYLE, dice)
+        scene = render_scene(scenes.choose_glyphs(dice), None, TRAINING_STYLE, dice)
         found.append((scene, *scenes.describe(scene, dice)))
     return found
 
 
 def is_coloured(phrase):
-    return phrase.split()[0] in glyphs.COLOURS
+    return phrase.split()[0] in COLOURS
 
 
 def test_each_object_is_called_by_its_name_or_its_colour_and_name(described):
@@ -71,7 +72,7 @@ def test_a_cut_list_keeps_a_few_names_and_labels_only_what_it_names(scenes, monk
     monkeypatch.setattr(scenes, "cut", 1.0)
     dice, lengths = np.random.default_rng(5), set()
     for _ in range(60):
-        scene = glyphs.render_scene(scenes.choose_glyphs(dice), None, glyphs.TRAINING_STYLE, dice)
+        scene = render_scene(scenes.choose_glyphs(dice), None, TRAINING_STYLE, dice)
         caption, labels = scenes.describe(scene, dice)
         if ". " not in caption.text and len(caption.names) > 1:
             continue  # a sentence names all that is there
@@ -96,16 +97,14 @@ def test_held_out_pairs_and_unseen_names_never_occur(described):
         for phrase in caption.names:
             colour, _, name = phrase.partition(" ") if is_coloured(phrase) else ("", "", phrase)
             assert name not in unseen
-            assert not colour or not glyphs.is_held_out(colour, name)
+            assert not colour or not is_held_out(colour, name)
 
 
 def test_a_scene_full_of_one_name_still_gets_absent_ones(scenes, monkeypatch):
     """All colours that pre-training shows of a name are there: nothing of that name can be absent."""
-    name = max(
-        (g.name for g in glyphs.seen_glyphs()), key=lambda n: sum(glyphs.is_held_out(c, n) for c in glyphs.COLOURS)
-    )
-    colours = [colour for colour in glyphs.COLOURS if not glyphs.is_held_out(colour, name)]
-    scene = glyphs.Scene(None, np.zeros((len(colours), 4), np.float32), (name,) * len(colours), tuple(colours))
+    name = max((g.name for g in glyphs.seen_glyphs()), key=lambda n: sum(is_held_out(c, n) for c in COLOURS))
+    colours = [colour for colour in COLOURS if not is_held_out(colour, name)]
+    scene = Scene(None, np.zeros((len(colours), 4), np.float32), (name,) * len(colours), tuple(colours))
     dice = np.random.default_rng(0)
     for _ in range(200):
         assert not scenes.absent_name(scene, True, dice).endswith(f" {name}")

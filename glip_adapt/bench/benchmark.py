@@ -15,7 +15,9 @@ from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.runner import RunSummary, Work, in_process, list_runs, run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
 from glip_adapt.core.config import override, to_mapping
-from glip_adapt.data.odinw import known_datasets, load_dataset, rendered_datasets
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.glyphs13 import rendered_datasets
+from glip_adapt.data.odinw import known_datasets
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.recipes import default_recipe

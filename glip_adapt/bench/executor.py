@@ -22,9 +22,8 @@ from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
 from glip_adapt.bench.runner import RunOutcome
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping, to_mapping
-from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
-from glip_adapt.data.formats.coco import Split
-from glip_adapt.data.odinw import Dataset, load_dataset
+from glip_adapt.data.dataset import Dataset, load_dataset
+from glip_adapt.data.split import Split
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import Evaluation, evaluate
 from glip_adapt.engine.predict import PredictConfig
@@ -184,8 +183,7 @@ def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Spli
     """Return the pictures that a run learns from."""
     if key.shots == "all":
         return data.train.with_boxes()
-    pick = few_shot_split if protocol.few_shot_source == "official" else sample_few_shot
-    return pick(data.train, key.shots, key.seed)
+    return data.train.few_shot(key.shots, key.seed, protocol.few_shot_source)
 
 
 def _classes(data: Dataset, protocol: ProtocolConfig) -> tuple[str, ...] | tuple[ClassPrompt, ...]:

@@ -70,7 +70,7 @@ def audit(
     """
     from glip_adapt.cli import listing as catalogue
     from glip_adapt.core.captions import build_caption
-    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.data.dataset import load_dataset
     from glip_adapt.trunks.catalogue import load_tokenizer
 
     entries: Any = split_names(classes)

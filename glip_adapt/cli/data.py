@@ -59,7 +59,7 @@ def check_data(
     Example: glip-adapt data check odinw/Raccoon
     """
     from glip_adapt.data.check import check_split
-    from glip_adapt.data.odinw import find_splits
+    from glip_adapt.data.dataset import find_splits
 
     files = {path.stem: (path, images or path.parent)} if path.is_file() else find_splits(path)
     defects = {name: check_split(*pair) for name, pair in files.items()}
@@ -87,16 +87,15 @@ def sample_data(
     Example: glip-adapt data sample odinw/Raccoon --shots 5 --seed 3 -o raccoon-5.json
     """
     from glip_adapt.core.files import written_whole
-    from glip_adapt.data.fewshot import few_shot_split
+    from glip_adapt.data.dataset import load_dataset
     from glip_adapt.data.formats.coco import coco_ground_truth, load_split
-    from glip_adapt.data.odinw import load_dataset
 
     file = Path(path)
     if file.is_file():
         split = load_split(file, file.parent, f"{file.stem}/train", require_images=False)
     else:
         split = load_dataset(path).train
-    subset = few_shot_split(split, shots, seed)
+    subset = split.few_shot(shots, seed)
     with written_whole(output) as temporary:
         temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
     terminal.say(f"{len(subset)} pictures ({subset.source}) → {output}")
@@ -112,8 +111,7 @@ def export_data(
     Example: glip-adapt data export glyphs13/Dice --out datasets
     """
     from glip_adapt.core.config import unknown_name
-    from glip_adapt.data.glyphs import write_glyph_set
-    from glip_adapt.data.odinw import rendered_datasets
+    from glip_adapt.data.glyphs13 import rendered_datasets, write_glyph_set
 
     sets = {key: spec for key, spec in rendered_datasets().items() if name in (key, key.partition("/")[0])}
     if not sets:

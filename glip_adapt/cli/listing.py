@@ -16,7 +16,8 @@ from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
 from glip_adapt.adapters.base import Adapter
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.structures import SizeHW, Tokens
-from glip_adapt.data.odinw import known_datasets, rendered_datasets
+from glip_adapt.data.glyphs13 import rendered_datasets
+from glip_adapt.data.odinw import known_datasets
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.trunks.catalogue import TRUNKS, hub_cache, random_trunk
 from glip_adapt.trunks.glip.build import GLIP_T, build_glip
@@ -64,7 +65,7 @@ def datasets() -> list[dict[str, Any]]:
             "dataset": name,
             "short name": "synthetic",
             "classes": len(spec.classes),
-            **dict(zip(("train", "val", "test"), spec.pictures, strict=True)),
+            **dict(zip(("train", "val", "test"), spec.images, strict=True)),
             "licence": "rendered from the DejaVu and STIX fonts",
         }
         for name, spec in rendered_datasets().items()

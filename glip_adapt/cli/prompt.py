@@ -41,7 +41,7 @@ def search(
 
     Example: glip-adapt prompt search glyphs13/Tools --candidates "a {}; the {} sign"
     """
-    from glip_adapt.data.odinw import load_dataset
+    from glip_adapt.data.dataset import load_dataset
     from glip_adapt.engine.prompting import search_prompts
 
     is_file = os.path.isfile(candidates)  # unlike Path, whatever the length

@@ -24,15 +24,15 @@ from glip_adapt.data.entries import (
     box_of,
     declared_size,
     entries_of,
+    image_path,
     is_annotation,
     is_area,
     is_id,
     is_image,
-    is_outside,
-    picture_path,
     root_category,
 )
 from glip_adapt.data.images import load_rgb, read_header
+from glip_adapt.data.split import is_outside
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _scan_images(
             yield "duplicate image id", f"{image_id} ({name})"
         if name in names:
             yield "duplicate file name", name
-        if image_dir is not None and not os.path.isfile(picture_path(image_dir, name)):  # unlike Path, never raises
+        if image_dir is not None and not os.path.isfile(image_path(image_dir, name)):  # unlike Path, never raises
             yield "missing image file", str(image_dir / name)
         if image_dir is None and size_hw is None and need_sizes:
             yield "malformed entry", f"images[{index}] has no width and height, and no picture to read them from"
@@ -268,9 +268,9 @@ def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Findin
 def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
     """Yield what is wrong with the pictures that exist, by decoding each."""
     for entry in entries_of(document or {}, "images"):
-        if not is_image(entry) or not os.path.isfile(picture_path(image_dir, entry["file_name"])):
+        if not is_image(entry) or not os.path.isfile(image_path(image_dir, entry["file_name"])):
             continue
-        path, declared = picture_path(image_dir, entry["file_name"]), declared_size(entry)
+        path, declared = image_path(image_dir, entry["file_name"]), declared_size(entry)
         try:
             size_hw = load_rgb(path, declared).size[::-1]
             header = read_header(path, declared)

@@ -1,6 +1,6 @@
-"""What the entries of a COCO file say: picture, size, box, area, and which category heads the others.
+"""Entries of COCO files: image path and size, box, area, root category, and type checks.
 
-Files are written by many tools: what an entry leaves out is taken from the rest of it, where that is clear.
+Many tools write such files. A value that an entry leaves out is derived from the rest of the entry, if that is clear.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch
 from glip_adapt.core.structures import SizeHW
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
-_OUTSIDE_TOLERANCE = 0.01  # pixels; conversions between formats overshoot by rounding
 _NO_SUPERCATEGORY = (None, "", "none")
 _BACKGROUND_NAMES = ("__background__", "background")
 
 
-def picture_path(image_dir: Path, file_name: str) -> Path:
-    """Return where a picture lies; a name from Windows may have backslashes between folders."""
+def image_path(image_dir: Path, file_name: str) -> Path:
+    """Return the path of an image; a name from Windows may have backslashes between folders."""
     path = image_dir / file_name
     if "\\" in file_name and not os.path.isfile(path):
         return image_dir / file_name.replace("\\", "/")
@@ -29,12 +28,12 @@ def picture_path(image_dir: Path, file_name: str) -> Path:
 
 
 def declared_size(entry: Mapping[str, Any]) -> SizeHW | None:
-    """Return the (height, width) in pixels that an image entry states, if it does."""
+    """Return the (height, width) in pixels of an image entry; None if it states none."""
     return None if entry.get("height") is None else (int(entry["height"]), int(entry["width"]))
 
 
 def box_of(entry: Mapping[str, Any]) -> list[float] | None:
-    """Return the [x, y, width, height] of an annotation: the stated box, else that around its polygons, if any."""
+    """Return the [x, y, width, height] of an annotation, or of its polygons if it has no box; None without both."""
     if entry.get("bbox"):
         return [float(value) for value in entry["bbox"]]
     polygons = entry.get("segmentation")
@@ -51,23 +50,15 @@ def box_of(entry: Mapping[str, Any]) -> list[float] | None:
 
 
 def area_of(entry: Mapping[str, Any], box: list[float]) -> float:
-    """Return the area of an annotation in square pixels: the stated one, else that of its box."""
+    """Return the area of an annotation in square pixels; if it states none, the area of its box."""
     return float(entry["area"]) if is_area(entry.get("area")) else box[2] * box[3]
 
 
-def is_outside(bbox: Sequence[float], size_hw: SizeHW | None) -> bool:
-    """Return whether a box [x, y, width, height] leaves a picture of this (height, width); False if it is unknown."""
-    if size_hw is None:
-        return False
-    x, y, w, h = bbox
-    over = max(-x, -y, x + w - size_hw[1], y + h - size_hw[0])
-    return over > _OUTSIDE_TOLERANCE
-
-
 def root_category(document: Mapping[str, Any]) -> tuple[int, str] | None:
-    """Return id and name of a category that only heads the others and has no box; exports of Roboflow hold one.
+    """Return id and name of the root category, such as Roboflow exports: a heading of the others without boxes.
 
-    It names no supercategory and all others name it as theirs, or it has id 0 and is called background.
+    It has no supercategory and is the supercategory of all others, or it has id 0 and is called background. None if
+    there is no such category.
     """
     categories = [entry for entry in entries_of(document, "categories") if is_category(entry)]
     heads = [entry for entry in categories if _heads(entry, [other for other in categories if other is not entry])]
@@ -78,7 +69,7 @@ def root_category(document: Mapping[str, Any]) -> tuple[int, str] | None:
 
 
 def _heads(entry: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> bool:
-    """Tell whether a category stands above the others, or for the background."""
+    """Tell whether a category is the supercategory of all others, or the background."""
     if entry["id"] == 0 and entry["name"] in _BACKGROUND_NAMES:
         return bool(others)
     above = {str(other.get("supercategory")) for other in others}
@@ -86,7 +77,7 @@ def _heads(entry: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> boo
 
 
 def entries_of(document: Mapping[str, Any], key: str) -> list[Any]:
-    """Return one of the lists of a document; empty where it is none."""
+    """Return one of the lists of a document; an empty list if the value is no list."""
     entries = document.get(key)
     return entries if isinstance(entries, list) else []
 
@@ -96,7 +87,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_id(value: Any, *types: type) -> bool:
-    """Tell whether a value is of one of these types; true and false are no numbers."""
+    """Tell whether a value has one of these types; true and false do not count as numbers."""
     return isinstance(value, types) and not isinstance(value, bool)
 
 
@@ -110,7 +101,7 @@ def is_area(value: Any) -> bool:
 
 
 def is_image(entry: Any) -> bool:
-    """Tell whether an image entry has an id, a file name, and a size that is either absent or sound."""
+    """Tell whether an image entry has an id, a file name, and either no size or a valid one."""
     if not isinstance(entry, dict) or not is_id(entry.get("id"), int, str) or not _is_text(entry.get("file_name")):
         return False
     sides: list[Any] = [entry.get("height"), entry.get("width")]
@@ -123,7 +114,7 @@ def is_category(entry: Any) -> bool:
 
 
 def is_annotation(entry: Any) -> bool:
-    """Tell whether what names an annotation has the right types; values are judged elsewhere."""
+    """Tell whether the ids and the box of an annotation have the right types; the scan of ``check`` judges values."""
     if not isinstance(entry, dict) or not is_id(entry.get("image_id"), int, str):
         return False
     bbox = entry.get("bbox")

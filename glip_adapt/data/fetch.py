@@ -22,6 +22,7 @@ from glip_adapt.core.config import to_mapping
 from glip_adapt.core.downloads import DownloadError, HubFile, check_space, describe, download
 from glip_adapt.core.files import locked
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
+from glip_adapt.data.glyphs13 import find_glyph_set
 from glip_adapt.data.odinw import (
     ARCHIVE_REPOSITORY,
     DatasetSpec,
@@ -30,7 +31,6 @@ from glip_adapt.data.odinw import (
     find_spec,
     known_datasets,
     missing_files,
-    rendered_datasets,
 )
 
 RECORD_FILE = "fetched.json"
@@ -89,7 +89,7 @@ def fetchable(names: list[str]) -> list[DatasetSpec]:
     """
     found: dict[str, DatasetSpec] = {}
     for name in names:
-        if name in rendered_datasets() or name == "glyphs13":
+        if name == "glyphs13" or find_glyph_set(name) is not None:
             raise ValueError(f"{name} is synthetic: it is rendered on first use, there is nothing to fetch.")
         specs = known_datasets() if name == SUITE else (find_spec(name),)
         found |= {spec.official_name: spec for spec in specs}

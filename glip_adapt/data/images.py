@@ -46,7 +46,7 @@ def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
     """
     with _opened(path) as image:
         turn = _TURNS.get(_applied(image, declared_hw))
-        shown = _to_rgb(image)
+        shown = to_rgb(image)
         return shown if turn is None else shown.transpose(turn)
 
 
@@ -118,7 +118,7 @@ def _applied(image: Image.Image, declared_hw: SizeHW | None) -> int:
     return 1 if is_stored else tag
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Return the pixels as 8-bit RGB."""
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")

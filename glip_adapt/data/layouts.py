@@ -1,8 +1,8 @@
-"""Folders of COCO files → which file describes which split, and where its pictures lie; no file name need be stated.
+"""Folder layouts of COCO datasets: find the annotation file and the image folder of each split.
 
-Understood are ``train``, ``valid`` or ``val``, ``test`` folders with one COCO file each; ``annotations/train.json`` or
-``annotations/instances_train2017.json`` and so on beside the picture folders; and a single COCO file, which is then
-the split ``train``, as CVAT, Label Studio and Roboflow export it.
+Three layouts are known: folders ``train``, ``valid`` or ``val``, and ``test`` with one COCO file each; files such as
+``annotations/train.json`` or ``annotations/instances_train2017.json`` beside the image folders; and a single COCO file,
+which becomes the split ``train``, as CVAT, Label Studio and Roboflow export it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,45 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from glip_adapt.data.entries import picture_path
+from glip_adapt.data.entries import image_path
 
-Files = tuple[Path, Path]  # annotation file, picture folder
+Files = tuple[Path, Path]  # annotation file, image folder
+_Candidates = tuple[Path, list[Path]]  # annotation file, folders that may hold its images
 
 _SPLIT_NAMES = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
 _ANNOTATION_FILES = ("annotations_without_background.json", "_annotations.coco.json", "annotations.json")
 _MAX_DEPTH = 3  # folders between a dataset folder and its split folders, the latter included
 LAYOUT_HINT = (
     "Expected folders train, valid (or val) and test with one COCO JSON file each, at most three levels down, "
-    "or annotations/train.json (val, test) beside the picture folders"
+    "or annotations/train.json (val, test) beside the image folders"
 )
 
 
 def coco_layout(folder: Path) -> dict[str, Files]:
-    """Return split → (annotation file, picture folder) for the one dataset in a folder.
+    """Return split → (annotation file, image folder) for the one dataset in a folder.
 
     Raises:
         ValueError: if the folder has no recognisable layout, or holds more than one dataset.
     """
-    files = dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder)) or _single_file_layout(folder)
-    return {name: files[name] for name in _SPLIT_NAMES if name in files}
+    found = _named_files(folder) or _single_file(folder)
+    return {name: (found[name][0], _image_dir(*found[name])) for name in _SPLIT_NAMES if name in found}
 
 
-def _annotation_layout(folder: Path) -> Iterator[tuple[str, Files]]:
-    """Yield split → (annotation file, picture folder) for COCO's own layout."""
+def has_coco_layout(folder: Path) -> bool:
+    """Tell whether a folder holds COCO files where ``coco_layout`` looks, also if it refuses them as ambiguous."""
+    try:
+        return bool(_named_files(folder) or _coco_files(folder))
+    except ValueError:
+        return True
+
+
+def _named_files(folder: Path) -> dict[str, _Candidates]:
+    """Return split → annotation file where files or folders are named after splits."""
+    return dict(_annotation_layout(folder)) or dict(_split_folder_layout(folder))
+
+
+def _annotation_layout(folder: Path) -> Iterator[tuple[str, _Candidates]]:
+    """Yield the splits of COCO's own layout."""
     for name, aliases in _SPLIT_NAMES.items():
         patterns = [pattern for alias in aliases for pattern in (f"{alias}.json", f"instances_{alias}*.json")]
         bases = (folder / "annotations", folder)
@@ -45,11 +59,11 @@ def _annotation_layout(folder: Path) -> Iterator[tuple[str, Files]]:
         for path in found:
             stems = (path.stem.removeprefix("instances_"), *aliases)
             folders = [parent / stem for parent in (folder, folder / "images") for stem in stems]
-            yield name, (path, _image_dir(path, [*folders, folder / "images", folder]))
+            yield name, (path, [*folders, folder / "images", folder])
 
 
-def _split_folder_layout(folder: Path) -> Iterator[tuple[str, Files]]:
-    """Yield split → (annotation file, picture folder) for one folder per split; the shallowest such set counts."""
+def _split_folder_layout(folder: Path) -> Iterator[tuple[str, _Candidates]]:
+    """Yield the splits of the layout with one folder per split, from the shallowest level that has such folders."""
     level = [folder]
     for _ in range(_MAX_DEPTH):
         parents = []
@@ -69,31 +83,40 @@ def _split_folder_layout(folder: Path) -> Iterator[tuple[str, Files]]:
             raise ValueError(f"{folder} holds several datasets, in {where}. Give the folder of one.")
         if parents:
             for name, path, annotation_file in parents[0]:
-                yield name, (annotation_file, _image_dir(annotation_file, [path, path / "images"]))
+                yield name, (annotation_file, [path, path / "images"])
             return
         level = sorted(path for parent in level for path in parent.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _single_file_layout(folder: Path) -> dict[str, Files]:
+def _coco_files(folder: Path) -> list[Path]:
+    """Return the COCO files of a folder by their content, whatever their names."""
+    return [path for path in _json_files(folder) if _is_coco(path)]
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return [path for base in (folder, folder / "annotations") for path in sorted(base.glob("*.json"))]
+
+
+def _single_file(folder: Path) -> dict[str, _Candidates]:
     """Return the one COCO file of a folder as the split ``train``.
 
     Raises:
-        ValueError: if there is none, or more than one; names the files that are there.
+        ValueError: if there is none or more than one; the message lists the files.
     """
-    seen = [path for base in (folder, folder / "annotations") for path in sorted(base.glob("*.json"))]
-    found = [path for path in seen if _is_coco(path)]
+    found = _coco_files(folder)
     if len(found) != 1:
-        came = ", ".join(str(path.relative_to(folder)) for path in (found or seen)[:10]) or "no JSON file"
+        came = (
+            ", ".join(str(path.relative_to(folder)) for path in (found or _json_files(folder))[:10]) or "no JSON file"
+        )
         what = f"several COCO files in {folder} that no split is named after" if found else f"no COCO file in {folder}"
         raise ValueError(f"Found {what}: {came}. {LAYOUT_HINT}.")
     (path,) = found
     stem = path.stem.removeprefix("instances_")
-    candidates = [folder / "images" / stem, folder / stem, folder / "images", path.parent, folder]
-    return {"train": (path, _image_dir(path, candidates))}
+    return {"train": (path, [folder / "images" / stem, folder / stem, folder / "images", path.parent, folder])}
 
 
 def _is_coco(path: Path) -> bool:
-    """Return whether a JSON file has the lists of a COCO file."""
+    """Tell whether a JSON file has the lists of a COCO file."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -102,7 +125,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _annotation_file(folder: Path) -> Path | None:
-    """Return the COCO file of a split folder; few-shot subsets do not count."""
+    """Return the COCO file of a split folder; files of few-shot subsets do not count."""
     for name in _ANNOTATION_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -114,12 +137,12 @@ def _annotation_file(folder: Path) -> Path | None:
 
 
 def _image_dir(annotation_file: Path, candidates: list[Path]) -> Path:
-    """Return the first folder that holds the first picture; if none does, the first that exists."""
+    """Return the first folder that holds the first image of the file; if none does, the first that exists."""
     existing = [path for path in candidates if path.is_dir()]
     if len(existing) > 1:
         try:
             first = json.loads(annotation_file.read_bytes())["images"][0]["file_name"]
-            return next(path for path in existing if picture_path(path, first).is_file())
+            return next(path for path in existing if image_path(path, first).is_file())
         except (ValueError, LookupError, TypeError, StopIteration):
             pass  # load_split says what is wrong
     return existing[0]

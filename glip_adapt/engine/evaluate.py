@@ -19,7 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from glip_adapt.adapters.base import Detector
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections
-from glip_adapt.data.formats.coco import AnnotationIds, ImageRecord, Split, coco_ground_truth, load_ground_truth
+from glip_adapt.data.formats.coco import coco_ground_truth, load_ground_truth
+from glip_adapt.data.split import AnnotationIds, ImageRecord, Split
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.features import FrozenFeatures, in_batches
 from glip_adapt.engine.predict import PredictConfig, detections

@@ -11,7 +11,7 @@ import torch
 
 from glip_adapt.adapters.base import AdaptedGlip, Detector, Precision, Prefix, autocast
 from glip_adapt.core.structures import Fused, ImageBatch, SizeHW
-from glip_adapt.data.formats.coco import ImageRecord
+from glip_adapt.data.split import ImageRecord
 from glip_adapt.data.transforms import View, apply_view, collate, padded_shape, resize_shape
 from glip_adapt.engine.cache import CacheKey, FeatureCache, picture_digest, to
 

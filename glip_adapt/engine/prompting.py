@@ -16,7 +16,7 @@ from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import TextFeatures, Tokens
-from glip_adapt.data.odinw import Dataset
+from glip_adapt.data.dataset import Dataset
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import Evaluation, evaluate
 from glip_adapt.engine.predict import PredictConfig

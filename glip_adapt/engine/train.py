@@ -19,7 +19,7 @@ from torch import Tensor
 
 from glip_adapt.adapters.base import AdaptedGlip, Stage, autocast
 from glip_adapt.core.structures import SizeHW, Target
-from glip_adapt.data.formats.coco import ImageRecord, Split
+from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.data.transforms import View, training_views, view_target
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, evaluate

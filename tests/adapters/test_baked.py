@@ -16,7 +16,7 @@ from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.adapters.baked import load_baked
 from glip_adapt.adapters.storage import AdapterMismatchError
 from glip_adapt.core.structures import ImageBatch, Pyramid
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.predict import PredictConfig, predict

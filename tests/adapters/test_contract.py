@@ -15,8 +15,8 @@ from conftest import write_split
 from glip_adapt.adapters import ADAPTERS, attach, load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
-from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.engine.recipes import FitConfig
 from glip_adapt.engine.train import fit

@@ -19,7 +19,7 @@ from glip_adapt.bench.executor import threads_of
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
 from glip_adapt.bench.records import read_records
 from glip_adapt.core.config import to_mapping
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import train
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate

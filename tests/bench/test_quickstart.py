@@ -10,7 +10,7 @@ from glip_adapt.bench.plan import BenchPlan
 from glip_adapt.bench.quickstart import SHOTS, quickstart_plan
 from glip_adapt.bench.records import read_records
 from glip_adapt.bench.report.strip import CELL, HEADING, _best, draw_strip
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
 
 
 def test_the_first_plan_has_thirteen_sets_and_three_methods():

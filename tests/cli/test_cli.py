@@ -13,7 +13,7 @@ from glip_adapt import attach, load_adapter, load_trunk
 from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Detections
-from glip_adapt.data import odinw
+from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.formats.coco import load_split
 from glip_adapt.engine import train
 from glip_adapt.engine.predict import PredictConfig
@@ -182,7 +182,7 @@ def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, 
     recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
     recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
     prompts = (ClassPrompt(name="red box", prefix="a "), ClassPrompt(name="blue box"))
-    load = odinw.load_dataset
+    load = dataset.load_dataset
     monkeypatch.setattr(glip_adapt, "load_dataset", lambda name: replace(load(name), prompts=prompts), raising=False)
     adapt = ("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--config", recipe, "--prompts", "official")
     code, _, err = glip(*adapt, "--out", saved)
@@ -389,8 +389,8 @@ def test_wrong_usage_is_exit_code_2(glip):
 
 
 def test_data_export_writes_a_synthetic_set(glip, tmp_path, monkeypatch):
-    tiny = replace(odinw.GLYPHS13[5], pictures=(2, 1, 1))
-    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    tiny = replace(glyphs13.glyph_sets()[5], images=(2, 1, 1))
+    monkeypatch.setattr(glyphs13, "glyph_sets", lambda: (tiny,))
     code, out, err = glip("data", "export", "glyphs13", "--out", tmp_path)
     assert code == 0, err
     assert "1 synthetic datasets" in out

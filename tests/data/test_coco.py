@@ -170,7 +170,7 @@ def test_a_picture_is_turned_where_its_boxes_were_drawn_on_the_turned_one(tmp_pa
     [
         ((40, 30), (40, 30), [0, 0, 30, 40], ""),
         ((40, 30), (30, 40), [0, 0, 40, 30], ""),
-        ((40, 30), (30, 40), [0, 0, 30, 40], "boxes leave the picture"),
+        ((40, 30), (30, 40), [0, 0, 30, 40], "boxes leave the image"),
         ((40, 30), None, [0, 0, 30, 40], "states no size"),
         ((40, 40), (40, 40), [0, 0, 30, 40], "does not tell"),
     ],

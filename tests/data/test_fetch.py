@@ -22,8 +22,9 @@ from glip_adapt.core import downloads
 from glip_adapt.core.files import locked
 from glip_adapt.data import fetch
 from glip_adapt.data.check import check_split
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.fetch import ARCHIVE_REPOSITORY, FetchError, fetch_dataset, fetchable
-from glip_adapt.data.odinw import find_spec, known_datasets, load_dataset
+from glip_adapt.data.odinw import find_spec, known_datasets
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glip_adapt.core.structures import Target
-from glip_adapt.data.fewshot import few_shot_split, sample_few_shot
-from glip_adapt.data.formats.coco import Annotation, ImageRecord, Split, coco_ground_truth, load_split
+from glip_adapt.data.formats.coco import coco_ground_truth, load_split
+from glip_adapt.data.split import Annotation, ImageRecord, Split
 
 HERE = Path(__file__).resolve()
 PARITY = (HERE.parents[1] / "parity", HERE.parents[2].parent / "shared" / "parity")
@@ -36,7 +36,7 @@ def test_the_picks_equal_those_of_the_public_sampler():
     file = GOLDEN / "fewshot_coco.json"
     split = load_split(file, GOLDEN, "golden/train", require_images=False)
     for expected in json.loads((GOLDEN / "fewshot_expected.json").read_text()):
-        picked = sample_few_shot(split, expected["shots"], expected["seed"])
+        picked = split.few_shot(expected["shots"], expected["seed"], "sampled")
         assert image_ids(picked) == expected["image_ids"], expected["shots"]
         assert picked.source == "sampled"
 
@@ -48,7 +48,7 @@ pictures = st.lists(st.lists(st.sampled_from([0, 4, 9]), max_size=4), min_size=1
 @settings(deadline=None)
 def test_every_class_gets_its_shots_or_all_there_are_and_no_pick_is_idle(pictures, shots, seed):
     split = build_split(pictures)
-    picked = sample_few_shot(split, shots, seed)
+    picked = split.few_shot(shots, seed)
     assert len(set(image_ids(picked))) == len(picked) > 0
     for category_id in split.category_ids:
         available = sum(category_id in ids for ids in pictures)
@@ -59,42 +59,42 @@ def test_every_class_gets_its_shots_or_all_there_are_and_no_pick_is_idle(picture
         for category_id in set(pictures[n]):
             seen[category_id] += 1
     backwards = replace(split, records=split.records[::-1])
-    assert image_ids(sample_few_shot(backwards, shots, seed)) == image_ids(picked)
+    assert image_ids(backwards.few_shot(shots, seed)) == image_ids(picked)
 
 
 def test_fewer_shots_are_the_beginning_of_more_for_one_class():
     split = build_split([[4]] * 20, category_ids=(4,))
-    assert image_ids(sample_few_shot(split, 3, seed=30)) == image_ids(sample_few_shot(split, 10, seed=30))[:3]
+    assert image_ids(split.few_shot(3, seed=30)) == image_ids(split.few_shot(10, seed=30))[:3]
 
 
 def test_seed_zero_takes_pictures_in_order_and_keeps_all_boxes_of_each():
-    picked = sample_few_shot(build_split([[4], [], [4, 4, 0], [9], [0], [9, 4]]), shots=1, seed=0)
+    picked = build_split([[4], [], [4, 4, 0], [9], [0], [9, 4]]).few_shot(shots=1, seed=0)
     assert image_ids(picked) == [0, 2, 3]
-    assert [len(picked.annotations(record)) for record in picked.records] == [1, 3, 1]
+    assert [len(picked.annotations_of(record)) for record in picked.records] == [1, 3, 1]
     assert len(coco_ground_truth(picked)["annotations"]) == 5
 
 
 def test_a_small_split_gives_all_it_can_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
-        picked = sample_few_shot(build_split([[0], [0, 4]]), shots=3, seed=3)
+        picked = build_split([[0], [0, 4]]).few_shot(shots=3, seed=3)
     assert len(picked) == 2
     assert [record.getMessage() for record in caplog.records] == [
-        "toy/train has only 2 of 3 pictures of 'class 0'",
-        "toy/train has only 1 of 3 pictures of 'class 4'",
-        "toy/train has only 0 of 3 pictures of 'class 9'",
+        "toy/train has only 2 of 3 images of 'class 0'",
+        "toy/train has only 1 of 3 images of 'class 4'",
+        "toy/train has only 0 of 3 images of 'class 9'",
     ]
 
 
 @pytest.mark.parametrize("shots", [0, -1])
-@pytest.mark.parametrize("draw", [sample_few_shot, few_shot_split, Split.few_shot])
-def test_zero_shots_need_no_training_split(shots, draw):
+@pytest.mark.parametrize("source", ["official", "sampled"])
+def test_zero_shots_need_no_training_split(shots, source):
     with pytest.raises(ValueError, match="Zero-shot needs no training split"):
-        draw(build_split([[0]]), shots, 3)
+        build_split([[0]]).few_shot(shots, 3, source)
 
 
 def test_a_split_without_any_box_is_refused():
-    with pytest.raises(ValueError, match="No picture of toy/train has a box"):
-        sample_few_shot(build_split([[], []]), 1, 3)
+    with pytest.raises(ValueError, match="No image of toy/train has a box"):
+        build_split([[], []]).few_shot(1, 3)
 
 
 def write_split(folder, name="train"):
@@ -128,7 +128,7 @@ def test_without_an_official_file_of_its_own_a_split_is_sampled(tmp_path, caplog
     with caplog.at_level(logging.INFO):
         picked = split.few_shot(shots, seed)
     assert picked.source == "sampled"
-    assert image_ids(picked) == image_ids(sample_few_shot(split, shots, seed))
+    assert image_ids(picked) == image_ids(split.few_shot(shots, seed, "sampled"))
     assert "sampled" in caplog.text
 
 

@@ -9,23 +9,23 @@ import pytest
 from PIL import Image
 
 from glip_adapt.core.captions import build_caption
-from glip_adapt.data import glyphs
+from glip_adapt.data import glyphs, glyphs13, scenes
 from glip_adapt.data.check import check_split
-from glip_adapt.data.odinw import find_splits, load_dataset
+from glip_adapt.data.dataset import find_splits, load_dataset
 
 NONE = (0, 0, 0)
-CLEAN = replace(glyphs.TRAINING_STYLE, backgrounds=("plain",), clutter=NONE, blur=NONE, noise=NONE)
+CLEAN = replace(scenes.TRAINING_STYLE, backgrounds=("plain",), clutter=NONE, blur=NONE, noise=NONE)
 ALL = (*glyphs.seen_glyphs(), *glyphs.unseen_glyphs())
 BY_NAME = {glyph.name: glyph for glyph in ALL}
-BY_SET = {spec.name: spec for spec in glyphs.GLYPHS13}
-SMALL = replace(BY_SET["Transport"], pictures=(12, 4, 6))
+BY_SET = {spec.name: spec for spec in glyphs13.glyph_sets()}
+SMALL = replace(BY_SET["Transport"], images=(12, 4, 6))
 
 
-def draw(count=5, colours=None, style=glyphs.TRAINING_STYLE, seed=0, size_hw=(160, 160)):
+def draw(count=5, colours=None, style=scenes.TRAINING_STYLE, seed=0, size_hw=(160, 160)):
     generator = np.random.default_rng(seed)
     seen = glyphs.seen_glyphs()
     chosen = [seen[position] for position in generator.integers(len(seen), size=count)]
-    return glyphs.render_scene(chosen, colours, style, generator, size_hw)
+    return scenes.render_scene(chosen, colours, style, generator, size_hw)
 
 
 def foreground(image):
@@ -48,7 +48,7 @@ def test_names_are_many_short_and_unique():
 
 def test_colours_stay_free_words():
     words = {word for glyph in ALL for word in glyph.name.split()}
-    assert words.isdisjoint({*glyphs.COLOURS, "black", "white"})
+    assert words.isdisjoint({*scenes.COLOURS, "black", "white"})
 
 
 def test_unseen_names_are_a_tenth_and_never_seen():
@@ -74,7 +74,7 @@ def test_every_glyph_looks_different_from_every_other():
     """At 34 pixels, in the first font that has it; near-duplicates would be label noise."""
     drawn = set()
     for glyph in ALL:
-        mask = glyphs._masks(glyph.character, glyph.fonts[0], False)[3]
+        mask = scenes._masks(glyph.character, glyph.fonts[0], False)[3]
         picture = Image.new("L", (40, 40))
         picture.paste(mask, ((40 - mask.width) // 2, (40 - mask.height) // 2))
         drawn.add(picture.tobytes())
@@ -82,11 +82,11 @@ def test_every_glyph_looks_different_from_every_other():
 
 
 def test_a_fifth_of_the_colour_and_name_pairs_is_held_out_for_good():
-    pairs = [(colour, glyph.name) for colour in glyphs.COLOURS for glyph in ALL]
-    assert 0.18 < np.mean([glyphs.is_held_out(*pair) for pair in pairs]) < 0.22
-    per_colour = [np.mean([glyphs.is_held_out(colour, glyph.name) for glyph in ALL]) for colour in glyphs.COLOURS]
+    pairs = [(colour, glyph.name) for colour in scenes.COLOURS for glyph in ALL]
+    assert 0.18 < np.mean([scenes.is_held_out(*pair) for pair in pairs]) < 0.22
+    per_colour = [np.mean([scenes.is_held_out(colour, glyph.name) for glyph in ALL]) for colour in scenes.COLOURS]
     assert 0.12 < min(per_colour) <= max(per_colour) < 0.28
-    red = [name for name in ("anchor", "cloud", "dollar", "gear", "leo", "umbrella") if glyphs.is_held_out("red", name)]
+    red = [name for name in ("anchor", "cloud", "dollar", "gear", "leo", "umbrella") if scenes.is_held_out("red", name)]
     assert red == ["cloud", "dollar", "gear"]
 
 
@@ -100,7 +100,7 @@ def test_a_generator_state_gives_one_scene():
     assert (first.names, first.colours) == (second.names, second.colours)
 
 
-@pytest.mark.parametrize("style", [glyphs.TRAINING_STYLE, *(spec.style for spec in glyphs.GLYPHS13)])
+@pytest.mark.parametrize("style", [scenes.TRAINING_STYLE, *(spec.style for spec in glyphs13.glyph_sets())])
 def test_boxes_lie_in_the_picture(style):
     for seed in range(5):
         scene = draw(9, style=style, seed=seed, size_hw=(128, 176))
@@ -144,9 +144,9 @@ def test_given_colours_are_used_and_seen():
 
 
 def test_pre_training_never_shows_a_held_out_pair():
-    scenes = [draw(8, seed=seed) for seed in range(30)]
+    drawn = [draw(8, seed=seed) for seed in range(30)]
     assert not any(
-        glyphs.is_held_out(*pair) for scene in scenes for pair in zip(scene.colours, scene.names, strict=True)
+        scenes.is_held_out(*pair) for scene in drawn for pair in zip(scene.colours, scene.names, strict=True)
     )
 
 
@@ -166,66 +166,66 @@ def test_a_scene_without_glyphs_and_one_too_large():
 
 
 def test_there_are_thirteen_sets_of_1_to_20_classes():
-    assert len(BY_SET) == len(glyphs.GLYPHS13) == 13
-    counts = [len(spec.classes) for spec in glyphs.GLYPHS13]
+    assert len(BY_SET) == len(glyphs13.glyph_sets()) == 13
+    counts = [len(spec.classes) for spec in glyphs13.glyph_sets()]
     assert (min(counts), max(counts)) == (1, 20)
     assert all(
         BY_NAME.keys() >= set(spec.classes) and len(set(spec.classes)) == len(spec.classes) for spec in BY_SET.values()
     )
     assert all(build_caption(spec.classes).names == spec.classes for spec in BY_SET.values())
-    assert len({spec.style for spec in glyphs.GLYPHS13}) == 13
+    assert len({spec.style for spec in glyphs13.glyph_sets()}) == 13
 
 
 def test_sets_of_new_names_hold_no_seen_one_and_every_unseen_name_is_tested():
     seen = {glyph.name for glyph in glyphs.seen_glyphs()}
-    tested = {name for spec in glyphs.GLYPHS13 for name in spec.classes}
+    tested = {name for spec in glyphs13.glyph_sets() for name in spec.classes}
     assert all(seen.isdisjoint(BY_SET[name].classes) for name in ("ChessHollow", "Zodiac", "Planets"))
     assert tested.issuperset(glyph.name for glyph in glyphs.unseen_glyphs())
 
 
-@pytest.mark.parametrize("spec", glyphs.GLYPHS13, ids=BY_SET)
+@pytest.mark.parametrize("spec", glyphs13.glyph_sets(), ids=BY_SET)
 def test_training_splits_serve_ten_shots_and_splits_share_no_picture(spec):
-    train = list(glyphs.scenes(spec, "train"))
+    train = list(glyphs13.scenes(spec, "train"))
     pictures = Counter(name for scene, labelled in train for name in {scene.names[position] for position in labelled})
     assert all(pictures[name] >= 10 for name in spec.classes)
     others = [
-        scene for split in ("valid", "test") for scene, _ in glyphs.scenes(replace(spec, pictures=(9, 9, 9)), split)
+        scene for split in ("valid", "test") for scene, _ in glyphs13.scenes(replace(spec, images=(9, 9, 9)), split)
     ]
     drawn = [scene.image.tobytes() for scene, _ in train] + [scene.image.tobytes() for scene in others]
     assert len(set(drawn)) == len(drawn)
 
 
 def test_a_written_set_is_a_dataset_without_defects(tmp_path):
-    for spec in (SMALL, replace(BY_SET["Arrows"], pictures=(4, 2, 3))):
+    for spec in (SMALL, replace(BY_SET["Arrows"], images=(4, 2, 3))):
         folder = tmp_path / "deeper" / spec.name
-        glyphs.write_glyph_set(spec, folder)
+        glyphs13.write_glyph_set(spec, folder)
         assert all(check_split(*files) == [] for files in find_splits(folder).values())
         data = load_dataset(folder)
         assert data.classes == spec.classes
-        assert (len(data.train), len(data.val), len(data.test)) == spec.pictures
+        assert (len(data.train), len(data.val), len(data.test)) == spec.images
         assert {record.size_hw for record in data.train.records} == {spec.size_hw}
-        scenes = [(scene, labelled) for scene, labelled in glyphs.scenes(spec, "train")]
-        for record, (scene, labelled) in zip(data.train.records, scenes, strict=True):
+        drawn = list(glyphs13.scenes(spec, "train"))
+        for record, (scene, labelled) in zip(data.train.records, drawn, strict=True):
             assert np.array_equal(np.asarray(Image.open(record.path)), np.asarray(scene.image))
             assert np.array_equal(record.target.boxes_xyxy.numpy(), scene.boxes_xyxy[labelled])
             assert [spec.classes[label] for label in record.target.labels] == [scene.names[i] for i in labelled]
 
 
 def test_only_the_classes_are_labelled_and_some_pictures_are_empty():
-    scenes = list(glyphs.scenes(BY_SET["Transport"], "valid"))
-    assert any(not labelled for _, labelled in scenes)
-    assert any(len(labelled) < len(scene.names) for scene, labelled in scenes)
-    assert {scene.names[position] for scene, labelled in scenes for position in labelled} == {"airplane"}
+    drawn = list(glyphs13.scenes(BY_SET["Transport"], "valid"))
+    assert any(not labelled for _, labelled in drawn)
+    assert any(len(labelled) < len(scene.names) for scene, labelled in drawn)
+    assert {scene.names[position] for scene, labelled in drawn for position in labelled} == {"airplane"}
 
 
 def test_a_set_is_written_the_same_twice_and_not_over_an_existing_folder(tmp_path):
     for name in ("a", "b"):
-        glyphs.write_glyph_set(SMALL, tmp_path / name)
+        glyphs13.write_glyph_set(SMALL, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert len(files) == 12 + 4 + 6 + 3
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
     (tmp_path / "mine").mkdir()
-    glyphs.write_glyph_set(SMALL, tmp_path / "mine")
+    glyphs13.write_glyph_set(SMALL, tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -233,9 +233,9 @@ def test_an_interrupted_writing_leaves_nothing_under_the_final_name(tmp_path, mo
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(glyphs, "_degrade", fail)
+    monkeypatch.setattr(scenes, "_degrade", fail)
     with pytest.raises(KeyboardInterrupt):
-        glyphs.write_glyph_set(SMALL, tmp_path / "set")
+        glyphs13.write_glyph_set(SMALL, tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,5 +243,5 @@ def test_what_a_killed_process_left_is_no_hindrance_and_goes(tmp_path):
     left = [tmp_path / f".set-{os.getpid()}", tmp_path / ".set-abcd1234.partial"]
     for folder in left:
         (folder / "set" / "train").mkdir(parents=True)
-    glyphs.write_glyph_set(SMALL, tmp_path / "set")
+    glyphs13.write_glyph_set(SMALL, tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == [left[0].name, "set"]

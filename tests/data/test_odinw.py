@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from glip_adapt.core.captions import ClassPrompt, build_caption
-from glip_adapt.data import odinw
+from glip_adapt.data import glyphs13
 from glip_adapt.data.check import check_split
-from glip_adapt.data.odinw import known_datasets, load_dataset
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.odinw import known_datasets
 
 HERE = Path(__file__).resolve()
 SHARED = HERE.parents[2].parent / "shared"
@@ -259,8 +260,8 @@ def test_the_traps_of_the_official_files_are_none(tmp_path, caplog):
     assert train.records[0].path == train.records[1].path
     assert (len(train), len(train.with_boxes())) == (4, 3)
     assert len(train.few_shot(5, seed=3)) == 3
-    assert "has only 3 of 5 pictures of 'Ambulance'" in caplog.text
-    assert "has only 0 of 5 pictures of 'Truck'" in caplog.text
+    assert "has only 3 of 5 images of 'Ambulance'" in caplog.text
+    assert "has only 0 of 5 images of 'Truck'" in caplog.text
 
 
 REAL = {
@@ -286,8 +287,8 @@ def test_the_real_sets_load_by_name_and_by_folder(name):
 
 
 def test_a_synthetic_set_is_rendered_on_first_use_and_kept(tmp_path, monkeypatch):
-    tiny = replace(odinw.GLYPHS13[5], pictures=(3, 2, 2))
-    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    tiny = replace(glyphs13.glyph_sets()[5], images=(3, 2, 2))
+    monkeypatch.setattr(glyphs13, "glyph_sets", lambda: (tiny,))
     name = f"glyphs13/{tiny.name}"
     data = load_dataset(name, tmp_path)
     assert data.name == name
@@ -302,8 +303,8 @@ def test_a_synthetic_set_is_rendered_on_first_use_and_kept(tmp_path, monkeypatch
 
 
 def test_where_nothing_is_named_synthetic_sets_go_into_the_users_cache(tmp_path, monkeypatch):
-    tiny = replace(odinw.GLYPHS13[5], pictures=(1, 1, 1))
-    monkeypatch.setattr(odinw, "GLYPHS13", (tiny,))
+    tiny = replace(glyphs13.glyph_sets()[5], images=(1, 1, 1))
+    monkeypatch.setattr(glyphs13, "glyph_sets", lambda: (tiny,))
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     load_dataset(f"glyphs13/{tiny.name}")

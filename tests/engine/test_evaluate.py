@@ -11,8 +11,8 @@ from PIL import Image
 
 from glip_adapt.adapters import attach
 from glip_adapt.core.structures import Detections, Target
-from glip_adapt.data.formats.coco import ImageRecord, Split
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.evaluate import evaluate, evaluate_split, score, score_files, to_coco_results
 from glip_adapt.engine.predict import PredictConfig, predict
 

@@ -8,8 +8,8 @@ import torch
 
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid
-from glip_adapt.data.formats.coco import ImageRecord
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.split import ImageRecord
 from glip_adapt.data.transforms import View
 from glip_adapt.engine import features
 from glip_adapt.engine.cache import FeatureCache

@@ -5,7 +5,7 @@ import torch
 
 from glip_adapt.adapters import attach
 from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import prompting
 from glip_adapt.engine.evaluate import Evaluation
 from glip_adapt.engine.prompting import BEST_OF_EACH, class_changes, search_prompts, token_changes, word_classes

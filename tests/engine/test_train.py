@@ -12,8 +12,8 @@ from conftest import SHARED
 
 from glip_adapt.adapters import attach
 from glip_adapt.core.structures import Target
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
-from glip_adapt.data.odinw import load_dataset
 from glip_adapt.data.transforms import View, apply_view, collate
 from glip_adapt.engine import features, train
 from glip_adapt.engine.evaluate import evaluate

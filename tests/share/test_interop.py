@@ -7,8 +7,8 @@ import torch
 
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.check import check_split
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.formats.coco import load_split
-from glip_adapt.data.odinw import load_dataset
 from glip_adapt.share.interop import to_supervision, write_pseudo_labels
 
 NAMES = ("red box", "blue box")

@@ -14,8 +14,8 @@ from glip_adapt.bench.plan import ZERO_SHOT, RunKey
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections
-from glip_adapt.data.formats.coco import ImageRecord, Split
-from glip_adapt.data.odinw import load_dataset
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.draw import draw_detections
 
 CELL = (390, 480)  # height and width of a picture's place, pixels; in a smaller one the labels hide what they name

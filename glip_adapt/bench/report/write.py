@@ -21,7 +21,7 @@ from glip_adapt.bench.report.page import format_page
 from glip_adapt.bench.report.tables import load_table, summarize_retention
 from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
-from glip_adapt.data.odinw import rendered_datasets
+from glip_adapt.data.glyphs13 import rendered_datasets
 
 _STEMS = ("data_efficiency", "comparison", "cost", "retention")
 

@@ -1,152 +1,57 @@
-"""COCO files → ``Split``: contiguous labels start here, and category ids end here.
+"""COCO format: read splits, ground truth for scoring and the official few-shot files.
 
-Behaviour of the public code that is kept (maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py): pictures in
-the order of their ids; crowd boxes are no targets; target boxes are clipped to the picture, and those left without
-width or height (so also boxes of at most one pixel) are dropped; a picture is fit for training when one of its boxes,
-crowd or not, has both sides above one pixel (``Split.with_boxes``). The ground truth for scoring keeps everything that
-the file states.
+Labels start at 0 and have no gaps; category ids are those of the file. Behaviour of the public code that is kept
+(maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py): images come in the order of their ids; crowd boxes are
+no targets; target boxes are clipped to the image; target boxes without width or height after that, which includes all
+boxes of at most one pixel, are dropped; an image is used for training if one of its boxes, crowd or not, has both sides
+above one pixel (``Split.with_boxes``). The ground truth for scoring keeps every box of the file.
 
-EXIF orientation, which the public code ignores: where the file states the size of the stored pixels, the tag is left
-alone; otherwise the picture is turned, as people saw it when they drew the boxes.
+The public code ignores EXIF orientation. Here, an image is turned upright as in an annotation tool, unless the file
+states the size of the stored pixels.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
 
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import SizeHW, Target
 from glip_adapt.data.check import load_document
-from glip_adapt.data.entries import area_of, box_of, declared_size, is_outside, picture_path, root_category
-from glip_adapt.data.images import Header, load_rgb, read_header
+from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category
+from glip_adapt.data.images import read_header
+from glip_adapt.data.layouts import coco_layout, has_coco_layout
+from glip_adapt.data.split import Annotation, AnnotationIds, ImageRecord, Split, warn_once
 
 logger = logging.getLogger(__name__)
 
-_AMBIGUOUS = (
-    "are turned by their EXIF orientation, and their size does not tell whether boxes were drawn before or after that"
-)
-_NOT_APPLIED = (
-    "have an EXIF orientation that is not applied, as the annotation file states the size of the stored pixels; but "
-    "boxes leave the picture, as if drawn on the turned one"
-)
 _APPLIED = "are turned by their EXIF orientation, as the annotation file states no size"
+# Last part of the name of a split → its part in the names of the official few-shot files.
+_ROLES = {"train": "train", "val": "val", "valid": "val", "minival": "minival"}
 
-AnnotationIds = Literal["renumbered", "as_in_file"]
+
+def recognises(folder: Path) -> bool:
+    """Tell whether a folder holds COCO files, also if it is ambiguous which file belongs to which split."""
+    return has_coco_layout(folder)
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """One box as the COCO file states it.
+def read(folder: Path) -> dict[str, Split]:
+    """Return the splits of the one COCO dataset in a folder, by name.
 
-    Attributes:
-        category_id: COCO's id, not a label.
-        bbox_xywh: left, top, width, height in pixels.
-        area: pixels, of the segmentation where the file has one.
-        iscrowd: whether scoring ignores what falls into this region.
-        annotation_id: the id in the file, if it has one.
+    Raises:
+        FileNotFoundError: if an image is missing.
+        ValueError: if the folder has no recognisable layout or more than one dataset, or as ``load_split``.
     """
-
-    category_id: int
-    bbox_xywh: tuple[float, float, float, float]
-    area: float
-    iscrowd: bool
-    annotation_id: int | str | None = None
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One picture of a split.
-
-    Attributes:
-        image_id: the id in the COCO file.
-        path: the picture; open it with ``load``.
-        size_hw: (height, width) in pixels that the file declares; where it does not, that of the upright picture.
-        target: what training aims at.
-        annotations: what scoring compares with; empty where no file states more than ``target`` does.
-    """
-
-    image_id: int | str
-    path: Path
-    size_hw: SizeHW
-    target: Target
-    annotations: tuple[Annotation, ...] = ()
-
-    def load(self) -> Image.Image:
-        """Return the picture as RGB, turned as its boxes are; errors as ``load_rgb``."""
-        return load_rgb(self.path, self.size_hw)
-
-    @functools.cached_property
-    def header(self) -> Header:
-        """What the start of the picture file says; read once, with errors as ``read_header``."""
-        header = read_header(self.path, self.size_hw)
-        if header.is_ambiguous:
-            _warn_once(self.path.parent, _AMBIGUOUS)
-        elif header.applied != header.orientation and any(
-            is_outside(a.bbox_xywh, self.size_hw) for a in self.annotations
-        ):
-            _warn_once(self.path.parent, _NOT_APPLIED)
-        return header
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pictures with boxes, such as the training part of a dataset.
-
-    Attributes:
-        name: for people and records, for example ``"Raccoon/train"``.
-        records: the pictures; by rising image id, or in the order in which a sampler picked them.
-        classes: name of label 0..K-1.
-        category_ids: COCO category id of label 0..K-1.
-        annotation_file: the COCO file that the boxes come from.
-        source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
-        image_dir: folder that file names in ``annotation_file`` are relative to.
-        aliases: other names of label 0..K-1 by which a prompt may word them; empty where there are none.
-        annotation_ids: the numbers that boxes have while they are scored. ``"as_in_file"`` is what the public evaluator
-            does, where a box with id 0 can never be found; see ``coco_ground_truth``.
-    """
-
-    name: str
-    records: tuple[ImageRecord, ...]
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    annotation_file: Path
-    source: str = "full"
-    image_dir: Path | None = None
-    aliases: tuple[str, ...] = ()
-    annotation_ids: AnnotationIds = "renumbered"
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def few_shot(self, shots: int, seed: int) -> Split:
-        """Return the ``shots``-shot subset for ``seed``; see ``fewshot.few_shot_split``."""
-        # Not at the top: that file reads official subsets through load_split, so it imports this one.
-        from glip_adapt.data.fewshot import few_shot_split
-
-        return few_shot_split(self, shots, seed)
-
-    def with_boxes(self) -> Split:
-        """Return the split without the pictures that public training leaves out: no box wider and higher than 1 px."""
-        kept = (r for r in self.records if any(min(a.bbox_xywh[2:]) > 1 for a in self.annotations(r)))
-        return replace(self, records=tuple(kept))
-
-    def annotations(self, record: ImageRecord) -> tuple[Annotation, ...]:
-        """Return the boxes of one picture of this split as COCO sees them, crowd regions included."""
-        if record.annotations:
-            return record.annotations
-        boxes_xywh = boxes.xyxy_to_xywh(record.target.boxes_xyxy).tolist()
-        return tuple(
-            Annotation(self.category_ids[label], (x, y, w, h), w * h, False)
-            for label, (x, y, w, h) in zip(record.target.labels.tolist(), boxes_xywh, strict=True)
-        )
+    files = coco_layout(folder)
+    splits = {name: load_split(*pair, f"{folder.name}/{name}") for name, pair in files.items()}
+    if len({split.category_ids for split in splits.values()}) > 1:  # a root category has boxes in one of them
+        splits = {name: load_split(*pair, f"{folder.name}/{name}", keep_root=True) for name, pair in files.items()}
+    return splits
 
 
 def load_split(
@@ -158,18 +63,18 @@ def load_split(
     require_images: bool = True,
     keep_root: bool = False,
 ) -> Split:
-    """Return the split that a COCO file describes, with labels 0..K-1 by rising category id.
+    """Return the split of one COCO file, with labels 0..K-1 by rising category id.
 
     Args:
         annotation_file: COCO JSON.
-        image_dir: folder that its file names are relative to.
-        name: how records call the split.
-        categories: id → name instead of the file's own categories.
-        require_images: whether every picture must exist; sampling needs only the file.
-        keep_root: whether a category that only heads the others, and has no box here, is a class all the same.
+        image_dir: file names in it are relative to this folder.
+        name: of the split, such as ``"Raccoon/train"``; official few-shot files are found by its last part.
+        categories: id → name instead of the categories of the file.
+        require_images: whether every image must exist; drawing a subset does not need them.
+        keep_root: whether a root category without boxes is a class; see ``entries.root_category``.
 
     Raises:
-        FileNotFoundError: if the annotation file or a picture is missing.
+        FileNotFoundError: if the annotation file or an image is missing.
         ValueError: at the first other defect that leaves the meaning of the file open; see ``load_document``.
     """
     annotation_file, image_dir = Path(annotation_file), Path(image_dir)
@@ -183,21 +88,49 @@ def load_split(
             annotations[entry["image_id"]].append(_build_annotation(entry, box))
     records = []
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
-        stated, path = tuple(annotations[entry["id"]]), picture_path(image_dir, entry["file_name"])
+        stated, path = tuple(annotations[entry["id"]]), image_path(image_dir, entry["file_name"])
         size_hw = declared_size(entry) or _upright_size(path)
         records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
     classes = tuple(category_name for _, category_name in named)
-    return Split(name, tuple(records), classes, tuple(label_of), annotation_file, image_dir=image_dir)
+    return Split(
+        name,
+        tuple(records),
+        classes,
+        tuple(label_of),
+        annotation_file,
+        image_dir=image_dir,
+        prepared=official_subset,
+    )
+
+
+def official_subset(split: Split, shots: int, seed: int) -> Split | None:
+    """Return the official few-shot subset of a split, or None if there is no file for it.
+
+    The files ``fewshot_{train,val,minival}_shot{K}_seed{S}.json`` lie beside the annotation file.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_split``.
+    """
+    role = _ROLES.get(split.name.rpartition("/")[2])
+    if role is None or split.annotation_file is None:
+        return None
+    official = split.annotation_file.with_name(f"fewshot_{role}_shot{shots}_seed{seed}.json")
+    if not official.is_file():
+        return None
+    logger.info("%s: %d-shot seed %d is the official file %s", split.name, shots, seed, official)
+    categories = dict(zip(split.category_ids, split.classes, strict=True))
+    subset = load_split(official, split.image_dir or official.parent, split.name, categories=categories)
+    return replace(subset.with_boxes(), source=f"official {official.name}")
 
 
 def coco_ground_truth(split: Split) -> dict[str, Any]:
     """Return exactly this split as a COCO document, for scoring by pycocotools or for writing to a file.
 
-    Crowd regions stay in. Annotations are numbered from 1, as pycocotools takes a match with id 0 for none; or, where
-    the split asks for it, as in the file.
+    Crowd regions stay in. Annotations are numbered from 1, since pycocotools reads a match with id 0 as no match; or as
+    in the file, if ``split.annotation_ids`` says so.
 
     Raises:
-        ValueError: if they are to be numbered as in the file, and one has no whole number there.
+        ValueError: if annotations are numbered as in the file, and one has no whole number there.
     """
     images: list[dict[str, Any]] = []
     annotations: list[tuple[int | str, Annotation]] = []
@@ -207,18 +140,18 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
         if split.image_dir is not None and path.is_relative_to(split.image_dir):
             path = path.relative_to(split.image_dir)
         images.append({"id": record.image_id, "file_name": path.as_posix(), "height": height, "width": width})
-        annotations += [(record.image_id, annotation) for annotation in split.annotations(record)]
+        annotations += [(record.image_id, annotation) for annotation in split.annotations_of(record)]
     categories = [{"id": key, "name": name} for key, name in zip(split.category_ids, split.classes, strict=True)]
-    numbered = _numbered(annotations, split.annotation_ids, split.annotation_file)
+    numbered = _numbered(annotations, split.annotation_ids, split.annotation_file or split.name)
     return {"images": images, "annotations": numbered, "categories": categories}
 
 
 def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "renumbered") -> dict[str, Any]:
-    """Return a COCO file for scoring by pycocotools; it needs neither pictures nor their sizes.
+    """Return a COCO file for scoring by pycocotools; neither images nor their sizes are needed.
 
     Args:
         annotation_file: COCO JSON.
-        annotation_ids: the numbers that boxes have while they are scored, as in ``Split``.
+        annotation_ids: how boxes are numbered, as in ``Split``.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_split``; ValueError also as ``coco_ground_truth``.
@@ -233,17 +166,11 @@ def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "re
 
 
 def _upright_size(path: Path) -> SizeHW:
-    """Return the size of a picture whose annotation file does not state it."""
+    """Return the size of an image whose annotation file states none."""
     header = read_header(path)
     if header.orientation != 1:
-        _warn_once(path.parent, _APPLIED)
+        warn_once(path.parent, _APPLIED)
     return header.size_hw
-
-
-@functools.cache
-def _warn_once(folder: Path, what: str) -> None:
-    """Say once for each folder what holds for some of its pictures."""
-    logger.warning(f"Pictures in {folder} {what}. `glip-adapt data check` lists them; look at some of their boxes.")
 
 
 def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
@@ -253,9 +180,9 @@ def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
 
 
 def _numbered(
-    annotations: Sequence[tuple[int | str, Annotation]], annotation_ids: AnnotationIds, file: Path
+    annotations: Sequence[tuple[int | str, Annotation]], annotation_ids: AnnotationIds, file: Path | str
 ) -> list[dict[str, Any]]:
-    """Return annotations, each with the id of its picture, as COCO entries."""
+    """Return annotations, each with the id of its image, as COCO entries."""
     entries = []
     for position, (image_id, annotation) in enumerate(annotations, start=1):
         number = annotation.annotation_id if annotation_ids == "as_in_file" else position
@@ -271,7 +198,7 @@ def _numbered(
 
 
 def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int], size_hw: SizeHW) -> Target:
-    """Return what public training aims at: no crowd, clipped, nothing without width or height."""
+    """Return the boxes of public training: no crowd, clipped to the image, nothing without width or height."""
     single = [annotation for annotation in annotations if not annotation.iscrowd]
     boxes_xywh = torch.tensor([annotation.bbox_xywh for annotation in single], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([label_of[annotation.category_id] for annotation in single], dtype=torch.int64)
