@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
+from glip_adapt.bench.events import Work
 from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
-from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey, check_plan, load_plan
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan, load_plan
 from glip_adapt.bench.records import RunRecord, read_records
-from glip_adapt.bench.runner import RunSummary, Work, in_process, list_runs, run_plan
+from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
 from glip_adapt.core.config import override, to_mapping
 from glip_adapt.data.dataset import load_dataset
@@ -20,7 +21,7 @@ from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.optimise import Step
-from glip_adapt.engine.recipes import default_recipe
+from glip_adapt.engine.recipes import FitConfig, default_recipe
 from glip_adapt.trunks.catalogue import TRUNKS, load_trunk
 
 
@@ -78,6 +79,7 @@ def run_benchmark(
         Path(out),
         _choose_work(build, ray),
         resolve=lambda key, given: _resolve(key, given, where, checksum(key.trunk)),
+        defaults=default_tables,
         on_start=on_start,
         on_step=on_step,
         on_finish=on_finish,
@@ -112,8 +114,17 @@ def preview_benchmark(
         here = trunk in plan.checkpoints or TRUNKS[trunk].public_file is None
         return _load_checksum(plan, where, vocabulary, trunk) if here else recorded.get(trunk)
 
-    runs = list_runs(plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)))
-    return forecast_runs(runs, records), missing
+    def resolve(key: RunKey, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return _resolve(key, given, where, checksum(key.trunk))
+
+    return forecast_runs(list_runs(plan, Path(out), resolve, default_tables), records), missing
+
+
+@functools.cache
+def default_tables(method: str) -> dict[str, dict[str, Any]]:
+    """Return the default settings of protocol, recipe and adapter; a record without a setting had this value."""
+    adapter = build_adapter(method, {})
+    return {"protocol": to_mapping(ProtocolConfig()), "fit": to_mapping(FitConfig()), "settings": to_mapping(adapter)}
 
 
 def _choose_work(build: BuildGlipExecutor, ray: str | None) -> Work:

@@ -17,9 +17,9 @@ import torch
 
 from glip_adapt.adapters import attach
 from glip_adapt.adapters.base import AdaptedGlip
+from glip_adapt.bench.events import RunOutcome
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
-from glip_adapt.bench.runner import RunOutcome
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping, to_mapping
 from glip_adapt.data.dataset import Dataset, load_dataset

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
+from glip_adapt.bench.events import PlannedRun
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
-from glip_adapt.bench.runner import PlannedRun
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.trunks.catalogue import random_trunk
 

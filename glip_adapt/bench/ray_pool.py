@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.bench.runner import PlannedRun, walk
+from glip_adapt.bench.events import PlannedRun
+from glip_adapt.bench.runner import walk
 from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Died, Ended, Report, Stopped, picklable
 
 try:

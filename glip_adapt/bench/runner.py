@@ -1,7 +1,7 @@
-"""Walks a plan, skips what is done, and stores each run as a record; how to do one run is passed in.
+"""Run a plan: skip finished runs, do the others, and store each as a record. How to do one run is passed in.
 
-``walk`` is what every process does, alone or as one of many workers: it takes one run after the other that nobody else
-holds. ``run_plan`` lists the runs, has them walked, and counts.
+``run_plan`` lists the runs, has them walked, and counts. ``walk`` does runs one after the other, in this process or in
+one of many workers; it takes those that no other process holds.
 """
 
 from __future__ import annotations
@@ -17,98 +17,21 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from glip_adapt.adapters import build_adapter
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
-from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
-from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord, find_record, write_record
+from glip_adapt.bench.events import Emit, Event, Executor, Finished, PlannedRun, Started, Stepped, Work
+from glip_adapt.bench.plan import BenchPlan, RunKey
+from glip_adapt.bench.records import RunRecord, find_record, write_record
 from glip_adapt.core.config import to_mapping
-from glip_adapt.engine.recipes import FitConfig
 
 WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOutcome:
-    """What one run gives back, as its record holds it; its files are already in its folder."""
-
-    metrics: RunMetrics
-    cost: RunCost
-    train_source: str | None = None
-    selected_on: str | None = None
-
-
-class Executor(Protocol):
-    """Does runs one after the other in one process, and keeps what they share."""
-
-    def environment(self, key: RunKey) -> Mapping[str, Any]:
-        """Return where a run takes place, as ``capture_environment`` does; stored in its record."""
-
-    def execute(
-        self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
-    ) -> RunOutcome:
-        """Do one run.
-
-        Args:
-            key: which run.
-            config: its resolved settings.
-            directory: empty folder for its files.
-            on_step: to be called after each training step with it and the number of steps.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedRun:
-    """One run of a plan and what the results folder holds of it.
-
-    Attributes:
-        key: which run.
-        config: its resolved settings, JSON-ready.
-        record: of the run, if it is there; a failed one will be tried again.
-    """
-
-    key: RunKey
-    config: Mapping[str, Any]
-    record: RunRecord | None
-
-    @property
-    def state(self) -> Literal["done", "failed", "missing"]:
-        """What the results folder holds."""
-        return self.record.status if self.record else "missing"
-
-
-@dataclass(frozen=True)
-class Started:
-    """A run begins, in this environment."""
-
-    key: RunKey
-    environment: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """A run took a training step of ``total``."""
-
-    key: RunKey
-    step: Any
-    total: int
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run is over, done or failed; ``elsewhere`` says that another runner did it since the plan was listed."""
-
-    record: RunRecord
-    elsewhere: bool = False
-
-
-Event = Started | Stepped | Finished
-Emit = Callable[[Event], None]
-Work = Callable[[Sequence[PlannedRun], Path, Emit], None]
 Resolve = Callable[[RunKey, Mapping[str, Any]], Mapping[str, Any]]
+Defaults = Callable[[str], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +55,7 @@ def run_plan(
     work: Work,
     *,
     resolve: Resolve | None = None,
+    defaults: Defaults | None = None,
     on_start: Callable[[RunKey, int, int], None] | None = None,
     on_step: Callable[[RunKey, Any, int], None] | None = None,
     on_finish: Callable[[RunRecord], None] | None = None,
@@ -144,8 +68,9 @@ def run_plan(
     Args:
         plan: what to run.
         out: the results folder, made if absent.
-        work: does those of some runs that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``.
+        work: does those of given runs that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``.
         resolve: as for ``list_runs``.
+        defaults: as for ``list_runs``.
         on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
         on_step: called after each training step with the key of its run, the step and the number of steps.
         on_finish: called with the record of each run done or failed now.
@@ -158,7 +83,7 @@ def run_plan(
     """
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
-    progress = _Progress(list_runs(plan, out, resolve), on_start, on_step, on_finish)
+    progress = _Progress(list_runs(plan, out, resolve, defaults), on_start, on_step, on_finish)
     try:
         while progress.pending:
             free = [run for name, run in progress.pending.items() if not is_claimed(out, name)]
@@ -171,35 +96,39 @@ def run_plan(
     return progress.summary()
 
 
-def list_runs(plan: BenchPlan, out: Path, resolve: Resolve | None = None) -> tuple[PlannedRun, ...]:
-    """Return the runs of ``plan`` in order, with their resolved settings and what ``out`` holds of them.
+def list_runs(
+    plan: BenchPlan, out: Path, resolve: Resolve | None = None, defaults: Defaults | None = None
+) -> tuple[PlannedRun, ...]:
+    """Return the runs of ``plan`` in order, with their resolved settings and their records in ``out``.
 
     Args:
         plan: what to run.
         out: the results folder; may be absent.
         resolve: turns the settings that a plan gives (``BenchPlan.config_of``) into all settings of the run, defaults
             included, so that a changed default is noticed; without it they are stored as given.
+        defaults: method → tables of ``config`` with default settings, for records from before a setting existed.
 
     Raises:
         ValueError: if a finished run has other settings, naming each, or a record is broken.
     """
-    runs, keys = [], plan.keys()
-    for key in keys:
+    runs = []
+    for key in plan.keys():  # noqa: SIM118  # a plan is no dict
         given = plan.config_of(key)
         config = json.loads(json.dumps(resolve(key, given) if resolve else given, allow_nan=False))
         record = find_record(out / key.name)
-        _check_same(record, key, config)
-        runs.append(PlannedRun(key=key, config=config, record=record))
+        run = PlannedRun(key=key, config=config, record=record, defaults=defaults(key.method) if defaults else {})
+        _check_same(record, run)
+        runs.append(run)
     return tuple(runs)
 
 
 def in_process(executor: Executor) -> Work:
-    """Return how this process does runs itself."""
+    """Return a ``Work`` that does runs in this process."""
     return lambda runs, out, emit: walk(runs, out, executor, emit)
 
 
 def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) -> None:
-    """Do those of ``runs`` that no other process holds or has done since they were listed, in order.
+    """Do in order those of ``runs`` that no other process holds or has done since they were listed.
 
     Raises:
         ValueError: if another process has done one with other settings, naming each.
@@ -211,7 +140,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
                 continue
             found = find_record(out / run.key.name)
             if found is not None and found != run.record:
-                _check_same(found, run.key, run.config)
+                _check_same(found, run)
                 emit(Finished(found, elsewhere=True))
                 continue
             environment = executor.environment(run.key)
@@ -228,26 +157,25 @@ def record_failure(run: PlannedRun, out: Path, environment: Mapping[str, Any], e
         return _store(run, out, environment, lambda directory: {"status": "failed", "error": error})
 
 
+@dataclass
 class _Progress:
     """Which runs of a plan are not over, and how the others ended."""
 
-    def __init__(
-        self,
-        runs: Sequence[PlannedRun],
-        on_start: Callable[[RunKey, int, int], None] | None,
-        on_step: Callable[[RunKey, Any, int], None] | None,
-        on_finish: Callable[[RunRecord], None] | None,
-    ) -> None:
-        self.total = len(runs)
-        self.pending = {run.key.name: run for run in runs if run.state != "done"}
+    runs: Sequence[PlannedRun]
+    on_start: Callable[[RunKey, int, int], None] | None
+    on_step: Callable[[RunKey, Any, int], None] | None
+    on_finish: Callable[[RunRecord], None] | None
+
+    def __post_init__(self) -> None:
+        self.total = len(self.runs)
+        self.pending = {run.key.name: run for run in self.runs if run.state != "done"}
         self.ended: dict[str, Finished] = {}
-        self.on_start, self.on_step, self.on_finish = on_start, on_step, on_finish
 
     def note(self, event: Event) -> None:
         """Take note of an event and pass it on.
 
-        Workers are heard in any order, so that one may find a run done elsewhere before another of ours tells that it
-        did it; what ours tell counts.
+        Events of workers arrive in any order: one of ours may find a run done elsewhere before the other of ours, which
+        did it, is heard. The latter counts.
         """
         if isinstance(event, Started) and self.on_start:
             self.on_start(event.key, self.total - len(self.pending), self.total)
@@ -271,7 +199,7 @@ class _Progress:
 def _store(
     run: PlannedRun, out: Path, environment: Mapping[str, Any], attempt: Callable[[Path], dict[str, Any]]
 ) -> RunRecord:
-    """Make and store the record of one run; ``attempt`` fills its folder and returns status and what belongs to it."""
+    """Make and store the record of one run; ``attempt`` fills its folder and returns the fields of its outcome."""
     try:
         with partial_run(out, run.key) as directory:
             result = attempt(directory)
@@ -291,12 +219,13 @@ def _store(
 
 
 def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -> dict[str, Any]:
-    """Return how one run ended; only a full disk (and an interrupt) gets past it."""
+    """Do one run and return the fields of its outcome; of all exceptions, only a full disk is raised."""
+
+    def on_step(step: Any, total: int) -> None:
+        emit(Stepped(run.key, step, total))
+
     try:
-        outcome = executor.execute(
-            run.key, run.config, directory, lambda step, total: emit(Stepped(run.key, step, total))
-        )
-        return {"status": "done", **vars(outcome)}
+        return {"status": "done", **vars(executor.execute(run.key, run.config, directory, on_step))}
     except Exception as error:
         if _is_disk_full(error):
             raise
@@ -307,22 +236,19 @@ def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -
         return {"status": "failed", "error": f"{summary}\n{''.join(traceback.format_exception(error))}"}
 
 
-def _check_same(record: RunRecord | None, key: RunKey, config: Mapping[str, Any]) -> None:
+def _check_same(record: RunRecord | None, run: PlannedRun) -> None:
     """Raise if a finished run of this name was another run, naming every setting that differs.
 
-    A choice of the protocol, the recipe or the adapter that a record does not hold had its default then.
+    A setting that a record does not hold had its default then.
     """
     if record is None or record.status != "done":
         return
     settings = {"settings": {}, **record.config}
-    for name, defaults in (
-        ("protocol", to_mapping(ProtocolConfig())),
-        ("fit", to_mapping(FitConfig())),
-        ("settings", to_mapping(build_adapter(key.method, {}))),
-    ):
+    for name, defaults in run.defaults.items():
         if settings.get(name) is not None:
-            settings[name] = {**{f: defaults[f] for f in config.get(name) or {} if f in defaults}, **settings[name]}
-    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (key, config)))
+            later = {field: defaults[field] for field in run.config.get(name) or {} if field in defaults}
+            settings[name] = {**later, **settings[name]}
+    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (run.key, run.config)))
     differing = [
         f"{name} ({recorded.get(name, 'absent')!r} recorded, {planned.get(name, 'absent')!r} planned)"
         for name in sorted({*recorded, *planned})
@@ -330,7 +256,7 @@ def _check_same(record: RunRecord | None, key: RunKey, config: Mapping[str, Any]
     ]
     if differing:
         raise ValueError(
-            f"{key.name}: this run is finished with other settings: {'; '.join(differing)}. "
+            f"{run.key.name}: this run is finished with other settings: {'; '.join(differing)}. "
             "Use another --out, or remove its folder to run it again."
         )
 

@@ -20,7 +20,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from glip_adapt.bench.runner import Emit, Event, Executor, Finished, PlannedRun, Started, Work, record_failure, walk
+from glip_adapt.bench.events import Emit, Event, Executor, Finished, PlannedRun, Started, Work
+from glip_adapt.bench.runner import record_failure, walk
 from glip_adapt.core.plain_text import plain
 
 ATTEMPTS = 2  # of a run that takes its worker with it

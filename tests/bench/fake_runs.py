@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from glip_adapt.bench.events import RunOutcome
 from glip_adapt.bench.plan import BenchPlan
 from glip_adapt.bench.records import RunCost, RunMetrics, read_records
-from glip_adapt.bench.runner import RunOutcome
 
 PLAN = BenchPlan(datasets=("a", "b"), methods=("prompt",), shots=(1, 3), seeds=(3, 30), fit={"rate": 0.1})
 NAMES = [key.name for key in PLAN.keys()]  # noqa: SIM118  # a plan is no dict

@@ -16,8 +16,9 @@ from glip_adapt.adapters.lora import Lora
 from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
 from glip_adapt.bench.executor import threads_of
-from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
-from glip_adapt.bench.records import read_records
+from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
+from glip_adapt.bench.records import RECORD_FILE, read_records
+from glip_adapt.bench.runner import list_runs
 from glip_adapt.core.config import to_mapping
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import train
@@ -104,6 +105,26 @@ def test_a_record_from_before_settings_were_recorded_had_the_defaults(plan, tmp_
     assert run_benchmark(plan, tmp_path / "out").done == 0
     with pytest.raises(ValueError, match=r"settings\.rank \(8 recorded, 4 planned\)"):
         run_benchmark(replace(plan, settings={"lora": {"rank": 4}}), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["glyphs13", "fusion_matters"])
+def test_published_records_are_the_runs_of_their_plan(tmp_path, name):
+    """Though settings came after them: each had its default then."""
+    benchmarks, checksums = Path(__file__).parents[2] / "benchmarks", {}
+    for line in (benchmarks / "results" / f"{name}.jsonl").read_text().splitlines():
+        content = json.loads(line)
+        key = RunKey(**content["key"])
+        checksums[key.trunk] = content["config"]["trunk_checksum"]
+        (tmp_path / key.name).mkdir()
+        (tmp_path / key.name / RECORD_FILE).write_text(line)
+
+    def resolve(key, given):
+        return benchmark._resolve(key, given, "plan", checksums[key.trunk])
+
+    plan = read_plan(benchmarks / "plans" / f"{name}.toml")
+    assert {run.state for run in list_runs(plan, tmp_path, resolve, benchmark.default_tables)} == {"done"}
+    with pytest.raises(ValueError, match=r"protocol\.annotation_ids \('absent' recorded, 'renumbered' planned\)"):
+        list_runs(plan, tmp_path, resolve)
 
 
 def test_the_record_says_where_the_training_pictures_come_from(plan, tmp_path):

@@ -14,6 +14,7 @@ from glip_adapt.bench.claims import claim_run
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
 from glip_adapt.bench.records import read_record, read_records
 from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan, walk
+from glip_adapt.core.config import to_mapping
 
 PLAN = BenchPlan(datasets=("x/a", "b"), methods=("prompt",), shots=(0, 1), seeds=(3,), fit={"rate": 0.1})
 NAMES = [
@@ -51,6 +52,10 @@ class FakeExecute:
 
 def run(plan, out, executor, **more):
     return run_plan(plan, out, in_process(executor), **more)
+
+
+def defaults(method):
+    return {"fit": {"rate": 0.1, "keep_start": False}, "protocol": to_mapping(ProtocolConfig())}
 
 
 def test_plan_runs_in_order_and_stores_records_beside_their_files(tmp_path):
@@ -119,10 +124,12 @@ def test_metrics_out_of_range_are_a_failed_run(tmp_path):
 def test_a_field_of_the_recipe_that_came_later_had_its_default(tmp_path):
     run(PLAN, tmp_path, FakeExecute())
     later = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": False})
-    assert run(later, tmp_path, FakeExecute()) == RunSummary(done=0, skipped=4, failed=0)
+    assert run(later, tmp_path, FakeExecute(), defaults=defaults) == RunSummary(done=0, skipped=4, failed=0)
     other = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": True})
     with pytest.raises(ValueError, match=r"fit\.keep_start \(False recorded, True planned\)"):
-        run(other, tmp_path, FakeExecute())
+        run(other, tmp_path, FakeExecute(), defaults=defaults)
+    with pytest.raises(ValueError, match=r"fit\.keep_start \('absent' recorded, False planned\)"):
+        run(later, tmp_path, FakeExecute())
 
 
 def test_other_settings_for_a_finished_run_name_the_fields_and_run_nothing(tmp_path):
@@ -189,7 +196,8 @@ KILLED = f"""
 import os, pathlib, sys
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
 from glip_adapt.bench.records import RunCost, RunMetrics
-from glip_adapt.bench.runner import RunOutcome, in_process, run_plan
+from glip_adapt.bench.events import RunOutcome
+from glip_adapt.bench.runner import in_process, run_plan
 
 class Executor:
     def environment(self, key):
@@ -260,10 +268,10 @@ def test_a_run_from_before_a_choice_of_the_protocol_came_is_still_the_same(tmp_p
         content = json.loads(file.read_text())
         del content["config"]["protocol"]["retention"]
         file.write_text(json.dumps(content))
-    assert run(PLAN, tmp_path, FakeExecute()).skipped == 4
+    assert run(PLAN, tmp_path, FakeExecute(), defaults=defaults).skipped == 4
     other = dataclasses.replace(PLAN, protocol=ProtocolConfig(retention=("b",)))
     with pytest.raises(ValueError, match=r"protocol.retention \(\[\] recorded, \['b'\] planned\)"):
-        run(other, tmp_path, FakeExecute())
+        run(other, tmp_path, FakeExecute(), defaults=defaults)
 
 
 def chained():
