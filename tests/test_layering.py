@@ -89,6 +89,26 @@ def test_every_home_exists():
     assert [home for homes in HOMES.values() for home in homes if not (PACKAGE / home).exists()] == []
 
 
+def modules_used(path: str) -> set[str]:
+    """Return the files of the package that a file imports from, at any place in it."""
+    used = set()
+    for _, name in imported((PACKAGE / path).read_text(encoding="utf-8"), path):
+        parts = name.split(".")[1:] if name.startswith("glip_adapt.") else []
+        for length in (len(parts), len(parts) - 1):
+            if length > 0 and (file := "/".join(parts[:length]) + ".py") in FILES:
+                used.add(file)
+                break
+    return used
+
+
+def test_no_two_files_need_each_other():
+    needs = {path: modules_used(path) for path in FILES if path != "__init__.py"}
+    while free := [path for path, others in needs.items() if not others & needs.keys()]:
+        for path in free:
+            del needs[path]
+    assert needs == {}, "these files are part of a circle, or lean on one"
+
+
 def test_the_package_itself_names_its_parts_only_for_type_checkers():
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     tree.body = [node for node in tree.body if not is_type_checking(node)]
