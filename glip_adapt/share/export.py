@@ -33,7 +33,7 @@ from glip_adapt.trunks.glip.decode import (
     SCORE_THRESHOLD,
     class_probabilities,
 )
-from glip_adapt.trunks.glip.image import SwinBlock
+from glip_adapt.trunks.glip.swin import SwinBlock
 
 MAX_SIDE = 4096  # pixels
 OPSET = 20

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from glip_adapt.trunks.glip.fpn import DropBlock, TimmBackbone
+from glip_adapt.trunks.glip.swin import SwinBackbone
 from torch import nn
 
 from glip_adapt.adapters import default_settings
@@ -19,7 +21,6 @@ from glip_adapt.trunks.glip.build import (
     build_glip,
 )
 from glip_adapt.trunks.glip.fusion import CrossAttention
-from glip_adapt.trunks.glip.image import DropBlock, SwinBackbone, TimmBackbone
 from glip_adapt.trunks.glip.names import public_name, public_names
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"

@@ -11,10 +11,11 @@ from torch import nn
 
 from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
+from glip_adapt.trunks.glip.fpn import FeaturePyramid, ImageEncoder, TimmBackbone
 from glip_adapt.trunks.glip.fusion import FusionLayer, FusionTower, TextLayer, TowerBlock
 from glip_adapt.trunks.glip.head import AlignmentHead
-from glip_adapt.trunks.glip.image import FeaturePyramid, ImageEncoder, SwinBackbone, TimmBackbone
 from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.trunks.glip.swin import SwinBackbone
 from glip_adapt.trunks.glip.text import TextEncoder
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from torch import nn
 
 from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.fusion import FusionTower
 from glip_adapt.trunks.glip.head import AlignmentHead
-from glip_adapt.trunks.glip.image import ImageEncoder, SwinBackbone
+from glip_adapt.trunks.glip.swin import SwinBackbone
 
 
 class Glip(nn.Module):
