@@ -1,1 +1,1 @@
-"""Pictures and boxes on disk → ``Split`` → (pixels, Target); never imports model/, they meet only in structures.py."""
+"""Datasets on disk: read images and boxes into splits, check and fetch them, render the synthetic sets."""

@@ -1,4 +1,4 @@
-"""Zip files from others: judged by their directory before anything is written, then unpacked within what it states."""
+"""Check and unpack untrusted zip files: the directory is checked first, and unpacking keeps to its sizes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import IO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 MAX_ENTRIES = 200_000
-MAX_DIRECTORY_BYTES = 32 * 2**20  # 160 per entry; it is read at once, and takes 10 times as much in memory
+MAX_DIRECTORY_BYTES = 32 * 2**20  # 160 per entry; it is read as a whole, and takes 10 times as much memory
 MAX_PARTS = 32  # of a path
 MAX_NAME_BYTES = 255  # of each, the limit of common file systems
 MAX_UNPACKED_BYTES = 64 * 2**30
-MAX_RATIO = 100  # unpacked bytes per byte of the file; pictures reach 1.1, COCO files 30, deflate 1032
+MAX_RATIO = 100  # unpacked bytes per byte of the file; images reach 1.1, COCO files 30, deflate 1032
 _COPY_BYTES = 2**20
 _MOST_SHOWN = 100  # characters of a name
 _PLAIN_FLAGS = 0x2 | 0x4 | 0x8 | 0x800  # level of compression, sizes behind the data, names in UTF-8
 
 
 class UnsafeArchiveError(ValueError):
-    """A zip file is damaged, or holds what no dataset needs."""
+    """A zip file is damaged, or has entries that no dataset needs."""
 
 
 class _Directory:
-    """A file whose directory is read only if it is of a sound size; the rest is seldom read at once."""
+    """A zip file that refuses to read more than a directory of a sound size at once."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -42,19 +42,19 @@ class _Directory:
 
 
 def check_archive(file: IO[bytes], folder: str) -> list[ZipInfo]:
-    """Return the files in one folder of a zip file, without its folders, once each of them is known to be harmless.
+    """Return the files in one folder of a zip file, after checking that all of them are harmless.
 
-    What lies elsewhere in the zip file (``__MACOSX/``, ``.DS_Store``) is neither judged nor returned. Names that only
-    Windows keeps for devices, such as ``aux.jpg``, are names like others.
+    Entries outside the folder (``__MACOSX/``, ``.DS_Store``) are neither checked nor returned. Device names of Windows,
+    such as ``aux.jpg``, are allowed.
 
     Args:
         file: opened for reading, seekable.
         folder: one name.
 
     Raises:
-        UnsafeArchiveError: if it is no zip file; or an entry in ``folder`` leads out of it or lies below a file, has a
-            name that is too long, is a link or a device, is encrypted or comes twice; or the entries are too many, too
-            large or pressed too hard.
+        UnsafeArchiveError: if it is no zip file; if an entry in ``folder`` leads out of it, lies below a file, has too
+            long a name, is a link or a device, is encrypted or comes twice; or if the entries are too many, too large
+            or compressed too much.
     """
     size = file.seek(0, os.SEEK_END)
     try:
@@ -85,13 +85,13 @@ def unpack(file: IO[bytes], entries: list[ZipInfo], folder: Path, on_bytes: Call
     """Write ``entries`` of a checked zip file below ``folder``.
 
     Args:
-        file: what ``check_archive`` read.
-        entries: what it returned, or a part of it.
-        folder: where to write; made if need be.
+        file: the file that ``check_archive`` checked.
+        entries: all or some of the entries that it returned.
+        folder: where to write; made if it does not exist.
         on_bytes: called with the number of bytes written so far.
 
     Raises:
-        UnsafeArchiveError: if an entry does not unpack to the size and checksum that the directory states.
+        UnsafeArchiveError: if an entry does not have the size and checksum of the directory.
         OSError: if a file cannot be written.
     """
     done = 0
@@ -110,7 +110,7 @@ def unpack(file: IO[bytes], entries: list[ZipInfo], folder: Path, on_bytes: Call
 
 
 def _check_entry(entry: ZipInfo) -> None:
-    """Refuse a path that leads out, anything that is neither file nor folder, and what cannot be read or written."""
+    """Refuse paths that lead out or are too long, entries other than files and folders, and unknown compression."""
     path = PureWindowsPath(entry.filename)  # takes both kinds of slash, and drive letters
     if path.anchor or ".." in path.parts or not path.parts:
         raise UnsafeArchiveError(f"entry {_shown(entry)} lies outside the folder it would be unpacked into")
@@ -127,8 +127,8 @@ def _check_entry(entry: ZipInfo) -> None:
 
 
 def _check_parents(entries: dict[PurePosixPath, ZipInfo]) -> None:
-    """Refuse an entry below one that is a file: there is no such place."""
-    for above, below in pairwise(sorted(entries, key=lambda path: path.parts)):  # what lies below a path follows it
+    """Refuse an entry whose path goes through a file."""
+    for above, below in pairwise(sorted(entries, key=lambda path: path.parts)):  # entries below a path follow it
         if not entries[above].is_dir() and below.parts[: len(above.parts)] == above.parts:
             raise UnsafeArchiveError(f"entry {_shown(entries[below])} lies below {str(above)!r}, which is a file")
 

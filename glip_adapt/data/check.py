@@ -1,7 +1,7 @@
-"""COCO files as they lie on disk: opened with a clear error, or searched for everything that is wrong.
+"""Check COCO files: load one or raise a clear error, or list all defects.
 
-One scan serves both. Loading stops at its first finding that leaves the meaning of the file open, and warns of those
-that change a result; ``check_split`` lists them all.
+Both use the same scan. ``load_document`` raises at the first defect that leaves the meaning of the file open, and warns
+about defects that change a result. ``check_split`` lists all of them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ logger = logging.getLogger(__name__)
 
 _Finding = tuple[str, str]  # kind of defect, one example of it
 
-# What loading needs, by the defect that breaks it.
+# Defects that stop loading, and what is expected instead.
 _EXPECTED = {
     "missing annotation file": "a COCO JSON file (`glip-adapt data fetch NAME` downloads a known dataset)",
     "malformed JSON": "a JSON object with the lists images, annotations and categories",
     "malformed entry": "images with id and file_name, annotations with image_id, category_id and bbox [x, y, width, "
     "height], categories with id and name",
-    "empty split": "at least one picture and one category",
+    "empty split": "at least one image and one category",
     "missing image file": "every file_name to exist below the image folder",
     "duplicate image id": "each image id once",
     "duplicate category id": "each category id once",
@@ -52,7 +52,7 @@ _EXPECTED = {
     "unknown category": "annotations of listed categories only",
     "NaN or infinite box": "finite box coordinates",
 }
-# What changes a result although the meaning is clear, and what is done about it.
+# Defects that only cause a warning: the meaning is clear, but a result changes. Each with its consequence.
 _WARNED = {
     "zero or negative box size": "Training leaves such boxes out, scoring keeps them",
     "annotation without a box": "Such annotations are left out",
@@ -65,12 +65,12 @@ _WARNED = {
 
 @dataclass(frozen=True)
 class Defect:
-    """One kind of thing that is wrong with a split.
+    """One kind of defect in a split.
 
     Attributes:
-        kind: what is wrong, in words.
-        count: how often.
-        examples: the first five places.
+        kind: name of the defect, in words.
+        count: number of occurrences.
+        examples: the first five occurrences.
     """
 
     kind: str
@@ -79,12 +79,12 @@ class Defect:
 
 
 def check_split(annotation_file: Path, image_dir: Path) -> list[Defect]:
-    """Return every defect of a COCO file and its pictures, by kind; an empty list means that all is well.
+    """Return all defects of a COCO file and its images, by kind; an empty list means that there are none.
 
-    Every picture is decoded, which takes a while on a large split. Bad content never raises.
+    Every image is decoded, which takes a while for a large split. Bad content never raises.
     """
     document, findings = _read_document(Path(annotation_file))
-    return _grouped(chain(findings, _scan(document, Path(image_dir)), _scan_pictures(document, Path(image_dir))))
+    return _grouped(chain(findings, _scan(document, Path(image_dir)), _scan_pixels(document, Path(image_dir))))
 
 
 def load_document(
@@ -94,16 +94,16 @@ def load_document(
     *,
     need_sizes: bool = True,
 ) -> dict[str, Any]:
-    """Return the content of a COCO file whose meaning is clear, with one warning for each kind of doubtful entry.
+    """Return the content of a COCO file, and log one warning for each kind of doubtful entry.
 
     Args:
         annotation_file: COCO JSON.
-        image_dir: folder in which every picture must exist; None where pictures are not needed.
-        categories: id → name instead of the file's own categories.
-        need_sizes: whether a file without pictures must state their sizes.
+        image_dir: folder in which every image must exist; None if images are not needed.
+        categories: id → name instead of the categories of the file.
+        need_sizes: whether the file must state image sizes if there is no ``image_dir``.
 
     Raises:
-        FileNotFoundError: if the annotation file or a picture is missing.
+        FileNotFoundError: if the annotation file or an image is missing.
         ValueError: at the first other defect that leaves the meaning of the file open.
     """
     document, findings = _read_document(annotation_file)
@@ -124,7 +124,7 @@ def load_document(
 
 
 def _grouped(findings: Iterable[_Finding]) -> list[Defect]:
-    """Return findings by kind, in the order in which the kinds came."""
+    """Return findings grouped by kind, in the order in which the kinds first occur."""
     found: dict[str, list[str]] = {}
     for kind, example in findings:
         found.setdefault(kind, []).append(example)
@@ -140,7 +140,7 @@ def _defect_error(annotation_file: Path, kind: str, example: str) -> FileNotFoun
 
 
 def _read_document(annotation_file: Path) -> tuple[dict[str, Any] | None, list[_Finding]]:
-    """Return the parsed file, or None and what is wrong with it."""
+    """Return the parsed file without findings, or None and the reason that it cannot be read."""
     if not annotation_file.exists():
         return None, [("missing annotation file", f"no file at {annotation_file}")]
     try:
@@ -153,7 +153,7 @@ def _read_document(annotation_file: Path) -> tuple[dict[str, Any] | None, list[_
 
 
 def _scan(document: dict[str, Any] | None, image_dir: Path | None, need_sizes: bool = True) -> Iterator[_Finding]:
-    """Yield what the document alone shows to be wrong, and missing pictures unless ``image_dir`` is None."""
+    """Yield the defects of the document, and missing images unless ``image_dir`` is None."""
     if document is None:
         return
     for key in ("images", "annotations", "categories"):
@@ -172,7 +172,7 @@ def _scan(document: dict[str, Any] | None, image_dir: Path | None, need_sizes: b
 
 
 def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
-    """Yield what is wrong with the categories, and collect their ids in ``known``."""
+    """Yield the defects of the categories, and collect their ids in ``known``."""
     wordings: dict[str, str] = {}
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or not is_id(entry.get("id"), int):
@@ -196,7 +196,7 @@ def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
 def _scan_images(
     entries: list[Any], image_dir: Path | None, sizes: dict[int | str, SizeHW | None], need_sizes: bool
 ) -> Iterator[_Finding]:
-    """Yield what is wrong with the image list, and collect the declared sizes by id."""
+    """Yield the defects of the image list, and collect the declared sizes by id in ``sizes``."""
     names: set[str] = set()
     for index, entry in enumerate(entries):
         if not is_image(entry):
@@ -210,7 +210,7 @@ def _scan_images(
         if image_dir is not None and not os.path.isfile(image_path(image_dir, name)):  # unlike Path, never raises
             yield "missing image file", str(image_dir / name)
         if image_dir is None and size_hw is None and need_sizes:
-            yield "malformed entry", f"images[{index}] has no width and height, and no picture to read them from"
+            yield "malformed entry", f"images[{index}] has no width and height, and no image to read them from"
         names.add(name)
         sizes[image_id] = size_hw
     if len({isinstance(image_id, str) for image_id in sizes}) > 1:
@@ -220,7 +220,7 @@ def _scan_images(
 def _scan_annotations(
     entries: list[Any], categories: set[int], sizes: dict[int | str, SizeHW | None]
 ) -> Iterator[_Finding]:
-    """Yield what is wrong with the boxes."""
+    """Yield the defects of the annotations."""
     ids: set[int | str] = set()
     boxes: set[tuple[Any, ...]] = set()
     for index, entry in enumerate(entries):
@@ -250,7 +250,7 @@ def _scan_annotations(
 
 
 def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Finding]:
-    """Yield what is wrong with the box of one annotation."""
+    """Yield the defects of the box of one annotation."""
     if any(not abs(value) <= FLOAT32_MAX for value in entry.get("bbox") or ()):
         yield "NaN or infinite box", f"has bbox {entry['bbox']}"
         return
@@ -265,8 +265,8 @@ def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Findin
         yield "box outside the picture", f"has bbox {box} in image {entry['image_id']}"
 
 
-def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
-    """Yield what is wrong with the pictures that exist, by decoding each."""
+def _scan_pixels(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
+    """Decode all images that exist, and yield their defects."""
     for entry in entries_of(document or {}, "images"):
         if not is_image(entry) or not os.path.isfile(image_path(image_dir, entry["file_name"])):
             continue
@@ -288,7 +288,7 @@ def _scan_pictures(document: dict[str, Any] | None, image_dir: Path) -> Iterator
 
 
 def _foreign_letters(text: str) -> str:
-    """Return the characters of ``text`` that are no English letter once accents are removed, as BERT removes them."""
+    """Return the letters and symbols that are not ASCII after removing accents, which BERT removes as well."""
     plain = (c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
     return "".join(c for c in plain if ord(c) > 127 and unicodedata.category(c)[0] in "LS")
 

@@ -1,8 +1,8 @@
-"""Known datasets from the Hub: downloaded where an earlier try stopped, verified, unpacked aside, then renamed.
+"""Fetch known datasets from the Hub: download or resume, verify, unpack, rename.
 
-While it works, the folder ``.NAME.zip-CHECKSUM`` lies where the dataset will be; it is locked, continued by the next
-try, and removed at the end. A dataset folder appears only when complete, with ``fetched.json`` in it: where it came
-from. An archive that is refused is kept, and the message says where.
+Work happens in the folder ``.NAME.zip-CHECKSUM`` beside the future dataset. It is locked, resumed by the next try and
+removed at the end. A dataset folder appears only when it is complete; ``fetched.json`` in it says where it came from.
+A refused archive is kept, and the message says where.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 
 class FetchError(RuntimeError):
-    """A dataset could not be fetched; what is there is whole, and a second try goes on."""
+    """A dataset could not be fetched. Existing datasets are unharmed, and a second try resumes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchRecord:
-    """Where a dataset came from; the content of ``fetched.json``."""
+    """Origin of a dataset; the content of ``fetched.json``."""
 
     dataset: str
     url: str
@@ -61,7 +61,7 @@ class FetchRecord:
     size_bytes: int
     "of the zip file"
     sha256: str
-    "of the zip file, as the Hub states it and as it was found"
+    "of the zip file, stated by the Hub and verified"
     files: int
     unpacked_bytes: int
 
@@ -72,8 +72,8 @@ class Fetched:
 
     Attributes:
         name: official name.
-        folder: pass it to ``load_dataset``; or the name, with the same root.
-        is_new: False where it was there already, and nothing was done.
+        folder: for ``load_dataset``, which also takes the name with the same root.
+        is_new: False if it was there already, and nothing was done.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Fetched:
 
 
 def fetchable(names: list[str]) -> list[DatasetSpec]:
-    """Return the datasets that ``names`` stand for, once each; ``odinw13`` is all thirteen.
+    """Return the datasets with these names, once each; ``odinw13`` stands for all thirteen.
 
     Raises:
-        FileNotFoundError, ValueError: if a name is not that of a dataset that can be fetched.
+        FileNotFoundError, ValueError: if there is no such dataset, or it cannot be fetched.
     """
     found: dict[str, DatasetSpec] = {}
     for name in names:
@@ -97,17 +97,17 @@ def fetchable(names: list[str]) -> list[DatasetSpec]:
 
 
 def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None = None) -> Fetched:
-    """Return where a known dataset lies, fetched from the Hub (``HF_ENDPOINT``) if it is not there yet.
+    """Return the place of a known dataset; fetch it from the Hub (``HF_ENDPOINT``) if it is not there yet.
 
     Args:
         name: official or short name.
-        root: the folder for datasets; without it ``$GLIP_ADAPT_DATA``, then ``./odinw``.
-        on_bytes: called with what is being done, and bytes done and in all.
+        root: the folder for datasets; by default ``$GLIP_ADAPT_DATA``, then ``./odinw``.
+        on_bytes: called with ``"download"`` or ``"unpack"``, the bytes done so far, and all bytes.
 
     Raises:
         FileNotFoundError, ValueError: if the name is unknown.
-        FetchError: if the Hub cannot be reached or answers something else than the archive, the archive is damaged or
-            unsafe, the disk is too full or refuses, or something else is in the way.
+        FetchError: if the Hub cannot be reached or does not send the archive, the archive is damaged or unsafe, the
+            disk is full or not writable, or another file is in the way.
     """
     (spec,) = fetchable([name])
     base = _base(root)
@@ -139,13 +139,13 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
 
 
 def _base(root: Path | None) -> Path:
-    """Return the folder that datasets go into: the one called odinw, where ``root`` holds one."""
+    """Return the folder for datasets: ``odinw`` in ``root`` if it exists, else ``root``."""
     first = dataset_roots(root)[0]
     return first / "odinw" if (first / "odinw").is_dir() else first
 
 
 def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
-    """Return a dataset that is there; one that lacks a split was not made here, and is not touched."""
+    """Return a dataset that is there. One without a needed split did not come from here, and raises FetchError."""
     folder = base.joinpath("odinw", spec.folder) if depth == 0 else base / spec.folder
     if missing := _missing(base, spec, depth):
         raise FetchError(
@@ -156,14 +156,14 @@ def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
 
 
 def _missing(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:
-    """Return the annotation files that are missing, of the splits that every dataset needs."""
+    """Return the missing annotation files of the splits that every dataset needs."""
     needed = {name: split for name, split in spec.splits.items() if name in _REQUIRED_SPLITS}
     return missing_files(base, replace(spec, splits=needed), depth)
 
 
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """Yield a folder for what is not finished, held by this process alone; one that stays empty is removed."""
+    """Yield a folder for unfinished files, locked by this process; if it stays empty, it is removed."""
     with ExitStack() as held:
         while not _hold(folder, held):
             pass
@@ -176,7 +176,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 def _hold(folder: Path, held: ExitStack) -> bool:
-    """Make and lock a folder; return whether it still is the one of that name, which the last holder may remove."""
+    """Make and lock a folder; return False if the last holder removed it meanwhile."""
     folder.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
         before = folder.stat()
@@ -191,7 +191,7 @@ def _hold(folder: Path, held: ExitStack) -> bool:
 def _fetch(spec: DatasetSpec, file: HubFile, scratch: Path, target: Path, report: OnBytes) -> None:
     """Download an archive into ``scratch``, unpack it there, and give the dataset its name."""
     shutil.rmtree(scratch / _UNPACKED, ignore_errors=True)  # of a process that was killed
-    check_space(scratch, 2 * file.size_bytes - _size(scratch))  # pictures unpack to no less than the archive
+    check_space(scratch, 2 * file.size_bytes - _size(scratch))  # images unpack to at least the size of the archive
     archive = download(file, scratch, lambda done, total: report("download", done, total))
     try:
         _unpack(spec, file, archive, scratch / _UNPACKED, report)
@@ -228,7 +228,7 @@ def _unpack(spec: DatasetSpec, file: HubFile, archive: Path, folder: Path, repor
 
 
 def _clear_leftovers(base: Path, spec: DatasetSpec) -> None:
-    """Remove what is not needed once a dataset is there, that of an archive since replaced included."""
+    """Remove unfinished files of a dataset that is complete, also those of older archives."""
     for left in base.glob(f".{spec.archive}-*"):
         with suppress(OSError):
             if not left.is_dir():  # of an earlier release

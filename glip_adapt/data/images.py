@@ -1,4 +1,4 @@
-"""Pictures as they lie on disk → RGB as people see them."""
+"""Open image files as upright RGB, whatever their format, mode and EXIF orientation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from PIL import ExifTags, Image
 
 from glip_adapt.core.structures import SizeHW
 
-# What Pillow may open. Its other readers start programs (PostScript), or are for formats that no dataset uses.
+# Formats that Pillow may open. Other readers start programs (PostScript), or no dataset uses the format.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "PCX", "TGA")
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
     *(".ppm", ".pgm", ".pbm", ".jp2", ".j2k", ".pcx", ".tga"),
 )
-_TURNS = {  # EXIF orientation → what shows the picture upright
+_TURNS = {  # EXIF orientation → the operation that turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -31,18 +31,19 @@ _SWAPS_SIDES = 5  # orientations from here on exchange height and width
 
 
 def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
-    """Return the picture at ``path`` as RGB, upright.
+    """Return the image at ``path`` as upright RGB.
 
-    The EXIF orientation is applied, unless ``declared_hw`` is the size of the pixels as they are stored. 16 bits become
-    8, and transparent pixels are shown on white.
+    The EXIF orientation is applied, unless ``declared_hw`` is the size of the stored pixels. 16 bits become 8, and
+    transparent pixels become white.
 
     Args:
         path: the file.
-        declared_hw: (height, width) that an annotation file states; it tells on which pixels the boxes were drawn.
+        declared_hw: (height, width) from the annotation file; it tells whether boxes were drawn on the stored pixels or
+            on the upright image. None applies the orientation.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a picture in one of ``FORMATS``, or the range of its pixels is unknown.
+        ValueError: if it is not an image in one of ``FORMATS``, or the range of its pixels is unknown.
     """
     with _opened(path) as image:
         turn = _TURNS.get(_applied(image, declared_hw))
@@ -52,12 +53,12 @@ def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class Header:
-    """What the start of a picture file says.
+    """Size and orientation, from the start of an image file.
 
     Attributes:
-        size_hw: (height, width) in pixels of what ``load_rgb`` returns.
+        size_hw: (height, width) in pixels of the result of ``load_rgb``.
         orientation: EXIF orientation, 1 to 8; 1 is upright.
-        applied: the orientation that ``load_rgb`` applies: the same, or 1.
+        applied: the orientation that ``load_rgb`` applies: ``orientation`` or 1.
     """
 
     size_hw: SizeHW
@@ -66,17 +67,17 @@ class Header:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether the size cannot tell if boxes were drawn before or after the picture was turned."""
+        """Whether the size leaves open if boxes were drawn before or after the image was turned."""
         height, width = self.size_hw
         return self.orientation in (2, 3, 4) or (self.orientation != 1 and height == width)
 
 
 def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
-    """Return what the start of a picture file says, without decoding its pixels; arguments as for ``load_rgb``.
+    """Return size and orientation of an image file without decoding its pixels; arguments as for ``load_rgb``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a picture in one of ``FORMATS``.
+        ValueError: if it is not an image in one of ``FORMATS``.
     """
     with _opened(path) as image:
         applied = _applied(image, declared_hw)
@@ -86,23 +87,23 @@ def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; whatever goes wrong while it is in use is one of two clear errors."""
+    """Open an image; every failure while it is in use becomes FileNotFoundError or ValueError."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"No picture at {path}. `glip-adapt data check` lists every missing one.") from None
+        raise FileNotFoundError(f"No image at {path}. `glip-adapt data check` lists every missing one.") from None
     except Exception as error:  # damaged bytes lead the decoders to any error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is not a picture that can be read ({reason}). Replace it by one in a common format such as JPEG "
+            f"{path} is not an image that can be read ({reason}). Replace it by one in a common format such as JPEG "
             "or PNG, or remove it."
         ) from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened picture, 1 if it has none that is known."""
-    # Pillow turns TIFF itself. Of a PNG it would decode all pixels to look for a tag behind them.
+    """Return the EXIF orientation of an opened image; 1 if it has none or an unknown one."""
+    # Pillow turns TIFF itself. In a PNG without a tag before its pixels, it would decode them all to look behind.
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1
     tag = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -110,7 +111,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _applied(image: Image.Image, declared_hw: SizeHW | None) -> int:
-    """Return the orientation that is applied: 1 where the declared size, lying or upright, is that of the stored."""
+    """Return the orientation to apply: 1 if the declared size is landscape or portrait like the stored pixels."""
     tag = _orientation(image)
     if tag < _SWAPS_SIDES or declared_hw is None:
         return tag
@@ -130,7 +131,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Return grey values as uint8: those of 16-bit files by their upper byte, others by the range that they lie in."""
+    """Return grey values as uint8: the upper byte of 16 bits, other values scaled by their range."""
     low, high = values.min(), values.max()
     is_16_bit = values.dtype.itemsize == 2
     if is_16_bit or (values.dtype.kind in "iu" and low >= 0 and 255 < high <= 65535):

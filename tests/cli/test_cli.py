@@ -94,7 +94,7 @@ def test_detect_takes_a_folder_and_goes_on_after_a_broken_picture(glip, one_bad,
     out, labels = tmp_path / "found", one_bad / "labels.json"
     code, said, err = glip("detect", one_bad, "--classes", "red box", "--out", out, "--as-coco", labels, *SMALL)
     assert code == 1
-    assert "b.png is not a picture" in err
+    assert "b.png is not an image" in err
     assert {file.name for file in out.iterdir()} == {"a.jpg.json", "a.jpg.png", "a.png.json", "a.png.png"}
     assert [r.path.name for r in load_split(labels, one_bad, "labels").records] == ["a.jpg", "a.png"]
     code, said, _ = glip("detect", one_bad, "--classes", "red box", "--out", out, "--json", *SMALL)

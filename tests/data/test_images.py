@@ -110,7 +110,7 @@ def test_a_format_whose_reader_gives_up_is_no_picture(tmp_path):
     content = bytearray(buffer.getvalue())
     content[80:84] = (0x4000).to_bytes(4, "little")
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         load_rgb(tmp_path / "a.png")
 
 
@@ -124,10 +124,10 @@ def test_pictures_of_every_mode_open_as_rgb(tmp_path, mode):
 
 
 def test_a_picture_that_cannot_be_opened_says_why(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No picture at"):
+    with pytest.raises(FileNotFoundError, match="No image at"):
         load_rgb(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         load_rgb(tmp_path / "text.png")
 
 

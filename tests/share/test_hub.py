@@ -90,7 +90,7 @@ def test_a_picture_goes_up_small_and_without_its_metadata(server, saved, tmp_pat
     (tmp_path / "back.png").write_bytes(sent)
     assert Image.open(tmp_path / "back.png").size == (1280, 640)
     assert "](picture.png)" in server.files[REPOSITORY]["README.md"].decode()
-    with pytest.raises(FileNotFoundError, match="No picture at"):
+    with pytest.raises(FileNotFoundError, match="No image at"):
         push_to_hub(saved, REPOSITORY, picture=tmp_path / "absent.jpg")
 
 

@@ -1,1 +1,1 @@
-"""One reader per dataset format."""
+"""Dataset formats, one module each: ``recognises(folder)`` and ``read(folder)``, which returns splits by name."""
