@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
+from glip_adapt.core.errors import GlipAdaptError
+
 MAX_ENTRIES = 200_000
 MAX_DIRECTORY_BYTES = 32 * 2**20  # 160 per entry; it is read as a whole, and takes 10 times as much memory
 MAX_PARTS = 32  # of a path
@@ -24,7 +26,7 @@ _MOST_SHOWN = 100  # characters of a name
 _PLAIN_FLAGS = 0x2 | 0x4 | 0x8 | 0x800  # level of compression, sizes behind the data, names in UTF-8
 
 
-class UnsafeArchiveError(ValueError):
+class UnsafeArchiveError(GlipAdaptError, ValueError):
     """A zip file is damaged, or has entries that no dataset needs."""
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 from glip_adapt.core.config import to_mapping
 from glip_adapt.core.downloads import DownloadError, HubFile, check_space, describe, download
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import locked
 from glip_adapt.data.archive import UnsafeArchiveError, check_archive, unpack
 from glip_adapt.data.glyphs13 import find_glyph_set
@@ -46,7 +47,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
 
-class FetchError(RuntimeError):
+class FetchError(GlipAdaptError, RuntimeError):
     """A dataset could not be fetched. Existing datasets are unharmed, and a second try resumes."""
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glip_adapt.core.config import describe_unknown, override
+from glip_adapt.core.config import override, unknown_name
 from glip_adapt.core.files import scratch_folder
 from glip_adapt.core.structures import SizeHW, Target
 from glip_adapt.data.formats.coco import coco_ground_truth
@@ -69,11 +69,11 @@ def find_glyph_set(name: str) -> GlyphSet | None:
     """Return the synthetic set with this dataset name, or None for the name of another dataset.
 
     Raises:
-        ValueError: if the name starts with ``glyphs13`` and there is no such set.
+        UnknownNameError: if the name starts with ``glyphs13`` and there is no such set.
     """
     found = rendered_datasets().get(name)
     if found is None and name.startswith("glyphs13"):
-        raise ValueError(f"Unknown synthetic dataset {describe_unknown(name, rendered_datasets())}.")
+        raise unknown_name("synthetic dataset", name, rendered_datasets())
     return found
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping, read_toml
+from glip_adapt.core.errors import UnknownNameError
 
 ARCHIVE_REPOSITORY = "GLIPModel/GLIP"  # on the Hub
 
@@ -94,7 +95,7 @@ def find_spec(name: str) -> DatasetSpec:
 
     Raises:
         FileNotFoundError: if ``name`` is a path.
-        ValueError: if no dataset has this name; the message names the nearest.
+        UnknownNameError: if no dataset has this name; the message names the nearest.
     """
     by_name = {key.casefold(): spec for spec in known_datasets() for key in (spec.official_name, spec.short_name)}
     short = name.casefold().removeprefix("odinw/")
@@ -105,7 +106,7 @@ def find_spec(name: str) -> DatasetSpec:
     near = difflib.get_close_matches(name.casefold(), by_name, n=1)
     nearest = f" Did you mean {by_name[near[0]].official_name!r}?" if near else ""
     choices = ", ".join(spec.official_name for spec in known_datasets())
-    raise ValueError(f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}.")
+    raise UnknownNameError(f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}.")
 
 
 def dataset_roots(root: Path | None) -> list[Path]:

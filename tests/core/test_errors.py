@@ -5,6 +5,8 @@ import pytest
 from glip_adapt.adapters.storage import AdapterMismatchError
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError
 from glip_adapt.core.errors import GlipAdaptError, UnknownNameError
+from glip_adapt.data.archive import UnsafeArchiveError
+from glip_adapt.data.fetch import FetchError
 from glip_adapt.engine.optimise import NonFiniteLossError
 from glip_adapt.share.hub import HubError
 from glip_adapt.trunks.checkpoint_files import CheckpointError
@@ -14,9 +16,11 @@ KINDS = {
     CheckpointError: ValueError,
     DamagedDownloadError: RuntimeError,
     DownloadError: RuntimeError,
+    FetchError: RuntimeError,
     HubError: RuntimeError,
     NonFiniteLossError: ArithmeticError,
     UnknownNameError: ValueError,
+    UnsafeArchiveError: ValueError,
 }
 
 

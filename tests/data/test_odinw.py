@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.data import glyphs13
 from glip_adapt.data.check import check_split
 from glip_adapt.data.dataset import load_dataset
@@ -143,7 +144,9 @@ def test_a_root_with_several_datasets_asks_for_one(raccoon):
 
 
 def test_an_unknown_name_lists_the_choices_and_the_nearest():
-    with pytest.raises(ValueError, match=r"Unknown dataset 'racoon'.*mean 'Raccoon'.*Known: PascalVOC, .*pothole"):
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown dataset 'racoon'.*mean 'Raccoon'.*Known: PascalVOC, .*pothole"
+    ):
         load_dataset("racoon")
 
 
@@ -312,7 +315,7 @@ def test_where_nothing_is_named_synthetic_sets_go_into_the_users_cache(tmp_path,
 
 
 def test_an_unknown_synthetic_set_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'glyphs13/Dice'"):
+    with pytest.raises(UnknownNameError, match="did you mean 'glyphs13/Dice'"):
         load_dataset("glyphs13/Dices")
 
 
