@@ -69,7 +69,7 @@ def test_a_missing_annotation_file_says_so(tmp_path):
     assert kinds(tmp_path / "none.json") == {"missing annotation file"}
 
 
-def test_a_missing_picture_says_so_unless_pictures_are_not_needed(tmp_path):
+def test_a_missing_image_says_so_unless_images_are_not_needed(tmp_path):
     path = write(tmp_path)
     (tmp_path / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"missing image file: .*1\.png"):
@@ -161,7 +161,7 @@ def test_an_empty_name_is_one_defect_and_its_boxes_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("declared", "listed"), [((30, 40), "not applied"), ((40, 30), None), (None, "applied"), ((40, 40), "applied")]
 )
-def test_pictures_with_an_orientation_are_listed_unless_the_declared_size_is_upright(tmp_path, declared, listed):
+def test_images_with_an_orientation_are_listed_unless_the_declared_size_is_upright(tmp_path, declared, listed):
     path = write(tmp_path, [image_entry(1, file_name="1.jpg")])
     size = (40, 40) if declared == (40, 40) else (40, 30)
     exif = Image.Exif()

@@ -26,7 +26,7 @@ def annotation(annotation_id, image_id, category_id, bbox, **changes):
 
 
 def write(folder, images=None, annotations=(), categories=None, **changes):
-    """Write a COCO file with 40 × 30 pictures and return its path."""
+    """Write a COCO file with 40 × 30 images and return its path."""
     images = [image_entry(1)] if images is None else images
     for entry in images:
         if isinstance(entry, dict) and isinstance(entry.get("file_name"), str):
@@ -59,7 +59,7 @@ def test_a_box_becomes_inclusive_corners(tmp_path):
     assert target.labels.dtype == torch.int64
 
 
-def test_records_come_by_rising_image_id_and_keep_pictures_without_boxes(tmp_path):
+def test_records_come_by_rising_image_id_and_keep_images_without_boxes(tmp_path):
     split = load(write(tmp_path, [image_entry(9), image_entry(2)], [annotation(1, 9, 3, [0, 0, 5, 5])]))
     assert [record.image_id for record in split.records] == [2, 9]
     assert [len(record.target) for record in split.records] == [0, 1]
@@ -80,7 +80,7 @@ def test_targets_are_clipped_and_lose_what_is_too_thin_to_learn_from(tmp_path):
     assert [entry["bbox"] for entry in coco_ground_truth(split)["annotations"]] == boxes
 
 
-def test_a_picture_with_only_thin_boxes_is_not_fit_for_training(tmp_path):
+def test_an_image_with_only_thin_boxes_is_not_fit_for_training(tmp_path):
     images = [image_entry(1), image_entry(2)]
     boxes = [annotation(1, 1, 3, [0, 0, 1, 20]), annotation(2, 2, 3, [0, 0, 1.5, 20])]
     assert [record.image_id for record in load(write(tmp_path, images, boxes)).with_boxes().records] == [2]
@@ -93,7 +93,7 @@ def test_crowds_are_no_targets_but_stay_in_the_ground_truth(tmp_path):
     assert [entry["iscrowd"] for entry in coco_ground_truth(split)["annotations"]] == [0, 1]
 
 
-def test_sizes_that_the_file_lacks_come_from_the_picture(tmp_path):
+def test_sizes_that_the_file_lacks_come_from_the_image(tmp_path):
     bare = {"id": 1, "file_name": "1.png"}
     path = write(tmp_path, [bare])
     assert load(path).records[0].size_hw == (30, 40)
@@ -153,7 +153,7 @@ def test_a_category_that_only_heads_the_others_is_no_class_unless_it_has_boxes(t
 
 
 @pytest.mark.parametrize(("declared", "shown"), [((40, 30), (40, 30)), ((30, 40), (30, 40)), (None, (40, 30))])
-def test_a_picture_is_turned_where_its_boxes_were_drawn_on_the_turned_one(tmp_path, declared, shown):
+def test_an_image_is_turned_where_its_boxes_were_drawn_on_the_turned_one(tmp_path, declared, shown):
     path = write(tmp_path)
     exif = Image.Exif()
     exif[274] = 6

@@ -38,7 +38,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def made(tmp_path, coco_folder):
-    """Return a function: a known dataset in the official layout, made of generated pictures."""
+    """Return a function: a known dataset in the official layout, made of generated images."""
 
     def make(name="Raccoon"):
         spec = find_spec(name)
@@ -68,7 +68,7 @@ def zipped(folder, path, *more):
 
 @pytest.fixture
 def raccoon(hub, made, tmp_path):
-    """Serve a Raccoon of a few pictures; the folder that datasets go into."""
+    """Serve a Raccoon of a few images; the folder that datasets go into."""
     hub.put(ARCHIVE_REPOSITORY, "odinw_35/Raccoon.zip", zipped(made(), tmp_path / "raccoon.zip"))
     return tmp_path / "data"
 

@@ -1,4 +1,4 @@
-"""Pictures as people see them, and files that are none."""
+"""Images as people see them, and files that are none."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from glip_adapt.data.images import FORMATS, load_rgb, read_header
 
 
 def save_with_tag(path, tag, size=(7, 5)):
-    """Write a picture whose upper left pixels are red before it is turned."""
+    """Write an image whose upper left pixels are red before it is turned."""
     exif = Image.Exif()
     exif[274] = tag
     image = Image.new("RGB", (10 * size[0], 10 * size[1]))
@@ -25,7 +25,7 @@ def save_with_tag(path, tag, size=(7, 5)):
 
 @pytest.mark.parametrize("tag", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_a_picture_without_declared_size_is_turned_as_pillow_turns_it(tmp_path, tag, suffix):
+def test_an_image_without_declared_size_is_turned_as_pillow_turns_it(tmp_path, tag, suffix):
     stored = save_with_tag(tmp_path / f"x.{suffix}", tag)
     expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
     shown = load_rgb(tmp_path / f"x.{suffix}")
@@ -37,14 +37,14 @@ def test_a_picture_without_declared_size_is_turned_as_pillow_turns_it(tmp_path, 
 def test_the_declared_size_tells_whether_the_tag_is_applied(tmp_path, tag):
     path = tmp_path / "x.jpg"
     save_with_tag(path, tag)
-    assert load_rgb(path, (70, 50)).size == (50, 70)  # boxes drawn on the turned picture
+    assert load_rgb(path, (70, 50)).size == (50, 70)  # boxes drawn on the turned image
     assert load_rgb(path, (50, 70)).size == (70, 50)  # on the stored one
     assert read_header(path, (50, 70)).applied == 1
     assert load_rgb(path, (700, 500)).size == (50, 70)  # of another scale, yet upright
     assert load_rgb(path, (60, 60)).size == (50, 70)
 
 
-def test_a_picture_of_several_frames_from_a_phone_opens(tmp_path):
+def test_an_image_of_several_frames_from_a_phone_opens(tmp_path):
     frame = Image.new("RGB", (8, 6), (9, 9, 9))
     frame.save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=[frame.copy()])
     assert load_rgb(tmp_path / "x.jpg").size == (8, 6)
@@ -87,7 +87,7 @@ def test_what_is_transparent_is_white_and_hides_its_colour(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell script")
 @pytest.mark.parametrize("name", ["photo.jpg", "photo.eps", "photo.png"])
-def test_no_picture_starts_a_program(tmp_path, monkeypatch, name):
+def test_no_image_starts_a_program(tmp_path, monkeypatch, name):
     program = tmp_path / "gs"
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     program.chmod(0o755)
@@ -104,7 +104,7 @@ def test_every_format_is_one_that_pillow_knows():
     assert not {"EPS", "WMF", "FITS", "HDF5", "GRIB", "BUFR", "DDS"} & set(FORMATS)
 
 
-def test_a_format_whose_reader_gives_up_is_no_picture(tmp_path):
+def test_a_format_whose_reader_gives_up_is_no_image(tmp_path):
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "DDS")
     content = bytearray(buffer.getvalue())
@@ -115,7 +115,7 @@ def test_a_format_whose_reader_gives_up_is_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
-def test_pictures_of_every_mode_open_as_rgb(tmp_path, mode):
+def test_images_of_every_mode_open_as_rgb(tmp_path, mode):
     suffix = "tif" if mode == "CMYK" else "png"
     Image.new("RGB", (7, 5), (255, 255, 255)).convert(mode).save(tmp_path / f"x.{suffix}")
     image = load_rgb(tmp_path / f"x.{suffix}")
@@ -123,7 +123,7 @@ def test_pictures_of_every_mode_open_as_rgb(tmp_path, mode):
     assert np.asarray(image).min() == 255
 
 
-def test_a_picture_that_cannot_be_opened_says_why(tmp_path):
+def test_an_image_that_cannot_be_opened_says_why(tmp_path):
     with pytest.raises(FileNotFoundError, match="No image at"):
         load_rgb(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("hello")
@@ -138,7 +138,7 @@ def test_a_picture_that_cannot_be_opened_says_why(tmp_path):
     noise=st.binary(max_size=12),
     at=st.floats(0, 1),
 )
-def test_damaged_pictures_raise_nothing_but_valueerror(tmp_path, suffix, noise, at):
+def test_damaged_images_raise_nothing_but_valueerror(tmp_path, suffix, noise, at):
     path = tmp_path / f"x.{suffix}"
     Image.effect_noise((16, 12), 50).convert("RGB").save(path)
     content = path.read_bytes()

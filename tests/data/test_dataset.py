@@ -1,0 +1,375 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.errors import UnknownNameError
+from glip_adapt.data import dataset, glyphs13
+from glip_adapt.data.check import check_split
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.formats import coco
+from glip_adapt.data.odinw import known_datasets
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+WITHOUT_BACKGROUND = "annotations_without_background.json"
+
+
+def write(annotation_file, image_dir=None, prefix="", count=1, categories=({"id": 1, "name": "raccoon"},)):
+    """Write a COCO file with ``count`` images of one box each."""
+    image_dir = image_dir or annotation_file.parent
+    annotation_file.parent.mkdir(parents=True, exist_ok=True)
+    (image_dir / prefix).mkdir(parents=True, exist_ok=True)
+    images = [{"id": n, "file_name": f"{prefix}{n}.png", "width": 20, "height": 20} for n in range(count)]
+    boxes = [{"id": n, "image_id": n, "category_id": categories[0]["id"], "bbox": [1, 1, 9, 9]} for n in range(count)]
+    for entry in images:
+        Image.new("RGB", (20, 20)).save(image_dir / entry["file_name"])
+    content = {"images": images, "annotations": boxes, "categories": list(categories)}
+    annotation_file.write_text(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def no_data_around(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+
+
+@pytest.fixture
+def raccoon(tmp_path):
+    """The folder that holds ``odinw/Raccoon`` in the official layout."""
+    for count, name in enumerate(("train", "valid", "test"), start=1):
+        write(tmp_path / "odinw" / "Raccoon" / "Raccoon.v2-raw.coco" / name / WITHOUT_BACKGROUND, count=count)
+    return tmp_path
+
+
+def sizes(data):
+    return {name: len(split) for name, split in data.splits.items()}
+
+
+@pytest.mark.parametrize("folder", [".", "odinw", "odinw/Raccoon", "odinw/Raccoon/Raccoon.v2-raw.coco"])
+def test_an_official_folder_is_recognised_at_every_level(raccoon, folder):
+    data = load_dataset(raccoon / folder)
+    assert data.name == "Raccoon"
+    assert (len(data.train), len(data.val), len(data.test)) == (1, 2, 3)
+    assert data.train.name == "Raccoon/train"
+    assert data.classes == ("raccoon",)
+
+
+@pytest.mark.parametrize("name", ["Raccoon", "raccoon"])
+def test_a_known_name_is_found_under_root_or_environment_or_working_folder(raccoon, monkeypatch, name):
+    assert sizes(load_dataset(name, root=raccoon / "odinw")) == {"train": 1, "val": 2, "test": 3}
+    assert load_dataset(name, root=raccoon).name == "Raccoon"
+    monkeypatch.setenv("GLIP_ADAPT_DATA", str(raccoon / "odinw"))
+    assert load_dataset(name).name == "Raccoon"
+    monkeypatch.delenv("GLIP_ADAPT_DATA")
+    monkeypatch.chdir(raccoon)
+    assert load_dataset(name).name == "Raccoon"
+
+
+def test_a_short_name_brings_official_class_names_and_prompts(tmp_path):
+    root = tmp_path / "NorthAmericaMushrooms" / "North American Mushrooms.v1-416x416.coco"
+    categories = ({"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 0, "name": "background"})
+    write(root / "train" / WITHOUT_BACKGROUND, categories=categories)
+    data = load_dataset("mushrooms", root=tmp_path)
+    assert data.classes == ("CoW", "chanterelle")
+    assert data.train.category_ids == (1, 2)
+    assert data.prompts == (ClassPrompt(name="flat mushroom"), ClassPrompt(name="yellow mushroom"))
+    with pytest.raises(FileNotFoundError, match="no test split, only train"):
+        _ = data.test
+
+
+def test_pascal_voc_reports_on_its_val_split(tmp_path):
+    categories = [{"id": i, "name": name} for i, name in known_datasets()[0].categories.items()]
+    write(tmp_path / "PascalVOC" / "train" / WITHOUT_BACKGROUND, categories=categories)
+    write(tmp_path / "PascalVOC" / "valid" / WITHOUT_BACKGROUND, categories=categories, count=2)
+    data = load_dataset(tmp_path / "PascalVOC")
+    assert data.test.annotation_file == data.val.annotation_file
+    assert (data.val.name, data.test.name) == ("PascalVOC/val", "PascalVOC/test")
+
+
+def test_splits_that_share_a_folder_load_apart(tmp_path):
+    for count, name in enumerate(("train", "val", "test"), start=1):
+        file = tmp_path / "pistols" / "export" / f"{name}_{WITHOUT_BACKGROUND}"
+        write(file, count=count, categories=({"id": 1, "name": "pistol"},))
+    assert sizes(load_dataset(tmp_path / "pistols")) == {"train": 1, "val": 2, "test": 3}
+    assert load_dataset(tmp_path / "pistols" / "export").name == "pistols"
+
+
+def test_a_root_with_several_datasets_asks_for_one(raccoon):
+    write(raccoon / "odinw" / "pothole" / "train" / WITHOUT_BACKGROUND, categories=({"id": 1, "name": "pothole"},))
+    with pytest.raises(ValueError, match="several datasets: Raccoon, pothole"):
+        load_dataset(raccoon / "odinw")
+    assert load_dataset(raccoon / "odinw" / "pothole").name == "pothole"
+
+
+def test_an_unknown_name_lists_the_choices_and_the_nearest():
+    with pytest.raises(
+        UnknownNameError, match=r"Unknown dataset 'racoon'.*mean 'Raccoon'.*Known: PascalVOC, .*pothole"
+    ):
+        load_dataset("racoon")
+
+
+def test_a_known_but_absent_name_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"glip-adapt data fetch Aquarium.*Aquarium\.zip into .*my_root"):
+        load_dataset("Aquarium", root=tmp_path / "my_root")
+
+
+def test_a_path_that_does_not_exist_is_no_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No folder"):
+        load_dataset(tmp_path / "Raccoon")
+
+
+@pytest.mark.parametrize("val", ["val", "valid"])
+@pytest.mark.parametrize("below", ["", "export", "a/b"])
+@pytest.mark.parametrize("file", [WITHOUT_BACKGROUND, "_annotations.coco.json", "annotations.json", "mine.json"])
+def test_a_folder_per_split_is_a_dataset(tmp_path, val, below, file):
+    root = tmp_path / "birds"
+    for count, name in enumerate(("train", val, "test"), start=1):
+        write(root / below / name / file, count=count)
+        (root / below / name / "fewshot_train_shot1_seed3.json").write_text("{}")
+    data = load_dataset(root)
+    assert sizes(data) == {"train": 1, "val": 2, "test": 3}
+    assert (data.name, data.train.name, data.prompts) == ("birds", "birds/train", None)
+
+
+def test_images_may_lie_in_a_folder_of_their_own(tmp_path):
+    write(tmp_path / "birds" / "train" / "annotations.json", tmp_path / "birds" / "train" / "images")
+    assert load_dataset(tmp_path / "birds").train.image_dir == tmp_path / "birds" / "train" / "images"
+
+
+@pytest.mark.parametrize("below", ["annotations", ""])
+@pytest.mark.parametrize("file", ["{}.json", "instances_{}.json", "instances_{}2017.json"])
+@pytest.mark.parametrize("images", ["{}", "images/{}", "images", "images prefixed", "prefixed"])
+def test_the_layout_of_coco_itself_is_a_dataset(tmp_path, below, file, images):
+    root = tmp_path / "coco"
+    for count, name in enumerate(("train", "val", "test"), start=1):
+        where, _, prefixed = images.rpartition("prefixed")
+        image_dir = root / (where.strip() if prefixed == "" and "prefixed" in images else images.format(name))
+        write(root / below / file.format(name), image_dir, f"{name}/" if "prefixed" in images else "", count)
+    data = load_dataset(root)
+    assert sizes(data) == {"train": 1, "val": 2, "test": 3}
+    assert all(record.path.is_file() for split in data.splits.values() for record in split.records)
+
+
+def test_image_folders_may_carry_the_year(tmp_path):
+    write(tmp_path / "annotations" / "instances_val2017.json", tmp_path / "val2017")
+    assert load_dataset(tmp_path).val.image_dir == tmp_path / "val2017"
+
+
+@pytest.mark.parametrize("missing", ["train", "val", "test"])
+def test_a_missing_split_raises_only_when_used(tmp_path, missing):
+    for name in {"train", "val", "test"} - {missing}:
+        write(tmp_path / "birds" / name / "annotations.json")
+    data = load_dataset(tmp_path / "birds")
+    with pytest.raises(FileNotFoundError, match=f"'birds' has no {missing} split, only .*Expected folders"):
+        getattr(data, missing)
+    assert len(data.splits) == 2
+
+
+def test_splits_must_agree_on_their_categories(tmp_path):
+    write(tmp_path / "train" / "annotations.json")
+    write(tmp_path / "test" / "annotations.json", categories=({"id": 1, "name": "owl"},))
+    with pytest.raises(ValueError, match=r"differ in their categories.*raccoon.*owl"):
+        load_dataset(tmp_path)
+
+
+def test_ambiguous_folders_are_refused(tmp_path):
+    write(tmp_path / "a" / "train" / "one.json")
+    write(tmp_path / "a" / "train" / "two.json")
+    with pytest.raises(ValueError, match=r"Several COCO files.*one\.json, two\.json"):
+        load_dataset(tmp_path / "a")
+    write(tmp_path / "b" / "c" / "train" / "one.json")
+    write(tmp_path / "b" / "d" / "train" / "one.json")
+    with pytest.raises(ValueError, match="holds several datasets"):
+        load_dataset(tmp_path / "b")
+    write(tmp_path / "e" / "val" / "one.json")
+    write(tmp_path / "e" / "valid" / "one.json")
+    with pytest.raises(ValueError, match="both a valid and a val"):
+        load_dataset(tmp_path / "e")
+    write(tmp_path / "f" / "annotations" / "instances_val2014.json")
+    write(tmp_path / "f" / "annotations" / "instances_val2017.json")
+    with pytest.raises(ValueError, match="Several val files"):
+        load_dataset(tmp_path / "f")
+
+
+def test_a_folder_without_annotations_says_what_was_expected(tmp_path):
+    (tmp_path / "birds" / "train").mkdir(parents=True)
+    (tmp_path / "birds" / ".hidden").mkdir()
+    write(tmp_path / "birds" / ".hidden" / "test" / "annotations.json")
+    with pytest.raises(ValueError, match=r"Found no COCO file.*Expected folders train"):
+        load_dataset(tmp_path / "birds")
+
+
+def test_a_defect_inside_a_dataset_names_file_and_kind(tmp_path):
+    write(tmp_path / "train" / "annotations.json")
+    (tmp_path / "train" / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train/annotations\.json: missing image file"):
+        load_dataset(tmp_path)
+
+
+def test_the_traps_of_the_official_files_are_none(tmp_path, caplog):
+    """A parent category with id 0, every image twice, images without boxes, fewer images than shots."""
+    spec = next(spec for spec in known_datasets() if spec.short_name == "Vehicles")
+    categories = [{"id": 0, "name": "vehicles"}, *({"id": i, "name": name} for i, name in spec.categories.items())]
+    file = tmp_path / spec.splits["train"].ann_file
+    write(file, count=4, categories=categories)
+    content = json.loads(file.read_text())
+    content["images"][1]["file_name"] = content["images"][0]["file_name"]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9]} for n in range(3)]
+    file.write_text(json.dumps(content | {"annotations": boxes}))
+    train = load_dataset(tmp_path / "odinw").train
+    assert train.classes == spec.classes  # label 0 is category 1
+    assert train.records[0].path == train.records[1].path
+    assert (len(train), len(train.with_boxes())) == (4, 3)
+    assert len(train.few_shot(5, seed=3)) == 3
+    assert "has only 3 of 5 images of 'Ambulance'" in caplog.text
+    assert "has only 0 of 5 images of 'Truck'" in caplog.text
+
+
+REAL = {
+    "Raccoon": (150, 29, 17),
+    "NorthAmericaMushrooms": (41, 5, 5),
+    "Packages": (19, 4, 3),
+    "thermalDogsAndPeople": (131, 36, 18),
+}
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the development data is not beside this checkout")
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_sets_load_by_name_and_by_folder(name):
+    for data in (load_dataset(name, root=SHARED / "data"), load_dataset(SHARED / "data" / "odinw" / name)):
+        assert (len(data.train), len(data.val), len(data.test)) == REAL[name]
+        assert len(data.train.with_boxes()) == REAL[name][0]
+        assert len(data.train.few_shot(3, seed=3)) >= 3
+    for split in (data.val, data.test):
+        assert check_split(split.annotation_file, split.image_dir) == []
+
+
+# Synthetic sets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_synthetic_set_is_rendered_on_first_use_and_kept(tmp_path, monkeypatch):
+    tiny = replace(glyphs13.glyph_sets()[5], images=(3, 2, 2))
+    monkeypatch.setattr(glyphs13, "glyph_sets", lambda: (tiny,))
+    name = f"glyphs13/{tiny.name}"
+    data = load_dataset(name, tmp_path)
+    assert data.name == name
+    assert [len(split) for split in (data.train, data.val, data.test)] == [3, 2, 2]
+    assert data.classes == tiny.classes
+    assert data.train.name == f"{name}/train"
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert [record.path for record in load_dataset(name, tmp_path).train.records] == [
+        r.path for r in data.train.records
+    ]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
+
+
+def test_where_nothing_is_named_synthetic_sets_go_into_the_users_cache(tmp_path, monkeypatch):
+    tiny = replace(glyphs13.glyph_sets()[5], images=(1, 1, 1))
+    monkeypatch.setattr(glyphs13, "glyph_sets", lambda: (tiny,))
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_dataset(f"glyphs13/{tiny.name}")
+    assert [path.name for path in (tmp_path / "glip_adapt").glob("glyphs13-v*/*")] == [tiny.name]
+
+
+def test_an_unknown_synthetic_set_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'glyphs13/Dice'"):
+        load_dataset("glyphs13/Dices")
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("annotations/instances_default.json", "images/default"),  # CVAT
+        ("result.json", "images"),  # Label Studio
+        ("_annotations.coco.json", ""),  # Roboflow without splits
+        ("annotations/instances_default.json", "images"),
+    ],
+)
+def test_a_single_file_is_the_training_split(tmp_path, file, images):
+    write(tmp_path / "birds" / file, tmp_path / "birds" / images, count=2)
+    (tmp_path / "birds" / "info.json").write_text("{}")
+    data = load_dataset(tmp_path / "birds")
+    assert sizes(data) == {"train": 2}
+    assert data.train.image_dir == tmp_path / "birds" / images
+    with pytest.raises(FileNotFoundError, match="has no test split, only train"):
+        _ = data.test
+
+
+def test_several_files_of_no_known_name_are_listed(tmp_path):
+    write(tmp_path / "birds" / "one.json")
+    write(tmp_path / "birds" / "two.json")
+    with pytest.raises(ValueError, match=r"several COCO files in .*one\.json, two\.json"):
+        load_dataset(tmp_path / "birds")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "package.json").write_text('{"name": "x"}')
+    with pytest.raises(ValueError, match=r"no COCO file in .*package\.json"):
+        load_dataset(tmp_path / "notes")
+
+
+def test_a_root_category_is_left_out_unless_a_split_has_boxes_of_it(tmp_path):
+    categories = ({"id": 1, "name": "owl", "supercategory": "birds"}, {"id": 0, "name": "birds"})
+    for name in ("train", "test"):
+        write(tmp_path / "birds" / name / "_annotations.coco.json", categories=categories)
+    assert load_dataset(tmp_path / "birds").classes == ("owl",)
+    write(tmp_path / "birds" / "test" / "_annotations.coco.json", categories=categories[::-1])
+    assert load_dataset(tmp_path / "birds").classes == ("birds", "owl")
+
+
+def test_training_is_watched_on_the_split_of_the_public_config(tmp_path):
+    eggs = next(spec for spec in known_datasets() if spec.early_stopping == "minival")
+    categories = [{"id": i, "name": name} for i, name in eggs.categories.items()]
+    for count, name in enumerate(("train", "val", "minival"), start=1):
+        split = eggs.splits[name]
+        write(tmp_path / split.ann_file, tmp_path / split.img_dir, count=count, categories=categories)
+    data = load_dataset(eggs.official_name, root=tmp_path)
+    assert data.selection is data.splits["minival"]
+    (tmp_path / eggs.splits["minival"].ann_file).unlink()
+    data = load_dataset(eggs.official_name, root=tmp_path)
+    assert data.selection is data.val
+
+
+def test_a_dataset_can_be_scored_by_the_ids_of_its_files(raccoon):
+    data = load_dataset("Raccoon", root=raccoon)
+    assert {split.annotation_ids for split in data.splits.values()} == {"renumbered"}
+    assert {split.annotation_ids for split in data.scored("as_in_file").splits.values()} == {"as_in_file"}
+
+
+def test_a_format_is_asked_whether_it_recognises_a_folder(tmp_path, monkeypatch):
+    write(tmp_path / "birds" / "train" / "annotations.json", count=3)
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "cats.txt").touch()
+    known = load_dataset(tmp_path / "birds").splits
+
+    class Other:
+        """Stands for a module of ``formats``."""
+
+        recognises = staticmethod(lambda folder: (folder / "cats.txt").exists())
+        read = staticmethod(lambda folder: {"test": replace(known["train"], name=f"{folder.name}/test")})
+
+    monkeypatch.setattr(dataset, "FORMATS", (Other, *dataset.FORMATS))
+    assert load_dataset(tmp_path / "cats").test.name == "cats/test"
+    assert sizes(load_dataset(tmp_path / "birds")) == {"train": 3}
+
+
+@pytest.mark.parametrize(
+    ("files", "is_coco"),
+    [
+        ({}, False),
+        ({"a.json": "{}"}, False),
+        ({"a.json": '{"images": [], "annotations": []}'}, True),
+        ({"a.json": '{"images": [], "annotations": []}', "b.json": '{"images": [], "annotations": []}'}, True),
+        ({"train/a.json": "{}"}, True),
+        ({"train/a.json": "{}", "train/b.json": "{}"}, True),  # ambiguous: reading it says so
+        ({"annotations/instances_val.json": "broken"}, True),
+    ],
+)
+def test_coco_recognises_a_folder_by_its_files(tmp_path, files, is_coco):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert coco.recognises(tmp_path) is is_coco
