@@ -1,13 +1,16 @@
 """COCO format: read splits, ground truth for scoring and the official few-shot files.
 
-Labels start at 0 and have no gaps; category ids are those of the file. Behaviour of the public code that is kept
-(maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py): images come in the order of their ids; crowd boxes are
-no targets; target boxes are clipped to the image; target boxes without width or height after that, which includes all
-boxes of at most one pixel, are dropped; an image is used for training if one of its boxes, crowd or not, has both sides
-above one pixel (``Split.with_boxes``). The ground truth for scoring keeps every box of the file.
+Labels count from 0 without gaps; category ids are those of the file. Kept from the public code
+(maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py):
 
-The public code ignores EXIF orientation. Here, an image is turned upright as in an annotation tool, unless the file
-states the size of the stored pixels.
+- Images come in the order of their ids.
+- Targets leave out crowd boxes, are clipped to the image, and then leave out boxes without width or height. A box of
+  at most one pixel has none.
+- Training uses an image if one of its boxes, crowd or not, has both sides above one pixel (``Split.with_boxes``).
+- The ground truth for scoring keeps every box of the file.
+
+The public code ignores EXIF orientation. Here, images are turned upright, unless the file states the size of the stored
+pixels.
 """
 
 from __future__ import annotations
