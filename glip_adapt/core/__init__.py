@@ -1,1 +1,1 @@
-"""What everything else speaks: structures, boxes, captions, settings, files."""
+"""Shared by all rooms: structures, boxes, captions, settings, errors, files, downloads."""

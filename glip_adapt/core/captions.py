@@ -1,4 +1,4 @@
-"""Class names → the caption that GLIP reads, and where each name stands in it.
+"""Build the caption that GLIP reads from class names, with the span of each name.
 
 GLIP, arXiv 2112.03857, section 3.1; cleaning and joining follow ``convert_od_to_grounding_simple`` in
 maskrcnn_benchmark/data/datasets/od_to_grounding.py of the public code.
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 SEPARATOR = ". "
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tab and new lines, and halves of surrogate pairs: no tokenizer or terminal should see them."""
+"""Control characters but tab and new lines, and halves of surrogate pairs: kept from tokenizer and terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassPrompt:
-    """How one class is worded in the caption: only ``name`` is matched to boxes, the rest is context."""
+    """Wording of a class in the caption: boxes are matched to ``name`` only, prefix and suffix are context."""
 
     name: str
     prefix: str = ""
@@ -26,10 +26,10 @@ class ClassPrompt:
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption and the character span of each class name in it.
+    """A caption with the character span of each class name.
 
     Attributes:
-        text: the string given to the tokenizer.
+        text: input of the tokenizer.
         spans: (start, end) per class, end exclusive, in the order of the classes.
         names: the cleaned name of each class.
     """
@@ -40,13 +40,13 @@ class Caption:
 
 
 def clean_name(name: str) -> str:
-    """Return ``name`` without parenthesised text, with underscores and double spaces turned into single spaces."""
+    """Remove text in parentheses from ``name``, and turn underscores and double spaces into single spaces."""
     name = re.sub(r"^([^(\n]*)\(.*\)", r"\1", name, flags=re.MULTILINE)  # from each line's start: in linear time
     return name.replace("_", " ").replace("  ", " ")
 
 
 def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
-    """Return the caption of ``classes``, joined by ``". "`` without a trailing separator.
+    """Join class names to a caption, with ``". "`` between them.
 
     Args:
         classes: one entry per class, in label order; a plain string is its own name.

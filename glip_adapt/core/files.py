@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are complete, a lock for a folder, and checksums of files."""
+"""Write files whole or not at all, lock folders, check for room, compute checksums."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ if sys.platform != "win32":
 _SUFFIX = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_STEP = 2**20  # bytes
-_PARTIAL = re.compile(r"\..+-[a-z0-9_]{8}\.partial")  # what ``tempfile`` makes of the name below
+_PARTIAL = re.compile(r"\..+-[a-z0-9_]{8}\.partial")  # names that ``tempfile`` gives in ``scratch_folder``
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield where to write what becomes ``path`` at the end; after an error, all is as it was.
+    """Yield a temporary path, and move the file written there to ``path`` at the end; an error leaves the old file.
 
-    The folder of ``path`` is made if need be. What killed processes left beside it is removed.
+    Makes the folder of ``path`` if there is none. Removes temporary files of killed processes beside ``path``.
+
+    Raises:
+        OSError: if the file cannot be written; a full disk is named in the message.
     """
     if path.exists() and not path.is_file():  # a device or a pipe must not be replaced by a file
         yield path
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own for each writer, in a folder, so that the file is made by whoever writes it.
+    # Each writer has its own folder and makes the file in it, with the usual permissions.
     with scratch_folder(path) as folder:
         temporary = folder / path.name
         try:
@@ -56,14 +59,14 @@ def flush_to_disk(file: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold an existing folder against other processes that lock it, and yield whether it is held.
+    """Lock an existing folder against other processes, and yield whether this process holds the lock.
 
-    The lock is the file system's: it falls with the process, and leaves no file. Where there are no such locks, every
-    process holds the folder.
+    The lock belongs to the file system: it ends with the process, and leaves no file. On a system without such locks,
+    every process holds the folder.
 
     Args:
-        folder: what to hold.
-        wait: whether to wait for a process that holds it.
+        folder: folder to lock.
+        wait: whether to wait for a process that holds the lock.
     """
     if sys.platform == "win32":
         yield True
@@ -76,10 +79,10 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 
 
 def check_room(folder: Path, size_bytes: int) -> None:
-    """Write ``size_bytes`` where ``folder`` is or will be made, and remove them again.
+    """Check that ``size_bytes`` can be written to ``folder``, or to the place where it will be made.
 
     Raises:
-        OSError: if that fails; says why, and what to do.
+        OSError: if they cannot; says why, and what to do.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
@@ -100,7 +103,7 @@ def file_sha256(path: Path) -> str:
 
 
 def clear_partials(folder: Path) -> None:
-    """Remove what killed processes were about to write into ``folder``; what a living one writes stays."""
+    """Remove temporary files of killed processes from ``folder``; those of living processes stay."""
     for left in folder.glob(".*" + _SUFFIX):
         if _PARTIAL.fullmatch(left.name):
             with contextlib.suppress(OSError), locked(left, wait=False) as is_dead:
@@ -110,14 +113,14 @@ def clear_partials(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``path``, in which to make what becomes ``path``; it is removed at the end.
+    """Yield an empty folder beside ``path`` for making its content; it is removed at the end.
 
-    Those of killed processes are removed as well.
+    Folders of killed processes are removed as well.
     """
     clear_partials(path.parent)
     with contextlib.ExitStack() as held:
         folder = Path()
-        while not folder.name or not folder.exists():  # one that is not locked yet may be taken for a dead one
+        while not folder.name or not folder.exists():  # another process may remove it before it is locked
             folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=_SUFFIX))
             with contextlib.suppress(FileNotFoundError):
                 held.enter_context(locked(folder))

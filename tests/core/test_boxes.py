@@ -55,7 +55,7 @@ def test_scaling_there_and_back_changes_nothing(boxes_xyxy, from_hw, to_hw):
 
 @given(box_lists(), st.tuples(st.integers(1, 60), st.integers(1, 60)))
 @few
-def test_a_clipped_box_lies_in_the_picture_and_stays_there(boxes_xyxy, size_hw):
+def test_a_clipped_box_lies_in_the_image_and_stays_there(boxes_xyxy, size_hw):
     clipped = boxes.clip(boxes_xyxy, size_hw)
     height, width = size_hw
     assert ((clipped >= 0) & (clipped <= torch.tensor([width - 1, height - 1] * 2))).all()
