@@ -39,7 +39,7 @@ from glip_adapt.core.structures import ImageBatch, Target, Tokens
 from glip_adapt.data.glyphs import Glyph, seen_glyphs
 from glip_adapt.data.glyphs13 import glyph_sets
 from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
-from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine.optimise import Step, Stepper
 from glip_adapt.engine.predict import PredictConfig
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, save_tensors, trunk_spec, weights_checksum
@@ -169,7 +169,8 @@ class Scenes(Dataset[Batch]):
             named = [position for position, label in enumerate(labels) if label is not None]
             wanted = torch.tensor([label for label in labels if label is not None], dtype=torch.int64)
             target = Target(torch.from_numpy(scene.boxes_xyxy[named]), wanted)
-            pixels, target = apply_view(scene.image, target, View(SIDE, flip=False))
+            view, size_hw = View(SIDE, flip=False), (scene.image.height, scene.image.width)
+            pixels, target = view_image(scene.image, view), view_target(target, size_hw, view)
             pictures.append(pixels)
             captions.append(self.tokenizer.encode(caption))
             targets.append(target)

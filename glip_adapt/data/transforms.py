@@ -1,9 +1,9 @@
-"""Resize, flip and pad: the picture and its boxes move together.
+"""Resize, flip and pad images, and move their boxes along.
 
 GLIP, arXiv 2112.03857; maskrcnn_benchmark/data/transforms/{transforms,build}.py of the public code: PIL bilinear on
 uint8, resize first, then flip. Channel order and pixel statistics belong to the model, not here.
 
-Training draws from a finite set of *views* of a picture, so that what a frozen network makes of a view can be kept.
+Training draws from a finite set of views of an image, so that the features of a frozen network can be cached per view.
 
 Shape letters: B batch, H W padded pixels, h w real pixels.
 """
@@ -26,11 +26,11 @@ DIVISOR = 32  # pixels, the stride of the backbone
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at a picture.
+    """Size and orientation in which an image is shown.
 
     Attributes:
-        short_side: length of the shorter side after resizing, in pixels, before the limit on the longer one.
-        flip: whether the picture is mirrored left to right.
+        short_side: length of the shorter side after resizing, in pixels; less if the longer side would be too long.
+        flip: whether the image is mirrored left to right.
     """
 
     short_side: int
@@ -42,7 +42,7 @@ class View:
 
 
 def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
-    """Return every view that training draws from, each as likely as the next.
+    """Return the views that training draws from with equal probability.
 
     Args:
         short_sides: lengths of the shorter side, in pixels.
@@ -57,10 +57,10 @@ def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
 
 
 def resize_shape(size_hw: SizeHW, short_side: int, max_long_side: int) -> SizeHW:
-    """Return the (height, width) after resizing a picture of ``size_hw``, with the rounding of the public code.
+    """Return the (height, width) after resizing an image of ``size_hw``, rounded like the public code.
 
-    The shorter side becomes ``short_side``, or less where the longer one would exceed ``max_long_side``; the longer
-    side is rounded down, and no side falls below one pixel.
+    The shorter side becomes ``short_side``, or less if the longer side would exceed ``max_long_side``. The longer side
+    is rounded down. Both sides have at least one pixel.
     """
     short, long = min(size_hw), max(size_hw)
     if long * short_side > max_long_side * short:
@@ -69,58 +69,55 @@ def resize_shape(size_hw: SizeHW, short_side: int, max_long_side: int) -> SizeHW
     return (resized_long, short_side) if size_hw[0] > size_hw[1] else (short_side, resized_long)
 
 
-def apply_view(image: Image.Image, target: Target, view: View, max_long_side: int = 1333) -> tuple[Tensor, Target]:
-    """Return the picture as ``view`` shows it, and its boxes moved along.
+def view_image(image: Image.Image, view: View, max_long_side: int = 1333) -> Tensor:
+    """Return the pixels of an image in a view.
 
     Args:
-        image: RGB picture.
-        target: ground truth in pixels of ``image``.
+        image: RGB image.
         view: the short side and whether to mirror.
         max_long_side: upper limit of the longer side, in pixels.
 
     Returns:
-        (3, h, w) uint8 RGB, 0–255, and the ground truth in pixels of that tensor.
+        (3, h, w) uint8 RGB, 0–255.
 
     Raises:
-        ValueError: if the picture is not RGB.
+        ValueError: if the image is not RGB.
     """
     if image.mode != "RGB":
-        raise ValueError(f"Expected an RGB picture, got mode {image.mode!r}. Open it with data.images.load_rgb.")
-    size_hw = (image.height, image.width)
-    height, width = resize_shape(size_hw, view.short_side, max_long_side)
+        raise ValueError(f"Expected an RGB image, got mode {image.mode!r}. Open it with data.images.load_rgb.")
+    height, width = resize_shape((image.height, image.width), view.short_side, max_long_side)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) → (3, h, w)
-    return pixels, view_target(target, size_hw, view, max_long_side)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) → (3, h, w)
 
 
 def view_target(target: Target, size_hw: SizeHW, view: View, max_long_side: int = 1333) -> Target:
-    """Return the ground truth of a picture of ``size_hw`` in pixels of the view; the picture itself is not needed."""
+    """Return the ground truth of an image of (height, width) ``size_hw`` in pixels of its view."""
     seen_hw = resize_shape(size_hw, view.short_side, max_long_side)
     boxes_xyxy = boxes.scale(target.boxes_xyxy, size_hw, seen_hw)
     return Target(boxes.flip_horizontal(boxes_xyxy, seen_hw[1]) if view.flip else boxes_xyxy, target.labels)
 
 
 def padded_shape(size_hw: SizeHW) -> SizeHW:
-    """Return the (height, width) to which the network's strides pad a picture: the next multiples of 32."""
+    """Return the (height, width) of an image after padding: the next multiples of 32, the largest stride."""
     return -(-size_hw[0] // DIVISOR) * DIVISOR, -(-size_hw[1] // DIVISOR) * DIVISOR
 
 
 def collate(images: Sequence[Tensor]) -> ImageBatch:
-    """Return one batch of pictures, padded with zeros on the right and at the bottom to multiples of 32.
+    """Return one batch of images, padded with zeros on the right and at the bottom to multiples of 32.
 
     Args:
         images: B tensors (3, h, w) uint8 RGB; sizes may differ.
 
     Raises:
-        ValueError: if there is no picture, or one is not (3, h, w) uint8.
+        ValueError: if there is no image, or one is not (3, h, w) uint8.
     """
     if not images:
-        raise ValueError("A batch needs at least one picture; got none.")
+        raise ValueError("A batch needs at least one image; got none.")
     for image in images:
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise ValueError(f"Expected (3, h, w) uint8, got {tuple(image.shape)} {image.dtype}. Use apply_view first.")
+            raise ValueError(f"Expected (3, h, w) uint8, got {tuple(image.shape)} {image.dtype}. Use view_image first.")
     sizes_hw = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
     height, width = padded_shape((max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)))
     pixels = images[0].new_zeros(len(images), 3, height, width)

@@ -12,7 +12,7 @@ import torch
 from glip_adapt.adapters.base import AdaptedGlip, Detector, Precision, Prefix, autocast
 from glip_adapt.core.structures import Fused, ImageBatch, SizeHW
 from glip_adapt.data.split import ImageRecord
-from glip_adapt.data.transforms import View, apply_view, collate, padded_shape, resize_shape
+from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
 from glip_adapt.engine.cache import CacheKey, FeatureCache, picture_digest, to
 
 BATCH_PIXELS = 2**19  # of small pictures together: beyond, a batch gains nothing and takes memory
@@ -73,7 +73,7 @@ class FrozenFeatures:
         return padded_shape(resize_shape(record.header.size_hw, view.short_side, self.max_long_side))
 
     def _compute(self, records: Sequence[ImageRecord], view: View) -> Prefix:
-        pixels = [apply_view(r.load(), r.target, view, self.max_long_side)[0] for r in records]
+        pixels = [view_image(r.load(), view, self.max_long_side) for r in records]
         with autocast(self.model.device, self.precision):
             return self.model.frozen_prefix(collate(pixels).to(self.model.device))
 

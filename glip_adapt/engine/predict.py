@@ -12,8 +12,8 @@ from PIL import Image
 from glip_adapt.adapters.base import Detector, Precision, Prefix, autocast
 from glip_adapt.core import boxes
 from glip_adapt.core.config import describe_unknown
-from glip_adapt.core.structures import Detections, SizeHW, Target
-from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.core.structures import Detections, SizeHW
+from glip_adapt.data.transforms import View, collate, view_image
 from glip_adapt.trunks.catalogue import trunk_spec
 from glip_adapt.trunks.glip.decode import decode, merge
 
@@ -65,8 +65,7 @@ def predict(model: Detector, image: Image.Image, config: PredictConfig | None = 
     """
     config = config or PredictConfig.of(model.trunk.name)
     model.train(False)
-    nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
-    pixels, _ = apply_view(image, nothing, config.view, config.max_long_side)
+    pixels = view_image(image, config.view, config.max_long_side)
     with autocast(model.device, config.precision):
         prefix = model.frozen_prefix(collate([pixels]).to(model.device))
     (found,) = detections(model, prefix, [(image.height, image.width)], config)

@@ -12,8 +12,8 @@ from PIL import Image
 from glip_adapt.adapters import load_adapter
 from glip_adapt.adapters.base import AdaptedGlip, autocast
 from glip_adapt.core.config import describe_unknown
-from glip_adapt.core.structures import Detections, ImageBatch, Pyramid, Target
-from glip_adapt.data.transforms import apply_view, collate, padded_shape, resize_shape
+from glip_adapt.core.structures import Detections, ImageBatch, Pyramid
+from glip_adapt.data.transforms import collate, padded_shape, resize_shape, view_image
 from glip_adapt.engine.features import in_batches
 from glip_adapt.engine.predict import PredictConfig, detections
 from glip_adapt.trunks.catalogue import Trunk
@@ -119,8 +119,7 @@ class _Encoded:
     """A batch of pictures, and what the image encoder of the trunk makes of it once somebody asks."""
 
     def __init__(self, trunk: Trunk, images: Sequence[Image.Image], config: PredictConfig) -> None:
-        nothing = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
-        batch = collate([apply_view(image, nothing, config.view, config.max_long_side)[0] for image in images])
+        batch = collate([view_image(image, config.view, config.max_long_side) for image in images])
         self._trunk, self._batch, self._config = trunk, batch.to(trunk.glip.head.bias0.device), config
         self._pyramid: Pyramid | None = None
 

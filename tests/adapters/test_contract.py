@@ -17,7 +17,7 @@ from glip_adapt.adapters.base import AdaptedGlip, Stage
 from glip_adapt.core.captions import ClassPrompt, build_caption
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
-from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.data.transforms import View, collate, view_image
 from glip_adapt.engine.recipes import FitConfig
 from glip_adapt.engine.train import fit
 from glip_adapt.trunks.catalogue import Trunk, weights_checksum
@@ -337,9 +337,7 @@ def test_the_same_picture_under_another_view_is_another_prefix(trunk, dataset):
     """What a cache relies on: a prefix depends on the picture as shown, and on nothing that training moves."""
     model = build("prompt", trunk)
     record = dataset.train.records[0]
-    views = [
-        collate([apply_view(load_rgb(record.path), record.target, View(64, flip))[0]]) for flip in (False, True, False)
-    ]
+    views = [collate([view_image(load_rgb(record.path), View(64, flip))]) for flip in (False, True, False)]
     plain, mirrored, again = ([bits(level) for level in model.frozen_prefix(view).levels] for view in views)
     with torch.no_grad():
         model.owned_tensors()["text_prompt.offset"].add_(1.0)

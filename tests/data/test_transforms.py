@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glip_adapt.core.structures import Target
-from glip_adapt.data.transforms import View, apply_view, collate, resize_shape, training_views
+from glip_adapt.data.transforms import View, collate, resize_shape, training_views, view_image, view_target
 
 HERE = Path(__file__).resolve()
 PARITY = (HERE.parents[1] / "parity", HERE.parents[2].parent / "shared" / "parity")
 GOLDEN = next((folder / "preprocess.npz" for folder in PARITY if (folder / "preprocess.npz").is_file()), None)
-NOTHING = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 sides = st.integers(1, 3000)
 
@@ -69,7 +68,9 @@ def test_the_box_bounds_the_painted_rectangle_in_every_view(height, width, short
     canvas = np.zeros((height, width, 3), dtype=np.uint8)
     canvas[y1 : y2 + 1, x1 : x2 + 1] = 255
     target = Target(torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), torch.tensor([4]))
-    pixels, moved = apply_view(Image.fromarray(canvas), target, View(short_side, flip), max_long_side=200)
+    view = View(short_side, flip)
+    pixels = view_image(Image.fromarray(canvas), view, max_long_side=200)
+    moved = view_target(target, (height, width), view, max_long_side=200)
     rows, columns = (pixels[0] > 127).nonzero().unbind(1)
     seen = torch.stack((columns.min(), rows.min(), columns.max(), rows.max())).float()
     scale = max(pixels.shape[1] / height, pixels.shape[2] / width)
@@ -81,33 +82,37 @@ def test_the_box_bounds_the_painted_rectangle_in_every_view(height, width, short
 def test_a_flipped_view_mirrors_the_pixels_and_the_box():
     image = Image.effect_noise((40, 30), 60).convert("RGB")
     target = Target(torch.tensor([[4.0, 5.0, 13.0, 24.0]]), torch.tensor([0]))
-    plain, _ = apply_view(image, target, View(60, False))
-    mirrored, moved = apply_view(image, target, View(60, True))
+    plain, mirrored = (view_image(image, View(60, flip)) for flip in (False, True))
+    moved = view_target(target, (30, 40), View(60, True))
     assert torch.equal(mirrored, plain.flip(2))
     assert moved.boxes_xyxy.tolist() == [[80 - 1 - 26, 10, 80 - 1 - 8, 48]]
 
 
 def test_the_received_target_stays_as_it_was():
     target = Target(torch.tensor([[4.0, 5.0, 13.0, 24.0]]), torch.tensor([0]))
-    apply_view(Image.new("RGB", (40, 30)), target, View(60, True))
+    view_target(target, (30, 40), View(60, True))
     assert target.boxes_xyxy.tolist() == [[4, 5, 13, 24]]
 
 
 def test_a_view_of_the_same_size_changes_nothing():
     image = Image.effect_noise((40, 30), 60).convert("RGB")
-    pixels, _ = apply_view(image, NOTHING, View(30, False))
+    pixels = view_image(image, View(30, False))
     assert torch.equal(pixels, torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
-def test_a_picture_without_boxes_has_none_afterwards():
-    pixels, moved = apply_view(Image.new("RGB", (40, 30)), NOTHING, View(15, True))
+def test_pixels_are_uint8_with_channels_first():
+    pixels = view_image(Image.new("RGB", (40, 30)), View(15, True))
     assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, 15, 20))
-    assert moved.boxes_xyxy.shape == (0, 4)
+
+
+def test_an_image_without_boxes_has_none_afterwards():
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert view_target(nothing, (30, 40), View(15, True)).boxes_xyxy.shape == (0, 4)
 
 
 def test_only_rgb_is_accepted():
     with pytest.raises(ValueError, match="load_rgb"):
-        apply_view(Image.new("L", (40, 30)), NOTHING, View(15, False))
+        view_image(Image.new("L", (40, 30)), View(15, False))
 
 
 @pytest.mark.skipif(GOLDEN is None, reason="preprocess.npz is neither in tests/parity nor in ../shared/parity")
@@ -115,7 +120,7 @@ def test_pixels_equal_the_public_preprocessing():
     golden = np.load(GOLDEN)
     image = stand_in_image(int(golden["seed"]), int(golden["height"]), int(golden["width"]))
     view = View(int(golden["min_size"]), False)
-    pixels, _ = apply_view(Image.fromarray(image), NOTHING, view, int(golden["max_size"]))
+    pixels = view_image(Image.fromarray(image), view, int(golden["max_size"]))
     assert tuple(pixels.shape) == tuple(golden["full_shape"])
     mean, std = np.array([103.53, 116.28, 123.675]), np.array([57.375, 57.12, 58.395])
     normalised = (pixels.numpy()[::-1] - mean[:, None, None]) / std[:, None, None]
@@ -123,7 +128,7 @@ def test_pixels_equal_the_public_preprocessing():
 
 
 def stand_in_image(seed, height, width):
-    """The input picture of the golden file, as its README describes it."""
+    """The input image of the golden file, as its README describes it."""
     generator = np.random.Generator(np.random.PCG64(seed))
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     canvas = np.zeros((height, width, 3))
@@ -138,7 +143,7 @@ def stand_in_image(seed, height, width):
 
 @given(sizes=st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
-def test_a_batch_holds_every_picture_and_pads_with_zeros(sizes):
+def test_a_batch_holds_every_image_and_pads_with_zeros(sizes):
     images = [torch.randint(1, 256, (3, *size_hw), dtype=torch.uint8) for size_hw in sizes]
     batch = collate(images)
     assert batch.sizes_hw == tuple(sizes)

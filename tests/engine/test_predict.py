@@ -173,7 +173,7 @@ def test_a_grey_picture_goes_through_load_rgb_and_not_around_it(model, tmp_path)
     grey.save(tmp_path / "grey.png")
     found = predict(model, load_rgb(tmp_path / "grey.png"), SMALL)
     assert torch.equal(found.scores, predict(model, grey.convert("RGB"), SMALL).scores)
-    with pytest.raises(ValueError, match=r"Expected an RGB picture, got mode 'L'.*load_rgb"):
+    with pytest.raises(ValueError, match=r"Expected an RGB image, got mode 'L'.*load_rgb"):
         predict(model, grey, SMALL)
 
 

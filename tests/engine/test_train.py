@@ -14,7 +14,7 @@ from glip_adapt.adapters import attach
 from glip_adapt.core.structures import Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
-from glip_adapt.data.transforms import View, apply_view, collate
+from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine import features, train
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.features import in_batches
@@ -124,7 +124,8 @@ def test_pictures_one_by_one_give_the_gradient_of_the_batch(build, data, method)
     assert len(history.steps) == 1
 
     whole = build(method)
-    views = [apply_view(load_rgb(r.path), r.target, View(64, flip=False)) for r in records]
+    view = View(64, flip=False)
+    views = [(view_image(load_rgb(r.path), view), view_target(r.target, r.size_hw, view)) for r in records]
     (output,) = whole.outputs(collate([pixels for pixels, _ in views]))
     losses = detection_loss(output, [target for _, target in views])
     torch.stack(list(losses.values())).sum().backward()
@@ -179,7 +180,7 @@ def test_every_step_starts_without_the_gradients_of_the_last(build, single):
 
 def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monkeypatch):
     views = set()
-    monkeypatch.setattr(features, "apply_view", lambda i, t, view, longest: views.add(view) or apply_view(i, t, view))
+    monkeypatch.setattr(features, "view_image", lambda i, view, longest: views.add(view) or view_image(i, view))
     fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32, 48), flip=True, epochs=24))
     assert views == {View(side, flip) for side in (32, 48) for flip in (False, True)}
     views.clear()
