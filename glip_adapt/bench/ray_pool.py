@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster. The only home of ray, which the extra ``ray`` installs.
+"""Workers on a Ray cluster, for the extra ``ray``.
 
 All nodes see the results folder, the datasets and the checkpoints under the same paths, and have the package installed;
 environment variables, such as GLIP_ADAPT_DATA, are those of the node.
@@ -14,7 +14,7 @@ from typing import Any
 
 from glip_adapt.bench.events import PlannedRun
 from glip_adapt.bench.runner import walk
-from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Died, Ended, Report, Stopped, picklable
+from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Ended, Report, Stopped, picklable
 
 try:
     import ray
@@ -33,9 +33,9 @@ class RayPool:
         """Connect to the cluster.
 
         Args:
-            build: makes what does the runs, in the worker; Ray shows it the GPUs that are its own.
+            build: makes the executor, in the worker; Ray shows each worker only its own GPUs.
             size: number of workers.
-            address: of the cluster; ``"auto"`` is the one that this machine belongs to, ``"local"`` a new one here.
+            address: of the cluster; ``"auto"`` finds that of this machine, ``"local"`` starts one here.
             threads: CPU cores that a worker takes.
             gpus: GPUs that a worker takes.
 
@@ -59,17 +59,17 @@ class RayPool:
         self._workers[self._task.remote(self._queue, self._build, worker, runs, *place)] = worker
 
     def next_report(self) -> tuple[int, Report]:
-        """Return what the next worker has to say, and which it is; waits for it."""
+        """Wait for the next report of any worker; return the worker and the report."""
         while True:
             ended, _ = ray.wait(list(self._workers), timeout=0)
-            try:  # what was said before the end comes before it
+            try:  # reports from before the end of a worker come before its end
                 return self._queue.get(timeout=0.01 if ended else POLL_SECONDS)
             except Empty:
                 if ended:
-                    return self._workers.pop(ended[0]), _how(ended[0])
+                    return self._workers.pop(ended[0]), Ended(_describe_death(ended[0]))
 
     def stop(self) -> None:
-        """End all workers, whatever they do."""
+        """End all workers at once."""
         for task in self._workers:
             with contextlib.suppress(RayError):
                 ray.cancel(task, force=True)
@@ -79,7 +79,7 @@ class RayPool:
 
 
 def _check_room(address: str, threads: int, gpus: float) -> None:
-    """Raise if no node is large enough for a worker, which Ray would wait for without a word."""
+    """Raise if no node is large enough for a worker; Ray would wait for one without a message."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     rooms = [(node.get("GPU", 0), node.get("CPU", 0)) for node in nodes]
     if any(node_gpus >= gpus and node_cpus >= threads for node_gpus, node_cpus in rooms):
@@ -92,19 +92,19 @@ def _check_room(address: str, threads: int, gpus: float) -> None:
     )
 
 
-def _how(task: Any) -> Report:
-    """Return how a task ended."""
+def _describe_death(task: Any) -> str | None:
+    """Return how a task died, in words, or None if it ended by itself."""
     try:
         ray.get(task)
     except RayError as error:
-        return Died(f"a Ray worker is gone ({type(error).__name__})")
-    return Ended()
+        return f"a Ray worker is gone ({type(error).__name__})"
+    return None
 
 
 def _work(queue: Queue, build: BuildExecutor, worker: int, runs: Sequence[PlannedRun], folder: str, out: Path) -> None:
     """Walk ``runs`` in a task."""
     try:
-        os.chdir(folder)  # which relative paths of a plan start from
+        os.chdir(folder)  # relative paths of a plan start from it
         walk(runs, out, build(worker), lambda event: queue.put((worker, event)))
     except Exception as error:
         queue.put((worker, Stopped(picklable(error))))

@@ -1,7 +1,8 @@
-"""Several processes that walk one plan: who starts, what they report, and what happens when one dies.
+"""Workers: processes that walk one plan together, report their events, and are replaced if they die.
 
-Every worker walks the same runs from another place on and takes those that nobody holds (claims.py), so that there is
-nothing to hand out, and a worker stays with a trunk and a dataset as long as it can.
+Every worker walks the same runs, each from another start, and takes those that nobody holds (claims.py). So no runs are
+handed out, and a worker stays with a trunk and a dataset as long as it can. ``concurrent.futures`` would not do: one
+dead process breaks its whole pool, and the runs of all others are lost.
 """
 
 from __future__ import annotations
@@ -27,19 +28,14 @@ from glip_adapt.core.plain_text import plain
 ATTEMPTS = 2  # of a run that takes its worker with it
 STOP_SECONDS = 5.0  # for a worker to end when told to
 
-BuildExecutor = Callable[[int], Executor]  # from the position of a worker; goes to other processes, so it is picklable
+BuildExecutor = Callable[[int], Executor]  # takes the position of a worker; picklable, as workers call it
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker is through with its runs."""
+    """A worker is gone: through with its runs, or dead, and then ``death`` says how."""
 
-
-@dataclass(frozen=True)
-class Died:
-    """A worker is gone without a word; ``how`` says what is known."""
-
-    how: str
+    death: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,11 @@ class Stopped:
     error: Exception
 
 
-Report = Event | Ended | Died | Stopped
+Report = Event | Ended | Stopped
 
 
 class Pool(Protocol):
-    """Where workers live."""
+    """Starts workers, passes on their reports, and ends them."""
 
     size: int
 
@@ -61,14 +57,14 @@ class Pool(Protocol):
         """Start a worker that walks ``runs``."""
 
     def next_report(self) -> tuple[int, Report]:
-        """Return what the next worker has to say, and which it is; waits for it."""
+        """Wait for the next report of any worker; return the worker and the report."""
 
     def stop(self) -> None:
-        """End all workers, whatever they do."""
+        """End all workers at once."""
 
 
 def in_workers(pool: Pool) -> Work:
-    """Return how the workers of a pool do runs."""
+    """Return a ``Work`` that does runs in the workers of a pool."""
 
     def work(runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
         try:
@@ -80,13 +76,13 @@ def in_workers(pool: Pool) -> Work:
 
 
 class ProcessPool:
-    """Workers that are processes on this machine; they end with the one that started them."""
+    """Workers that are processes on this machine; they end with the process that started them."""
 
     def __init__(self, build: BuildExecutor, size: int) -> None:
         """Start nothing yet.
 
         Args:
-            build: makes what does the runs, in the worker.
+            build: makes the executor, in the worker.
             size: number of workers.
         """
         self.size = size
@@ -100,11 +96,11 @@ class ProcessPool:
         process = self._context.Process(target=_work, args=(theirs, self._build, worker, runs, out), daemon=True)
         with _ignoring_interrupts():
             process.start()
-        theirs.close()  # the worker has the only one, so that its death is the end of the line
+        theirs.close()  # the worker has the only copy, so that its death is read as the end of the pipe
         self._workers[mine] = (worker, process)
 
     def next_report(self) -> tuple[int, Report]:
-        """Return what the next worker has to say, and which it is; waits for it."""
+        """Wait for the next report of any worker; return the worker and the report."""
         connection = wait(list(self._workers))[0]
         assert isinstance(connection, Connection)
         worker, process = self._workers[connection]
@@ -114,10 +110,10 @@ class ProcessPool:
             del self._workers[connection]
             connection.close()
             process.join()
-            return worker, Ended() if process.exitcode == 0 else Died(_describe_exit(process.exitcode))
+            return worker, Ended(_describe_exit(process.exitcode))
 
     def stop(self) -> None:
-        """End all workers, whatever they do."""
+        """End all workers at once."""
         for _, process in self._workers.values():
             process.terminate()
         for connection, (_, process) in self._workers.items():
@@ -129,7 +125,7 @@ class ProcessPool:
 
 
 class _Watch:
-    """Passes on what workers report, and replaces those that die."""
+    """Passes the reports of workers on, and replaces workers that die."""
 
     def __init__(self, pool: Pool, runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
         self.pool, self.out, self.emit = pool, out, emit
@@ -149,14 +145,15 @@ class _Watch:
             worker, report = self.pool.next_report()
             if isinstance(report, Stopped):
                 raise report.error
-            if isinstance(report, Died):
-                self._bury(worker, report.how)
-            if isinstance(report, Ended) or (isinstance(report, Died) and not self.pending):
-                active -= 1
-            elif isinstance(report, Died):
+            if not isinstance(report, Ended):
+                self._note(worker, report)
+                continue
+            if report.death:
+                self._bury(worker, report.death)
+            if report.death and self.pending:
                 self.pool.start(worker, tuple(self.pending.values()), self.out)
             else:
-                self._note(worker, report)
+                active -= 1
 
     def _note(self, worker: int, event: Event) -> None:
         if isinstance(event, Started):
@@ -184,7 +181,7 @@ class _Watch:
 
 
 def starting_places(runs: Sequence[PlannedRun], workers: int) -> list[int]:
-    """Return where in ``runs`` each worker begins: at evenly spread first runs of a trunk and dataset."""
+    """Return the position in ``runs`` at which each worker begins: evenly spread, at the first run of a dataset."""
     places = [(run.key.trunk, run.key.dataset) for run in runs]
     return [places.index(places[worker * len(runs) // workers]) for worker in range(workers)]
 
@@ -207,7 +204,7 @@ def _work(connection: Connection, build: BuildExecutor, worker: int, runs: Seque
 
 
 def log_plainly() -> None:
-    """Have this process print warnings of the library on standard error, without control codes of the files named."""
+    """Print warnings of the library on standard error, with control codes in file names spelled out."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("warning: %(message)s"))
     logging.getLogger("glip_adapt").handlers = [handler]
@@ -221,14 +218,14 @@ class _PlainFormatter(logging.Formatter):
 
 
 def picklable(error: Exception) -> Exception:
-    """Return an error as one that any process can read."""
+    """Return an error in a form that any process can unpickle."""
     if isinstance(error, OSError) and error.errno is not None:
         return OSError(error.errno, error.strerror)
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:
-    """Wait until the parent is gone, even by kill -9, and go as well."""
+    """Wait until the parent is gone, even by kill -9, and exit as well."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -237,7 +234,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Have processes that start meanwhile leave Ctrl-C, which reaches all of a terminal, to their parent."""
+    """Let processes that start meanwhile ignore Ctrl-C, which a terminal sends to all; their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may ask for it
         return
@@ -248,8 +245,10 @@ def _ignoring_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _describe_exit(code: int | None) -> str:
-    """Return how a process ended, in words."""
+def _describe_exit(code: int | None) -> str | None:
+    """Return how a process died, in words, or None if it ended by itself."""
+    if code == 0:
+        return None
     if code is not None and code < 0:
         return f"a worker was ended by {signal.Signals(-code).name}"
     return f"a worker ended with exit code {code}"
