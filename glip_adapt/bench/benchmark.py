@@ -11,11 +11,11 @@ from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
 from glip_adapt.bench.events import Work
 from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
-from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan, load_plan
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
-from glip_adapt.core.config import override, to_mapping
+from glip_adapt.core.config import from_mapping, override, read_toml, to_mapping
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
@@ -27,7 +27,7 @@ from glip_adapt.trunks.catalogue import TRUNKS, load_trunk
 
 def read_plan(path: Path | str) -> BenchPlan:
     """Return the plan of a TOML file, checked against the methods, trunks and suites that exist."""
-    return _check_settings(load_plan(path, methods=ADAPTERS, trunks=TRUNKS, suites=_suites()), str(path))
+    return _check_plan(from_mapping(BenchPlan, read_toml(path), str(path)), str(path))
 
 
 def run_benchmark(
@@ -152,12 +152,9 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
 
 
 def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
-    """Return ``plan`` with suites spelled out, after checking it against what exists."""
-    return _check_settings(check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=_suites()), where)
-
-
-def _check_settings(plan: BenchPlan, where: str) -> BenchPlan:
-    """Return ``plan``, after checking the settings of its methods."""
+    """Return ``plan`` with suites spelled out, after a check of its entries and of the settings of its methods."""
+    suites = {"odinw13": tuple(spec.official_name for spec in known_datasets()), "glyphs13": tuple(rendered_datasets())}
+    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=suites)
     for method, settings in plan.settings.items():
         try:
             build_adapter(method, settings)
@@ -207,10 +204,3 @@ def _placed(error: Exception, place: str) -> Exception:
     """Return an error of the same kind that says where in the plan it comes from."""
     kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
     return kind(f"{place}: {error}")
-
-
-def _suites() -> dict[str, tuple[str, ...]]:
-    return {
-        "odinw13": tuple(spec.official_name for spec in known_datasets()),
-        "glyphs13": tuple(rendered_datasets()),
-    }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from glip_adapt.core.config import describe_unknown, from_mapping, read_toml, to_mapping
+from glip_adapt.core.config import describe_unknown, to_mapping
 from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.core.settings import Shots
 
@@ -182,29 +182,6 @@ class BenchPlan:
         }
 
 
-def load_plan(
-    path: Path | str,
-    *,
-    methods: Collection[str],
-    trunks: Collection[str],
-    suites: Mapping[str, Sequence[str]] | None = None,
-) -> BenchPlan:
-    """Return the plan of a TOML file, checked and with suites spelled out.
-
-    Args:
-        path: the file.
-        methods: the methods that exist.
-        trunks: the trunks that exist.
-        suites: suite name → its dataset names.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the plan asks for something that does not exist or makes no sense; names file, key and entry.
-    """
-    plan = from_mapping(BenchPlan, read_toml(path), str(path))
-    return check_plan(plan, str(path), methods=methods, trunks=trunks, suites=suites)
-
-
 def check_plan(
     plan: BenchPlan,
     where: str,
@@ -223,7 +200,7 @@ def check_plan(
         suites: suite name → its dataset names.
 
     Raises:
-        ValueError: as for ``load_plan``.
+        ValueError: if the plan asks for something that does not exist or makes no sense; names place, key and entry.
     """
     suites = suites or {}
     tables = [name for name, value in plan.fit.items() if isinstance(value, Mapping)]

@@ -3,7 +3,8 @@ from itertools import groupby
 
 import pytest
 
-from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey, check_plan, load_plan
+from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey, check_plan
+from glip_adapt.core.config import from_mapping, read_toml
 
 METHODS = ("zero_shot", "prompt", "linear_probe", "full", "text_encoder")
 TRUNKS = ("glip-nano", "glip-t")
@@ -13,8 +14,10 @@ SUITES = {"odinw13": tuple(f"odinw/set{index}" for index in range(13))}
 @pytest.fixture
 def load(tmp_path):
     def write_and_load(text):
-        (tmp_path / "plan.toml").write_text(text)
-        return load_plan(tmp_path / "plan.toml", methods=METHODS, trunks=TRUNKS, suites=SUITES)
+        file = tmp_path / "plan.toml"
+        file.write_text(text)
+        plan = from_mapping(BenchPlan, read_toml(file), str(file))
+        return check_plan(plan, str(file), methods=METHODS, trunks=TRUNKS, suites=SUITES)
 
     return write_and_load
 
