@@ -2,13 +2,16 @@
 
 import random
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig, TextConfig
+from glip_adapt.trunks.catalogue import ASSETS, TRUNKS
+from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig, TextConfig, build_glip
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
 
+VOCABULARY = ASSETS / "glip-nano-vocab.txt"
 SMALL = GlipConfig(
     backbone=SwinConfig(width=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=4),
     text=TextConfig(vocabulary_size=950, width=16, layers=1, heads=2, hidden_width=32),
@@ -39,6 +42,18 @@ RARE_EXTRAS = {
     "backbone.body.layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16),
     "rpn.head.dyhead_tower.0.b_attn.shrink_lang.fc.weight": torch.zeros(2, 2),
 }
+
+
+def add_trunk(monkeypatch, name, **changes):
+    """Add a trunk to the catalogue: described as GLIP-T is, of a size for tests, with changed settings."""
+    file, config = f"{name.replace('-', '_')}.pth", replace(SMALL, **changes)
+    monkeypatch.setitem(TRUNKS, name, replace(TRUNKS["glip-t"], config=config, public_file=file, data="none"))
+
+
+def small_state():
+    """Return the ``model`` entry of a public file with random weights."""
+    torch.manual_seed(5)
+    return public_state(build_glip(SMALL))
 
 
 def public_state(glip, config=SMALL):

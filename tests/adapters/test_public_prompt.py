@@ -1,36 +1,31 @@
 """Import of prompts that the public code tuned."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
-from public_files import SMALL, public_state, save_public, tuned
+from public_files import VOCABULARY, add_trunk, public_state, save_public, small_state, tuned
 
-import glip_adapt
 from glip_adapt import ClassPrompt, attach, load_adapter, load_trunk
 from glip_adapt.adapters.public_prompt import import_prompt
 from glip_adapt.core.structures import ImageBatch
 from glip_adapt.trunks import catalogue as weights
-from glip_adapt.trunks.catalogue import CheckpointError, TrunkSpec, convert
+from glip_adapt.trunks.catalogue import CheckpointError, convert
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.names import PROMPT_TABLE
 
-VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" there"))
 
 
 @pytest.fixture(autouse=True)
 def _small_trunk(monkeypatch):
-    monkeypatch.setitem(weights.TRUNKS, "small", TrunkSpec(config=SMALL, public_file="small.pth", data="none"))
-    alone = dataclasses.replace(SMALL, deep_fusion=False)
-    monkeypatch.setitem(weights.TRUNKS, "small-a", TrunkSpec(config=alone, public_file="small_a.pth", data="none"))
+    add_trunk(monkeypatch, "small")
+    add_trunk(monkeypatch, "small-a", deep_fusion=False)
 
 
 @pytest.fixture
 def state():
-    torch.manual_seed(5)
-    return public_state(build_glip(SMALL))
+    return small_state()
 
 
 @pytest.fixture

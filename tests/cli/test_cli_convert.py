@@ -1,30 +1,20 @@
 """The verb ``convert``."""
 
-from pathlib import Path
-
 import pytest
-import torch
-from public_files import SMALL, public_state, save_public, tuned
+from public_files import VOCABULARY, add_trunk, save_public, small_state, tuned
 
-import glip_adapt
 from glip_adapt import load_adapter, load_trunk
 from glip_adapt.adapters.base import read_description
-from glip_adapt.trunks import catalogue as weights
-from glip_adapt.trunks.catalogue import TrunkSpec
-from glip_adapt.trunks.glip.build import build_glip
-
-VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 
 
 @pytest.fixture(autouse=True)
 def _small_trunk(monkeypatch):
-    monkeypatch.setitem(weights.TRUNKS, "small", TrunkSpec(config=SMALL, public_file="small.pth", data="none"))
+    add_trunk(monkeypatch, "small")
 
 
 @pytest.fixture
 def state():
-    torch.manual_seed(5)
-    return public_state(build_glip(SMALL))
+    return small_state()
 
 
 @pytest.fixture
