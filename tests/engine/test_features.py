@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from glip_adapt.engine.predict import PredictConfig
-from glip_adapt.engine.recipes import FitConfig
-from glip_adapt.trunks.glip.fpn import ImageEncoder
 
 from glip_adapt.adapters import ADAPTERS, attach
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid
@@ -18,7 +15,10 @@ from glip_adapt.engine import features
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.features import FrozenFeatures, in_batches, stack
+from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.engine.recipes import FitConfig
 from glip_adapt.engine.train import fit
+from glip_adapt.trunks.glip.fpn import ImageEncoder
 
 PLAIN = View(64, flip=False)
 CLASSES = ("red box", "blue box")

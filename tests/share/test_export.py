@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, TINY
-from glip_adapt.engine.predict import PredictConfig, predict
-from glip_adapt.trunks.glip.swin import SwinBackbone
 from PIL import Image
 
 from glip_adapt.adapters import attach
 from glip_adapt.core.structures import HeadOutput
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate
+from glip_adapt.engine.predict import PredictConfig, predict
 from glip_adapt.share import export
 from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip import decode
 from glip_adapt.trunks.glip.build import SwinConfig, build_glip
 from glip_adapt.trunks.glip.deform import deformable_conv
+from glip_adapt.trunks.glip.swin import SwinBackbone
 
 CLASSES = ("red box", "blue box", "raccoon")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from glip_adapt.trunks.glip.fpn import DropBlock, TimmBackbone
-from glip_adapt.trunks.glip.swin import SwinBackbone
 from torch import nn
 
 from glip_adapt.adapters import default_settings
@@ -20,8 +18,10 @@ from glip_adapt.trunks.glip.build import (
     TextConfig,
     build_glip,
 )
+from glip_adapt.trunks.glip.fpn import DropBlock, TimmBackbone
 from glip_adapt.trunks.glip.fusion import CrossAttention
 from glip_adapt.trunks.glip.names import public_name, public_names
+from glip_adapt.trunks.glip.swin import SwinBackbone
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
 SMALL = GlipConfig(

@@ -14,15 +14,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SHARED, load_benchmark
-from glip_adapt.adapters.baked import load_baked
-from glip_adapt.trunks.glip.fpn import ImageEncoder
 
 from glip_adapt.adapters import attach
+from glip_adapt.adapters.baked import load_baked
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.catalogue import TRUNKS, Trunk, read_checkpoint
 from glip_adapt.trunks.glip import decode as decoding
 from glip_adapt.trunks.glip import dyhead, text
 from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.fusion import FusionLayer
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
