@@ -1,4 +1,4 @@
-"""``run_benchmark`` and ``preview_benchmark``: a plan, checked against what exists, meets what does its runs."""
+"""Check a plan against the methods, trunks and datasets that exist; then run or preview it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def run_benchmark(
 ) -> RunSummary:
     """Do every run of ``plan`` that ``out`` does not hold yet; see ``runner.run_plan``.
 
-    Several calls may work on one folder at the same time. A script that asks for workers does its own work below
-    ``if __name__ == "__main__"``, as they import it.
+    Several calls may work on one folder at the same time. A script that asks for workers must do its own work below
+    ``if __name__ == "__main__"``, as workers import it.
 
     Args:
         plan: from ``read_plan``, or made by hand.
@@ -55,8 +55,8 @@ def run_benchmark(
         where: what errors call the plan, for example its file.
         device: where the networks go; with several workers ``cuda`` means all GPUs, dealt in turn.
         vocabulary: ``vocab.txt`` of bert-base-uncased, for trunks that read it and machines without a network.
-        cache: keeps what the frozen stages make of pictures, over all runs: a cache of this process, or a folder, which
-            workers share; by default 2 GiB in memory, of all workers together.
+        cache: keeps features of the frozen stages over all runs: a cache of this process, or a folder that workers
+            share; by default 2 GiB in memory, of all workers together.
         workers: processes that share the runs; 1 is this process.
         ray: address of a Ray cluster that the workers are put on, see ``ray_pool``.
         on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
@@ -89,7 +89,7 @@ def run_benchmark(
 def preview_benchmark(
     plan: BenchPlan, out: Path | str, *, where: str = "plan", vocabulary: Path | str | None = None
 ) -> tuple[list[Forecast], dict[str, str]]:
-    """Return what ``run_benchmark`` would do, run by run, and what would keep it from that; nothing is run or fetched.
+    """Return a forecast of every run of ``run_benchmark``, and the datasets that it would miss; nothing is run.
 
     Args:
         plan: as for ``run_benchmark``.
@@ -98,7 +98,7 @@ def preview_benchmark(
         vocabulary: as for ``run_benchmark``.
 
     Returns:
-        The runs, and dataset → why it cannot be read yet, with the command that fetches it.
+        The forecasts, and dataset → why it cannot be read yet, with the command that fetches it.
 
     Raises:
         ValueError: as for ``run_benchmark``.
@@ -128,7 +128,7 @@ def default_tables(method: str) -> dict[str, dict[str, Any]]:
 
 
 def _choose_work(build: BuildGlipExecutor, ray: str | None) -> Work:
-    """Return who does the runs."""
+    """Return the ``Work`` of this process, of worker processes, or of a Ray cluster."""
     if ray is not None:
         from glip_adapt.bench.ray_pool import RayPool
 
@@ -164,7 +164,7 @@ def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
 
 
 def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, trunk: str) -> str:
-    """Return the checksum of a trunk's weights, which are not kept: workers load their own."""
+    """Return the checksum of a trunk's weights. The weights are not kept: every worker loads its own."""
     try:
         return load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary).checksum
     except (ValueError, FileNotFoundError) as error:
@@ -201,6 +201,6 @@ def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
 
 
 def _placed(error: Exception, place: str) -> Exception:
-    """Return an error of the same kind that says where in the plan it comes from."""
+    """Return an error of the same kind whose message begins with a place in the plan."""
     kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
     return kind(f"{place}: {error}")

@@ -1,4 +1,4 @@
-"""What a plan will take before it is run: seconds from runs like those that are done, memory from small steps."""
+"""Forecast time and memory of a plan: seconds from finished runs of the same kind, memory from small steps."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from glip_adapt.trunks.catalogue import random_trunk
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What one run of a plan will take.
+    """Expected time and memory of one run of a plan.
 
     Attributes:
         key: which run.
-        state: what the results folder holds of it; a failed run is done again.
+        state: of the run in the results folder; a failed run is done again.
         seconds: mean over the finished runs of the same trunk, method and shots; None without one.
-        peak_bytes: of one training step on the largest picture that the settings allow, libraries not counted.
+        peak_bytes: of one training step on the largest image that the settings allow, libraries not counted.
     """
 
     key: RunKey
@@ -33,11 +33,11 @@ class Forecast:
 
 
 def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> list[Forecast]:
-    """Return what each run will take.
+    """Return the forecast of each run.
 
     Args:
         runs: of a plan, from ``list_runs``.
-        records: what the same results folder holds.
+        records: of the same results folder.
     """
     seconds: dict[tuple[object, ...], list[float]] = {}
     for record in records:
@@ -70,5 +70,5 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
 
 
 def _kind(key: RunKey) -> tuple[object, ...]:
-    """Return what runs that take about as long have in common."""
+    """Return the coordinates by which runs take about as long."""
     return (key.trunk, key.method, key.shots)

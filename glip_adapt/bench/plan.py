@@ -26,13 +26,13 @@ _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|--|^[.\s]|[.\s]$|^$')
 
 @dataclass(frozen=True)
 class RunKey:
-    """What one run is: the five coordinates of a plan.
+    """Key of one run: its five coordinates in a plan.
 
     Attributes:
         trunk: name of the frozen model.
         dataset: the dataset entry as the plan gives it, a known name or a path.
         method: name of the adapter.
-        shots: pictures wanted per class in training, or ``"all"``.
+        shots: images wanted per class in training, or ``"all"``.
         seed: draw of the few-shot subset, and seed of the training.
     """
 
@@ -81,20 +81,20 @@ class ProtocolConfig:
     """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
 
     selection: Literal["best_on_val", "last"] = "best_on_val"
-    """Which state of a fit is scored: ``best_on_val``, the one with the highest validation AP; ``last``, the one after
-    the last step, with validation pictures left alone, so that nothing ends training before its ceiling."""
+    """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``last``: the one
+    after the last step; validation images are not used, so that nothing ends training before its ceiling."""
 
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
-    """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it; a
-    box with id 0 can never be found there. Use it to compare with published numbers. ``renumbered``: numbers from 1."""
+    """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
+    where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""
 
     retention: tuple[str, ...] = ()
-    """Datasets of the plan, or suites, on which an adapted model is scored as well: what it keeps of zero-shot."""
+    """Datasets of the plan, or suites, on which an adapted model is scored as well, to see what it forgets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
-    """What to run. Relative paths are relative to the folder from which the benchmark is started."""
+    """A grid of runs and their settings. Relative paths start at the folder in which the benchmark is started."""
 
     trunks: tuple[str, ...] = ("glip-t",)
     """Names of frozen models."""
@@ -106,7 +106,7 @@ class BenchPlan:
     """Names of adapters."""
 
     shots: tuple[Shots, ...] = (0, 1, 3, 5, 10, "all")
-    """Pictures per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
+    """Images per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
 
     seeds: tuple[int, ...] = (3, 30, 300)
     """0 or more; 3, 30 and 300 have official few-shot files."""

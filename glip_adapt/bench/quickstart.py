@@ -11,7 +11,7 @@ NOTE = (
     "such pictograms: this shows how the methods compare, not what GLIP does on photographs."
 )
 SHOTS = 5
-# The first run should take minutes: a sixth to a half of the steps of the trunk's recipe, pictures of one size, and no
+# The first run should take minutes: a sixth to a half of the steps of the trunk's recipe, images of one size, and no
 # validation, which would have few states to choose from.
 SHORTER: dict[str, Any] = {
     "prompt": {"max_steps": 25},

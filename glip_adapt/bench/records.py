@@ -1,4 +1,4 @@
-"""RunRecord: what one run was and gave; its file on disk, and the environment it ran in.
+"""RunRecord: settings, outcome and environment of one run, and its file on disk.
 
 One run is one folder ``OUT/<key.name>/`` with ``record.json`` and whatever files the run wrote beside it. A folder
 appears under its name only when complete: it is filled as ``OUT/.partial-<key.name>/`` and renamed (claims.py).
@@ -70,7 +70,7 @@ class RunMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """What a run needed."""
+    """Cost of a run: parameters, bytes, seconds."""
 
     trained_parameters: int
     """Numbers that were trained."""
@@ -114,7 +114,7 @@ class RunRecord:
     """Present if done."""
 
     train_source: str | None = None
-    """What the training pictures are: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
+    """Source of the training images: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
     None if nothing was trained, and in records from before this field."""
 
     selected_on: str | None = None
@@ -158,8 +158,8 @@ def _from_json(content: Mapping[str, Any], where: str) -> RunRecord:
 def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     """Complete ``directory`` with ``record`` and give it its final name in one step.
 
-    A failed record of the same key makes room before that, which ``complete_replacement`` brings to its end should the
-    process be killed in between; a finished one is never replaced.
+    A failed record of the same key makes room first; if the process is killed in between, ``complete_replacement``
+    does the rest. A finished record is never replaced.
 
     Args:
         out: the results folder.
@@ -190,7 +190,7 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
 
 
 def complete_replacement(out: Path, name: str) -> None:
-    """Give a run its final name whose process was killed when the failed one had just made room for it."""
+    """Give a complete run its final name, if its process was killed between the renames of ``write_record``."""
     directory, final = out / f"{PARTIAL}{name}", out / name
     if (out / f"{REPLACED}{name}").exists() and not final.exists() and (directory / RECORD_FILE).exists():
         os.replace(directory, final)
@@ -241,7 +241,7 @@ def read_records(out: Path) -> list[RunRecord]:
 def find_record(directory: Path) -> RunRecord | None:
     """Return the record of one run folder, or None where there is no such folder.
 
-    A failed run that makes room for the next at this instant is read once more.
+    A failed run may make room for the next one at this instant; then the folder is read once more.
 
     Raises:
         ValueError: as ``read_record``.
@@ -255,7 +255,7 @@ def find_record(directory: Path) -> RunRecord | None:
 
 
 def _check_free_parts(record: RunRecord, where: str) -> None:
-    """Raise where a part that may hold anything does not hold what is read of it."""
+    """Raise if a free part of a record, ``config`` or ``environment``, has a wrong type in an entry that is read."""
     tables = dict.fromkeys(("protocol", "fit", "settings", "predict"), Mapping)
     for place, part, kinds in (
         ("config", record.config, {**tables, "trunk_checksum": str}),
@@ -280,7 +280,7 @@ def _depth(content: Any) -> int:
 
 
 def capture_environment(device: str, threads: int) -> dict[str, Any]:
-    """Return where a run takes place, JSON-ready.
+    """Return commit, versions, platform and device of a run, JSON-ready.
 
     Args:
         device: the device in words, for example ``"cpu"``.

@@ -1,4 +1,4 @@
-"""What a report says: titled tables of text, built once, written as Markdown and LaTeX (and HTML, in ``page``)."""
+"""Build the sections of a report: title, text, table of text; write them as Markdown or LaTeX (HTML is in ``page``)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Section:
 
 
 def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
-    """Return all that a report says in words and tables; the first section is the head.
+    """Return the sections of a report in order; the first one is its head.
 
     Args:
         table: as ``load_table`` returns it.
@@ -123,7 +123,7 @@ def format_latex(sections: Sequence[Section]) -> str:
 
 
 def _head(table: pd.DataFrame, note: str) -> Section:
-    """Return title, note, legend, and where the runs come from."""
+    """Return the head: title, note, legend, devices and commits of the runs."""
     legend = (
         "AP in percent (COCO, IoU 0.50:0.95) by shots per class; 0 is zero-shot, shared by all methods. "
         f"± is the sample standard deviation over seeds (n − 1). {MISSING} is a missing figure."
@@ -208,7 +208,7 @@ def _retention(table: pd.DataFrame) -> Section:
 
 
 def _missing(datasets: pd.DataFrame) -> Section:
-    """Return how many figures are missing; the records do not tell what else the plan holds."""
+    """Return the section on completeness; the records do not tell what else the plan holds."""
     missing = int((datasets["expected"] - datasets["finished"]).sum())
     started = "among the datasets, methods, shots and seeds that were started"
     if not missing:

@@ -1,4 +1,4 @@
-"""What the figures of a report share: colours, the shots axis, frames, words at the foot."""
+"""Parts that all figures of a report share: colours, the shots axis, frames, sentences at the foot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build_figure(title: str, foot: Sequence[str], size: tuple[float, float]) -> 
 
 
 def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
-    """Name a panel and keep only the lines that are read."""
+    """Set the title of a panel and remove lines that nobody reads."""
     axes.set_title(title, loc="left", fontsize=11 if large else 9)
     axes.tick_params(labelsize=10 if large else 8, left=False, bottom=False)
     axes.grid(axis="y", color=RULE, lw=0.8)
@@ -73,10 +73,10 @@ def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
 
 
 def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> str:
-    """Return sentences that tell published values from ours, if any are drawn.
+    """Return sentences that tell published values from ours, or nothing if none are drawn.
 
     Args:
-        drawn: what is published.
+        drawn: the published values in the figure.
         annotation_ids: of our runs, ``ProtocolConfig.annotation_ids``.
     """
     if not len(drawn):
@@ -85,5 +85,5 @@ def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> 
 
 
 def readable(method: str) -> str:
-    """Return a method as it is written in a figure."""
+    """Return the name of a method for a figure."""
     return "zero-shot" if method == ZERO_SHOT else method.replace("_", " ")

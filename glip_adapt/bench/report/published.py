@@ -1,4 +1,4 @@
-"""What GLIP's authors published: AP per trunk, dataset, method and shots (arXiv 2112.03857, Tables 14–16).
+"""Published results of GLIP: AP per trunk, dataset, method and shots (arXiv 2112.03857, Tables 14–16).
 
 Zero-shot is with the manual prompts of Table 10, PascalVOC on its validation split; all else is a mean over three
 seeds. The curve of ``glip-t`` is of weights that were never released: the public file scores 42.7 zero-shot, not 46.5.

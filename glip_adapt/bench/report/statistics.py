@@ -1,4 +1,4 @@
-"""Uncertainty of what is averaged over datasets and seeds: bootstrap intervals, and a paired permutation test.
+"""Bootstrap intervals of means over datasets and seeds, and a paired permutation test.
 
 Letters: D datasets, S seeds, R bootstrap draws, P pairs.
 """
@@ -21,7 +21,7 @@ _MOST_ENUMERATED = 14  # pairs; 2¹⁴ ways to choose their signs are about as m
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate and its 95 % bootstrap limits; a limit is infinite where the draws leave it open."""
+    """An estimate and its 95 % bootstrap limits; a limit without a value is infinite."""
 
     value: float
     low: float
@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """What a paired permutation test found.
+    """Result of a paired permutation test.
 
     Attributes:
         difference: mean over the pairs.

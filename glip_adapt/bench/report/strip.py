@@ -1,4 +1,4 @@
-"""What runs found, as pictures: one row per dataset, from the ground truth over zero-shot to each adapted method."""
+"""Draw the detections of runs as one image: a row per dataset with ground truth, zero-shot and each adapted method."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.draw import draw_detections
 
-CELL = (390, 480)  # height and width of a picture's place, pixels; in a smaller one the labels hide what they name
-HEADING = 42  # pixels above the pictures of a row
-WANTED_OBJECTS = 3  # the first test picture with so many is shown, or with the number nearest to it
+CELL = (390, 480)  # height and width of the place of an image, pixels; in a smaller one the labels hide the objects
+HEADING = 42  # pixels above the images of a row
+WANTED_OBJECTS = 3  # the first test image with so many is shown, or with the nearest number
 
 
 def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
-    """Return a picture with one row per dataset: the truth, zero-shot, then each method at ``shots``.
+    """Return an image with one row per dataset: the truth, zero-shot, then each method at ``shots``.
 
     Of each run the best boxes are drawn, as many as there are objects, so that no threshold flatters a method.
 
@@ -59,7 +59,7 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
             cells.append((f"{_name(record.key)}: AP {100 * (record.metrics.ap or 0):.0f}", found))
         for column, (heading, found) in enumerate(cells):
             ImageDraw.Draw(strip).text((column * width + 6, top + 10), heading, "black", ImageFont.load_default(20))
-            strip.paste(_picture(shown, found, split.classes), (column * width, top + HEADING))
+            strip.paste(_draw_cell(shown, found, split.classes), (column * width, top + HEADING))
     return strip
 
 
@@ -72,7 +72,7 @@ def _truth(record: ImageRecord) -> Detections:
 
 
 def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detections:
-    """Return as many of a run's boxes on a picture as it has objects, best first."""
+    """Return as many of a run's boxes on an image as it has objects, best first."""
     path = out / key.name / "predictions.json"
     try:
         stored: Sequence[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
@@ -87,9 +87,9 @@ def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detectio
         raise ValueError(f"{path}: no predictions ({error}). Remove the folder to run it again.") from error
 
 
-def _picture(record: ImageRecord, found: Detections, names: Sequence[str]) -> Image.Image:
-    """Return a picture with boxes, in the size of a cell."""
-    picture = record.load()
-    fitted = ImageOps.contain(picture, (CELL[1] - 6, CELL[0]))
-    seen = boxes.scale(found.boxes_xyxy, (picture.height, picture.width), (fitted.height, fitted.width))
+def _draw_cell(record: ImageRecord, found: Detections, names: Sequence[str]) -> Image.Image:
+    """Return an image with boxes, in the size of a cell."""
+    image = record.load()
+    fitted = ImageOps.contain(image, (CELL[1] - 6, CELL[0]))
+    seen = boxes.scale(found.boxes_xyxy, (image.height, image.width), (fitted.height, fitted.width))
     return draw_detections(fitted, Detections(seen, found.scores, found.labels), names)

@@ -1,4 +1,4 @@
-"""Records → tables of numbers. From here on AP is a percentage, and runs are averaged.
+"""Tables of numbers from records. Here AP becomes a percentage, and runs are averaged.
 
 A cell is one (trunk, dataset, method, shots); it is complete when every seed has a finished run with a defined AP.
 Which cells and seeds are expected follows from the records, failed ones included: per trunk, every dataset × method ×
@@ -177,7 +177,7 @@ def compare_methods(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what a run needs, averaged over datasets and seeds, beside the AP it reaches.
+    """Return the cost of a run, averaged over datasets and seeds, beside its AP.
 
     Args:
         table: as ``load_table`` returns it.
@@ -198,7 +198,7 @@ def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what adapting to one dataset does to the others: AP on them before (zero-shot) and after.
+    """Return AP on the other datasets before (zero-shot) and after adapting to one.
 
     Args:
         table: as ``load_table`` returns it.

@@ -1,4 +1,4 @@
-"""Writes the report of a results folder: tables, figures, one page."""
+"""Write the report of a results folder: tables, figures, one page."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
 
     Args:
         out: the results folder.
-        note: a sentence that heads the tables and stands below the figures, for example what the figures do not show.
+        note: a sentence that heads the tables and stands below the figures, for example on their limits.
 
     Returns:
         The files written.
@@ -69,23 +69,23 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
     note = plain(_call_synthetic(records, note.strip()))
     table = load_table(records)
     folder = out / "report"
-    sections, pictures = build_document(table, note), {}
+    sections, drawn = build_document(table, note), {}
     with matplotlib.rc_context({"text.parse_math": False}):  # names from elsewhere are no formulas
         for stem, figure in _draw(table, note):
-            pictures[figure.get_suptitle()] = _save(figure, folder / stem)
+            drawn[figure.get_suptitle()] = _save(figure, folder / stem)
     files = ReportFiles(
         csv=folder / "table.csv",
         parquet=folder / "table.parquet",
         markdown=folder / "table.md",
         latex=folder / "table.tex",
         page=folder / "index.html",
-        figures=tuple(path for saved in pictures.values() for path in saved),
+        figures=tuple(path for saved in drawn.values() for path in saved),
     )
     with written_whole(files.csv) as temporary:
         table.map(_no_formula).to_csv(temporary, index=False)
     with written_whole(files.parquet) as temporary:
         table.astype({"shots": "str"}).to_parquet(temporary, index=False)  # numbers and "all" share the column
-    vectors = {title: vector.read_text(encoding="utf-8") for title, (_, vector) in pictures.items()}
+    vectors = {title: vector.read_text(encoding="utf-8") for title, (_, vector) in drawn.items()}
     for path, text in (
         (files.markdown, format_markdown(sections)),
         (files.latex, format_latex(sections)),
@@ -108,7 +108,7 @@ def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
 
 
 def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
-    """Yield file stem and figure: the curves of every trunk, the rest where there is something to show."""
+    """Yield file stem and figure: the curves of every trunk, other figures only if they have content."""
     trunks = list(dict.fromkeys(table["trunk"]))
     finished = table[(table["method"] != ZERO_SHOT) & table["ap"].notna()]
     for trunk in trunks:
@@ -134,5 +134,5 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def _no_formula(value: Any) -> Any:
-    """Return a cell that no spreadsheet runs: text that begins like a formula gets a quote before it."""
+    """Return a cell that no spreadsheet runs: text that begins like a formula gets a quote in front."""
     return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
