@@ -2,7 +2,7 @@
 
 Processes that share a results folder share the work by these locks, whether one command started them or several.
 Machines can share a folder if its file system has locks. Not ``filelock``: where there are no locks (ENOLCK), its
-releases 3.13 to 3.20 report a lock as held by somebody else, which a runner would wait for.
+releases 3.13 and 3.20 report a lock as held by somebody else, which a runner would wait for.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from glip_adapt.bench.plan import ProtocolConfig, RunKey
 from glip_adapt.core.config import from_mapping, to_mapping
+from glip_adapt.core.files import written_whole
 
 SCHEMA_VERSION = 1  # a new field with a default leaves it; raise it when a field goes or changes its meaning
 RECORD_FILE = "record.json"
@@ -175,10 +176,8 @@ def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
     """
     text = json.dumps(to_json(record), indent=2, allow_nan=False, ensure_ascii=False)
     # An error may name a file whose name is no text; JSON has the same escapes for it.
-    with (directory / RECORD_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with written_whole(directory / RECORD_FILE) as file:
+        file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     final, replaced = out / record.key.name, out / f"{REPLACED}{record.key.name}"
     if final.exists():
         if read_record(final).status == "done":
