@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glip_adapt import PredictConfig, TaskSet, attach, load_adapter, load_baked, load_trunk, predict
-from glip_adapt.adapters.baked import BakedGlip
+from glip_adapt import TaskSet, ViewConfig, attach, load_adapter, load_baked, load_trunk, predict
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate, resize_shape
-from glip_adapt.engine.predict import detections
-from glip_adapt.trunks.catalogue import Trunk, weights_checksum
+from glip_adapt.engine.detector import detections
+from glip_adapt.share.baked import BakedModel, bake
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("raccoon", "dog", "mushroom")
 PROCESSES = 3  # fresh ones of each kind, of which the fastest counts
@@ -60,18 +61,18 @@ def main() -> int:
         print(json.dumps(start(arguments)))
         return 0
     trunk = load_trunk(arguments.trunk, checkpoint=arguments.checkpoint, vocabulary=arguments.vocabulary)
-    config = PredictConfig(short_side=arguments.size[0], max_long_side=arguments.size[1]) if arguments.size else None
+    config = ViewConfig(short_side=arguments.size[0], max_long_side=arguments.size[1]) if arguments.size else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = attach(trunk, "prompt", classes=CLASSES)
         model.save(folder / "adapter")
-        model.bake().save(folder / "baked")
+        bake(model).save(folder / "baked")
         found = {"start": show("start-up", compare_starts(arguments, folder))}
         found["tasks"] = show(f"{TASKS} tasks on one trunk", measure_tasks(trunk, folder))
         passed = True
         if arguments.photographs:
             baked = load_baked(folder / "baked")
-            found["onnx"] = show("onnx", compare_onnx(arguments, baked, config or PredictConfig.of(trunk.name), folder))
+            found["onnx"] = show("onnx", compare_onnx(arguments, baked, config or trunk.spec.view, folder))
             passed = found["onnx"]["pixels"] <= MAX_PIXELS and found["onnx"]["score"] <= MAX_SCORE
     if arguments.json:
         print(json.dumps(found))
@@ -89,7 +90,7 @@ def start(arguments: argparse.Namespace) -> Numbers:
         load_baked(arguments.start)
     else:
         trunk = load_trunk(arguments.trunk, checkpoint=arguments.checkpoint, vocabulary=arguments.vocabulary)
-        model = load_adapter(trunk, arguments.start)
+        model = load_adapter(arguments.start, trunk=trunk)
         model.texts()
     return {"cpu_seconds": time.process_time(), "peak_gb": peak_gigabytes()}
 
@@ -118,7 +119,7 @@ def compare_starts(arguments: argparse.Namespace, folder: Path) -> Numbers:
 
 def measure_tasks(trunk: Trunk, folder: Path) -> Numbers:
     """Return milliseconds and megabytes of ten adapters on one trunk, and whether it is the same afterwards."""
-    checksum, before = weights_checksum(trunk.glip), resident_gigabytes()
+    checksum, before = weights_checksum(trunk.network), resident_gigabytes()
     tasks, seconds = TaskSet(trunk), []
     for i in range(TASKS):
         seconds.append(clock(tasks.add, f"task {i}", folder / "adapter")[0])
@@ -126,12 +127,12 @@ def measure_tasks(trunk: Trunk, folder: Path) -> Numbers:
     names = list(tasks)
     swap = min(clock(tasks.__getitem__, name)[0] for name in names)
     picture = Image.effect_noise((320, 240), 90).convert("RGB")
-    expected = predict(attach(trunk, "zero_shot", classes=CLASSES), picture)
+    expected = attach(trunk, "zero_shot", classes=CLASSES).predict(picture)
     together, _ = clock(tasks.predict, [picture] * TASKS, names)
     apart = sum(clock(predict, tasks[name], picture)[0] for name in names)
     leave = max(clock(tasks.remove, name)[0] for name in names)
-    same = weights_checksum(trunk.glip) == checksum and equal(
-        predict(attach(trunk, "zero_shot", classes=CLASSES), picture), expected
+    same = weights_checksum(trunk.network) == checksum and equal(
+        attach(trunk, "zero_shot", classes=CLASSES).predict(picture), expected
     )
     return {
         "attach_ms": 1e3 * min(seconds),
@@ -143,7 +144,7 @@ def measure_tasks(trunk: Trunk, folder: Path) -> Numbers:
     }
 
 
-def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: PredictConfig, folder: Path) -> Numbers:
+def compare_onnx(arguments: argparse.Namespace, model: BakedModel, config: ViewConfig, folder: Path) -> Numbers:
     """Return how far ONNX is from PyTorch on photographs, and the seconds of both, taken in turn."""
     import onnxruntime
 
@@ -166,7 +167,8 @@ def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: Predic
         onnx_seconds, arrays = clock(session.run, None, {"pixels": pixels_chw[None]})
         torch_seconds, expected = clock(detect, model, torch.from_numpy(pixels_chw), config)
         times = {"torch": times["torch"] + torch_seconds, "onnx": times["onnx"] + onnx_seconds}
-        distance, difference = largest_difference(Detections(*map(torch.from_numpy, arrays)), expected)
+        boxes_xyxy, scores, labels = map(torch.from_numpy, arrays)
+        distance, difference = largest_difference(Detections(boxes_xyxy, scores, labels), expected)
         boxes, pixels, score = boxes + len(expected), max(pixels, distance), max(score, difference)
     return {
         "photographs": len(chosen),
@@ -181,10 +183,10 @@ def compare_onnx(arguments: argparse.Namespace, model: BakedGlip, config: Predic
 
 
 @torch.no_grad()
-def detect(model: BakedGlip, pixels_chw: torch.Tensor, config: PredictConfig) -> Detections:
+def detect(model: BakedModel, pixels_chw: torch.Tensor, config: ViewConfig) -> Detections:
     """Return what PyTorch finds in a picture as it is; ``predict`` might resize it once more."""
     _, height, width = pixels_chw.shape
-    (found,) = detections(model, model.frozen_prefix(collate([pixels_chw])), [(height, width)], config)
+    (found,) = detections(model, model.prefix(collate([pixels_chw])), [(height, width)], config)
     return found
 
 

@@ -23,8 +23,7 @@ from glip_adapt import FeatureCache, attach, evaluate, load_dataset, load_trunk
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.data.glyphs import unseen_glyphs
 from glip_adapt.data.glyphs13 import glyph_sets
-from glip_adapt.engine.recipes import default_recipe
-from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.catalogue import Trunk, default_recipe
 
 SHIFTS = (1, 2, 3)
 COMPOSED = ("glyphs13/ChessHollow", "glyphs13/CardSuits")  # sets with unseen compositions of seen words
@@ -52,7 +51,7 @@ def measure(trunk: Trunk, data: Dataset) -> dict[str, Any]:
     composed = [glyph.name for glyph in unseen_glyphs()] if data.name in COMPOSED else []
 
     def score(names: Sequence[str]) -> tuple[float, float | None]:
-        shown = default_recipe(trunk.name, "zero_shot", 1).predict_config
+        shown = default_recipe(trunk.name, "zero_shot", 1).view
         found = evaluate(attach(trunk, "zero_shot", classes=names), data.test, shown, cache=cache)
         parts = [found.per_class[name] or 0.0 for name in data.classes if name in composed]
         return found.ap or 0.0, mean(parts)

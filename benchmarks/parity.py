@@ -37,18 +37,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip, Prefix
 from glip_adapt.core.captions import build_caption
-from glip_adapt.core.structures import Detections, HeadOutput, ImageBatch, Target
+from glip_adapt.core.structures import Detections, FrozenState, ImageBatch, Target
 from glip_adapt.data.transforms import collate
+from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import CacheKey, FeatureCache
+from glip_adapt.engine.detector import merge
 from glip_adapt.engine.optimise import Stepper
-from glip_adapt.engine.recipes import published_recipe
 from glip_adapt.engine.train import parameter_groups
-from glip_adapt.trunks.catalogue import TRUNKS, Trunk, load_trunk
-from glip_adapt.trunks.glip.decode import decode, merge
+from glip_adapt.trunks.catalogue import TRUNKS, Trunk, load_trunk, published_recipe
+from glip_adapt.trunks.glip.decode import decode
 from glip_adapt.trunks.glip.fusion import CrossAttention
+from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
 from glip_adapt.trunks.glip.objective import detection_loss
 
@@ -284,7 +284,7 @@ def compare(golden: Golden, trunk: Trunk, weights: ModuleType, fixtures: Path) -
         try:
             measured.append(list(MEASURES[golden.kind](golden, trunk, weights, dtype)))
         finally:
-            trunk.glip.float()  # weights that were widened come back as they were
+            trunk.network.float()  # weights that were widened come back as they were
     name = golden.path.relative_to(fixtures).as_posix()
     for (quantity, float32, limits), (_, float64, _) in zip(*measured, strict=True):
         if limits != NOT_AT_ALL:
@@ -315,7 +315,7 @@ def measure_eval(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch
     if golden.partner is not None:
         references.append((" in float64", golden.partner, FORWARD))
     with torch.no_grad():
-        pyramid, (text,) = model.glip.encode_image(images), model.texts()
+        pyramid, (text,) = model.network.encode_image(images), model.texts()
     for suffix, reference, limits in references:
         for i, level in enumerate(pyramid.levels):
             expected = reference[f"fpn_{i}"]
@@ -323,7 +323,7 @@ def measure_eval(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch
             yield f"fpn_{i}{suffix}", relative(every[..., :: stride_of(reference)], expected), limits
         yield f"text_embedded{suffix}", relative(text.features[:, :, ::8], reference["text_embedded"]), limits
     for way in WAYS:
-        output = forward(model, lambda: model.glip.fuse(pyramid, text), way)
+        output = forward(model, lambda: model.network.fuse(pyramid, text), way)
         for suffix, reference, limits in references:
             for name, level in raw_predictions(output, stride_of(reference)):
                 yield f"{name}{suffix}{way}", relative(level, reference[name]), limits
@@ -375,7 +375,7 @@ def measure_train_prompt(golden: Golden, trunk: Trunk, weights: ModuleType, dtyp
     (offset,) = model.owned_tensors().values()
     table = weights.tensor(PROMPT_TABLE, (1000, offset.shape[1]), int(golden.arrays["salt"]))
     model.load_owned({name: torch.from_numpy(table[: len(offset)]).to(dtype) for name in model.owned})
-    pyramid = model.frozen_prefix(pictures(golden.arrays, weights))
+    pyramid = model.prefix(pictures(golden.arrays, weights))
     for way in WAYS:
         for name, error, limits in measure_losses(golden, model, forward(model, lambda: pyramid, way)):
             yield f"{name}{way}", error, limits
@@ -388,7 +388,7 @@ def measure_train_prompt(golden: Golden, trunk: Trunk, weights: ModuleType, dtyp
         yield f"gradient of the offset table{way}", relative(offset.grad, gradient), limits
 
 
-def measure_losses(golden: Golden, model: AdaptedGlip, output: HeadOutput) -> Iterator[Measured]:
+def measure_losses(golden: Golden, model: AdaptedModel, output: HeadOutput) -> Iterator[Measured]:
     """Yield the errors of the losses; their sum is back-propagated."""
     losses = detection_loss(output, targets(golden.arrays))
     for tensor in model.owned_tensors().values():
@@ -421,7 +421,7 @@ def measure_steps(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torc
     groups = parameter_groups(model, config)
     yield from measure_groups(arrays, model, groups)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
-    prefix, truth = model.frozen_prefix(pictures(arrays, weights)), targets(golden.partner or {})
+    prefix, truth = model.prefix(pictures(arrays, weights)), targets(golden.partner or {})
     steps = 1 if "change_norms_after_1_step" in arrays else len(arrays["losses"]) - 1
     later = GRADIENT if mode == "linear_prob" else FLOAT64_ONLY
     for step in range(1, steps + 1):
@@ -441,7 +441,7 @@ def measure_steps(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torc
 
 
 def measure_groups(
-    arrays: Mapping[str, Any], model: AdaptedGlip, groups: Sequence[Mapping[str, Any]]
+    arrays: Mapping[str, Any], model: AdaptedModel, groups: Sequence[Mapping[str, Any]]
 ) -> Iterator[Measured]:
     """Yield how many trained tensors differ in name, and how many in learning rate or weight decay."""
     settings = {id(tensor): (group["lr"], group["weight_decay"]) for group in groups for tensor in group["params"]}
@@ -466,7 +466,7 @@ def measure_step_losses(
 
 def measure_changes(
     arrays: Mapping[str, Any],
-    model: AdaptedGlip,
+    model: AdaptedModel,
     trunk: Trunk,
     steps: int,
     floor: float,
@@ -485,7 +485,7 @@ def measure_changes(
     norms = arrays["change_norms_after_1_step" if "change_norms_after_1_step" in arrays else "change_norms"]
     expected = dict(zip(arrays["names"].tolist(), norms.tolist(), strict=True))
     rates = dict(zip(arrays["names"].tolist(), arrays["learning_rates"].tolist(), strict=True))
-    before = trunk.glip.state_dict()
+    before = trunk.network.state_dict()
     for (ours, tensor), name in zip(model.owned_tensors().items(), in_public_names(model), strict=True):
         if name not in expected:
             continue  # reported as a tensor that should not be trained
@@ -506,7 +506,7 @@ def measure_changes(
 
 def measure_chunked(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
     """Yield the errors of detections whose classes are spread over several captions, by caption and merged."""
-    arrays, glip = golden.arrays, trunk.glip.to(dtype)
+    arrays, glip = golden.arrays, trunk.network.to(dtype)
     with torch.no_grad():
         pyramid = glip.encode_image(pictures(arrays, weights))
     for name in [key.removesuffix("/captions") for key in arrays if key.endswith("/captions")]:
@@ -568,23 +568,23 @@ def match(found: Detections, expected: Detections) -> tuple[Tensor, float]:
     return partner, worst
 
 
-def network(trunk: Trunk, method: str, classes: Sequence[str], dtype: torch.dtype, **settings: Any) -> AdaptedGlip:
+def network(trunk: Trunk, method: str, classes: Sequence[str], dtype: torch.dtype, **settings: Any) -> AdaptedModel:
     """Return a method on a trunk, computing in ``dtype``, without dropout and stochastic depth.
 
     What it shares with the trunk is converted there too.
     """
     model = attach(trunk, method, classes=classes, settings=settings)
-    model.glip.to(dtype)
-    model.glip.set_recompute(method == "full")  # the same numbers in a third of the memory
+    model.network.to(dtype)
+    model.network.set_recompute(method == "full")  # the same numbers in a third of the memory
     model.train(False)
     return model
 
 
-def same_tokens(golden: Golden, model: AdaptedGlip) -> Measured:
+def same_tokens(golden: Golden, model: AdaptedModel) -> Measured:
     return "input_ids", float(model.captions[0].ids[0].tolist() != golden.arrays["input_ids"].tolist()), EQUAL
 
 
-def in_public_names(model: AdaptedGlip) -> dict[str, Tensor]:
+def in_public_names(model: AdaptedModel) -> dict[str, Tensor]:
     """Return the owned tensors by their names in public checkpoints."""
     if model.adapter.name == "prompt":
         return dict(zip([PROMPT_TABLE], model.owned_tensors().values(), strict=True))
@@ -592,9 +592,9 @@ def in_public_names(model: AdaptedGlip) -> dict[str, Tensor]:
     return {public_name(name, table): tensor for name, tensor in model.owned_tensors().items()}
 
 
-def forward(model: AdaptedGlip, prefix: Callable[[], Prefix], way: Way) -> HeadOutput:
+def forward(model: AdaptedModel, prefix: Callable[[], FrozenState], way: Way) -> HeadOutput:
     """Return what follows from frozen features, of the whole batch at once, as the goldens were made."""
-    for module in model.glip.modules():
+    for module in model.network.modules():
         if isinstance(module, CrossAttention):
             module.order = way.order
     with torch.no_grad():
@@ -603,15 +603,15 @@ def forward(model: AdaptedGlip, prefix: Callable[[], Prefix], way: Way) -> HeadO
     return output
 
 
-def from_file(model: AdaptedGlip, prefix: Callable[[], Prefix]) -> Prefix:
+def from_file(model: AdaptedModel, prefix: Callable[[], FrozenState]) -> FrozenState:
     """Return frozen features after they were written to a file and read back."""
-    key = CacheKey(model.trunk.checksum, "goldens", "as they are", model.frozen_result.__name__, "", "")
+    key = CacheKey(model.trunk.checksum, "goldens", "as they are", model.frozen_state.__name__, "", "")
     with tempfile.TemporaryDirectory() as folder:
         FeatureCache(memory_bytes=0, folder=folder).get(key, prefix)
         return FeatureCache(memory_bytes=0, folder=folder).get(key, unexpected_miss)
 
 
-def unexpected_miss() -> Prefix:
+def unexpected_miss() -> FrozenState:
     raise SystemExit("A feature that has just been written is not found in its cache.")
 
 

@@ -33,20 +33,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from glip_adapt import attach, evaluate, load_dataset, load_trunk
-from glip_adapt.adapters.base import autocast
 from glip_adapt.core.captions import SEPARATOR, Caption, build_caption
+from glip_adapt.core.precision import autocast
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import ImageBatch, Target, Tokens
 from glip_adapt.data.glyphs import Glyph, seen_glyphs
 from glip_adapt.data.glyphs13 import glyph_sets
 from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
 from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine.optimise import Step, Stepper
-from glip_adapt.engine.predict import PredictConfig
-from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, save_tensors, trunk_spec, weights_checksum
+from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, trunk_spec
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.glip.objective import detection_loss
-from glip_adapt.trunks.glip.text import SPECIAL_TOKENS, Tokenizer
+from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, Tokenizer
+from glip_adapt.trunks.weights import save_tensors, weights_checksum
 
 SIDE = 160  # pixels of a scene, and of the shorter side of every test picture
 OBJECTS = (3, 9)  # least and most on a scene
@@ -88,7 +89,7 @@ Zero-shot AP (COCO, percent) on the test pictures of the synthetic suite glyphs1
 START = """
 - **First stage**: 64000 scenes more, by the same script with its defaults (4000 steps, seed 0, captions uncut), gave
   the weights that this one began with, FIRST, checksum `{}`."""
-TEST_VIEW = PredictConfig(short_side=SIDE, max_long_side=2 * SIDE)
+TEST_VIEW = ViewConfig(short_side=SIDE, max_long_side=2 * SIDE)
 
 
 def main() -> None:
@@ -259,17 +260,17 @@ class PreTraining:
         self.device = torch.device(device)
         self.tokenizer = load_tokenizer(trunk)
         torch.manual_seed(seed)
-        self.glip = build_glip(trunk_spec(trunk).config).to(self.device)
+        self.network = build_glip(trunk_spec(trunk).config).to(self.device)
         self.recipe = {"trunk": trunk, "steps": steps, "batch": batch, "seed": seed}
         if start is not None:
             first = load_trunk(trunk, checkpoint=start)
-            self.glip.load_state_dict(first.glip.state_dict())
+            self.network.load_state_dict(first.network.state_dict())
             self.recipe["start"] = first.checksum
         self.scenes = Scenes(self.tokenizer, batch, seed, cut=CUT if start else 0.0)
         peak = NEXT_PEAK if start else 1.0
-        self.average = AveragedModel(self.glip, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED))
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGED))
         self.stepper = Stepper(
-            decay_groups(self.glip), device=self.device, precision=self.precision, clip_norm=CLIP_NORM, betas=BETAS
+            decay_groups(self.network), device=self.device, precision=self.precision, clip_norm=CLIP_NORM, betas=BETAS
         )
         self.schedule = LambdaLR(self.stepper.optimiser, lambda step: peak * self.rate_at(step))
         self.done, self.seconds = 0, 0.0
@@ -307,7 +308,7 @@ class PreTraining:
 
     def parts(self) -> dict[str, Any]:
         return {
-            "glip": self.glip,
+            "glip": self.network,
             "average": self.average,
             "optimiser": self.stepper.optimiser,
             "schedule": self.schedule,
@@ -335,10 +336,10 @@ class PreTraining:
             batch = next(batches)
             if (step - 1) % CYCLE == 0:
                 torch.set_rng_state(start)
-            self.glip.train()
+            self.network.train()
             recent.append(self.stepper.take(step, f"batch {step} of seed {self.recipe['seed']}", self.losses(batch)))
             self.schedule.step()
-            self.average.update_parameters(self.glip)
+            self.average.update_parameters(self.network)
             self.done = step
             if step % LOG_EVERY == 0:
                 self.seconds, started = self.seconds + time.perf_counter() - started, time.perf_counter()
@@ -356,7 +357,7 @@ class PreTraining:
     def losses(self, batch: Batch) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Yield the losses of a batch, all scenes at once."""
         with autocast(self.device, self.precision):
-            output = self.glip(batch.images.to(self.device), batch.tokens.to(self.device))
+            output = self.network(batch.images.to(self.device), batch.tokens.to(self.device))
         yield "the scenes", detection_loss(output, [target.to(self.device) for target in batch.targets])
 
     def averaged(self) -> Trunk:
@@ -378,7 +379,7 @@ class PreTraining:
         card = CARD.format(
             trunk=self.trunk,
             fusion="deep fusion" if trunk_spec(self.trunk).config.deep_fusion else "no fusion",
-            parameters=sum(p.numel() for p in trunk.glip.parameters()) / 1e6,
+            parameters=sum(p.numel() for p in trunk.network.parameters()) / 1e6,
             size=path.stat().st_size / 2**20,
             checksum=trunk.checksum,
             names=len(seen_glyphs()),

@@ -33,17 +33,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip, Precision, autocast
 from glip_adapt.adapters.prompt import TextOffset
-from glip_adapt.core.structures import HeadOutput, ImageBatch, Target, TextFeatures, Tokens, split_levels
-from glip_adapt.engine.recipes import published_recipe
+from glip_adapt.core.precision import Precision, autocast
+from glip_adapt.core.structures import ImageBatch, Target, TextFeatures, Tokens, split_levels
+from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.train import parameter_groups
-from glip_adapt.trunks.catalogue import TRUNKS, Trunk, random_trunk
+from glip_adapt.trunks.catalogue import TRUNKS, Trunk, published_recipe, random_trunk
 from glip_adapt.trunks.glip import dyhead
 from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer, Order
+from glip_adapt.trunks.glip.head import HeadOutput
+from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.glip.objective import detection_loss
-from glip_adapt.trunks.glip.text import MAX_TOKENS
+from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")
@@ -80,9 +81,9 @@ def main() -> None:
 
 
 @contextmanager
-def reference_arithmetic(model: AdaptedGlip) -> Iterator[None]:
+def reference_arithmetic(model: AdaptedModel) -> Iterator[None]:
     """While open, the network computes as the public code does."""
-    attentions = [module for module in model.glip.modules() if isinstance(module, CrossAttention)]
+    attentions = [module for module in model.network.modules() if isinstance(module, CrossAttention)]
     for attention in attentions:
         attention.order = "dense"
     try:
@@ -120,7 +121,7 @@ def padded(tokens: Tokens) -> Tokens:
 class Workload:
     """One task on one kind of picture, as either side would do it."""
 
-    model: AdaptedGlip
+    model: AdaptedModel
     images: ImageBatch
     targets: list[Target]
     precision: Precision
@@ -133,22 +134,23 @@ class Workload:
         self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe), fused=True) if self.trains else None
         with torch.no_grad(), autocast(self.model.device, self.precision):
             # What ours has at hand in a warm run; for inference that is the text alone, as the picture is new.
-            self.prefix = self.model.frozen_prefix(self.images) if self.trains else self.images
+            self.prefix = self.model.prefix(self.images) if self.trains else self.images
             self.model.texts()
 
     def ours(self) -> HeadOutput:
         """One step from what is kept."""
-        self.model.glip.set_recompute(self.recompute)
+        self.model.network.set_recompute(self.recompute)
         if self.optimiser is not None:
             self.optimiser.zero_grad()  # before the forward pass, as fit does
         with autocast(self.model.device, self.precision), torch.set_grad_enabled(self.trains):
-            prefix = self.prefix if self.trains else self.model.frozen_prefix(self.images)
+            prefix = self.prefix if self.trains else self.model.prefix(self.images)
             (output,) = self.model.finish(prefix)
         return self._learn(output)
 
     def reference(self) -> HeadOutput:
         """One step from pixels and token ids."""
-        glip = self.model.glip
+        glip = self.model.network
+        assert isinstance(glip, Glip)
         glip.set_recompute(False)
         with (
             reference_arithmetic(self.model),
@@ -288,7 +290,7 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
     for tokens in GROWTH_TOKENS:
         work = build_workload(trunk, "inference", arguments, size_hw, tokens // 2)
         with torch.no_grad():
-            image = work.model.glip.encode_image(work.images).cells
+            image = work.model.network.encode_image(work.images).cells
             (text,) = work.model.texts()
         sides: dict[str, Callable[[], object]] = {o: partial(fuse, trunk, o, image, text) for o in ORDERS}
         growth["tokens"][tokens] = interleaved(sides, arguments.repeats)
@@ -307,7 +309,7 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
 @torch.no_grad()
 def fuse(trunk: Trunk, order: Order, image: Tensor, text: TextFeatures) -> None:
     """Run the first fusion layer in one order of its products."""
-    layer = next(module for module in trunk.glip.modules() if isinstance(module, FusionLayer))
+    layer = next(module for module in trunk.network.modules() if isinstance(module, FusionLayer))
     layer.attention.order = order
     layer(image, text.features.expand(len(image), -1, -1), text.mask.expand(len(image), -1))
     layer.attention.order = "auto"

@@ -1,4 +1,4 @@
-"""Adapt a frozen GLIP detector to a new task from 0, 1, 3, 5 or 10 examples per class.
+"""Adapt a frozen grounded detector to a new task from 0, 1, 3, 5 or 10 labelled images per class.
 
 Public names load on first use, so that ``import glip_adapt`` and the command line start fast.
 """
@@ -9,72 +9,121 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from glip_adapt.adapters import attach, load_adapter
-    from glip_adapt.adapters.baked import load_baked
-    from glip_adapt.bench.benchmark import run_benchmark
+    from glip_adapt.adapters.context import Context
+    from glip_adapt.adapters.full import Full, TextEncoderTuning
+    from glip_adapt.adapters.linear_probe import LinearProbe
+    from glip_adapt.adapters.lora import Lora
+    from glip_adapt.adapters.prompt import Prompt
+    from glip_adapt.adapters.zero_shot import ZeroShot
+    from glip_adapt.bench.benchmark import read_plan, run_benchmark
+    from glip_adapt.bench.plan import BenchPlan
     from glip_adapt.bench.report.write import write_report
     from glip_adapt.core.captions import ClassPrompt
-    from glip_adapt.data.dataset import load_dataset
+    from glip_adapt.core.errors import GlipAdaptError
+    from glip_adapt.core.settings import FitConfig, ViewConfig
+    from glip_adapt.core.structures import Detections
+    from glip_adapt.data.dataset import Dataset, load_dataset
+    from glip_adapt.data.split import Split
+    from glip_adapt.engine.adapted import AdaptedModel, adapt, attach
     from glip_adapt.engine.cache import FeatureCache
-    from glip_adapt.engine.evaluate import evaluate
-    from glip_adapt.engine.predict import PredictConfig, predict
+    from glip_adapt.engine.draw import draw_detections
+    from glip_adapt.engine.evaluate import Evaluation, evaluate
+    from glip_adapt.engine.load import load_adapter
     from glip_adapt.engine.prompting import search_prompts
-    from glip_adapt.engine.recipes import FitConfig, default_recipe, published_recipe
-    from glip_adapt.engine.train import fit
+    from glip_adapt.engine.train import History, fit
+    from glip_adapt.share.baked import BakedModel, bake, load_baked
     from glip_adapt.share.card import TrainingFacts
+    from glip_adapt.share.export import export_onnx
     from glip_adapt.share.hub import from_hub, push_to_hub
     from glip_adapt.share.interop import to_supervision
+    from glip_adapt.share.peft import merge, save_for_peft
     from glip_adapt.share.tasks import TaskSet
-    from glip_adapt.trunks.catalogue import load_trunk
+    from glip_adapt.trunks.catalogue import Trunk, default_recipe, load_trunk, published_recipe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "ClassPrompt": "glip_adapt.core.captions",
-    "FeatureCache": "glip_adapt.engine.cache",
-    "FitConfig": "glip_adapt.engine.recipes",
-    "PredictConfig": "glip_adapt.engine.predict",
-    "TaskSet": "glip_adapt.share.tasks",
-    "TrainingFacts": "glip_adapt.share.card",
-    "attach": "glip_adapt.adapters",
-    "default_recipe": "glip_adapt.engine.recipes",
-    "evaluate": "glip_adapt.engine.evaluate",
-    "fit": "glip_adapt.engine.train",
-    "from_hub": "glip_adapt.share.hub",
-    "load_adapter": "glip_adapt.adapters",
-    "load_baked": "glip_adapt.adapters.baked",
-    "load_dataset": "glip_adapt.data.dataset",
-    "load_trunk": "glip_adapt.trunks.catalogue",
-    "predict": "glip_adapt.engine.predict",
-    "published_recipe": "glip_adapt.engine.recipes",
-    "push_to_hub": "glip_adapt.share.hub",
-    "run_benchmark": "glip_adapt.bench.benchmark",
-    "search_prompts": "glip_adapt.engine.prompting",
-    "to_supervision": "glip_adapt.share.interop",
-    "write_report": "glip_adapt.bench.report.write",
+    "glip_adapt.adapters.context": ("Context",),
+    "glip_adapt.adapters.full": ("Full", "TextEncoderTuning"),
+    "glip_adapt.adapters.linear_probe": ("LinearProbe",),
+    "glip_adapt.adapters.lora": ("Lora",),
+    "glip_adapt.adapters.prompt": ("Prompt",),
+    "glip_adapt.adapters.zero_shot": ("ZeroShot",),
+    "glip_adapt.bench.benchmark": ("read_plan", "run_benchmark"),
+    "glip_adapt.bench.plan": ("BenchPlan",),
+    "glip_adapt.bench.report.write": ("write_report",),
+    "glip_adapt.core.captions": ("ClassPrompt",),
+    "glip_adapt.core.errors": ("GlipAdaptError",),
+    "glip_adapt.core.settings": ("FitConfig", "ViewConfig"),
+    "glip_adapt.core.structures": ("Detections",),
+    "glip_adapt.data.dataset": ("Dataset", "load_dataset"),
+    "glip_adapt.data.split": ("Split",),
+    "glip_adapt.engine.adapted": ("AdaptedModel", "adapt", "attach"),
+    "glip_adapt.engine.cache": ("FeatureCache",),
+    "glip_adapt.engine.draw": ("draw_detections",),
+    "glip_adapt.engine.evaluate": ("Evaluation", "evaluate"),
+    "glip_adapt.engine.load": ("load_adapter",),
+    "glip_adapt.engine.prompting": ("search_prompts",),
+    "glip_adapt.engine.train": ("History", "fit"),
+    "glip_adapt.share.baked": ("BakedModel", "bake", "load_baked"),
+    "glip_adapt.share.card": ("TrainingFacts",),
+    "glip_adapt.share.export": ("export_onnx",),
+    "glip_adapt.share.hub": ("from_hub", "push_to_hub"),
+    "glip_adapt.share.interop": ("to_supervision",),
+    "glip_adapt.share.peft": ("merge", "save_for_peft"),
+    "glip_adapt.share.tasks": ("TaskSet",),
+    "glip_adapt.trunks.catalogue": ("Trunk", "default_recipe", "load_trunk", "published_recipe"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_INSTEAD = {
+    "PredictConfig": "ViewConfig",
+    "predict": "model.predict(image)",
 }
 
 __all__ = [
+    "AdaptedModel",
+    "BakedModel",
+    "BenchPlan",
     "ClassPrompt",
+    "Context",
+    "Dataset",
+    "Detections",
+    "Evaluation",
     "FeatureCache",
     "FitConfig",
-    "PredictConfig",
+    "Full",
+    "GlipAdaptError",
+    "History",
+    "LinearProbe",
+    "Lora",
+    "Prompt",
+    "Split",
     "TaskSet",
+    "TextEncoderTuning",
     "TrainingFacts",
+    "Trunk",
+    "ViewConfig",
+    "ZeroShot",
     "__version__",
+    "adapt",
     "attach",
+    "bake",
     "default_recipe",
+    "draw_detections",
     "evaluate",
+    "export_onnx",
     "fit",
     "from_hub",
     "load_adapter",
     "load_baked",
     "load_dataset",
     "load_trunk",
-    "predict",
+    "merge",
     "published_recipe",
     "push_to_hub",
+    "read_plan",
     "run_benchmark",
+    "save_for_peft",
     "search_prompts",
     "to_supervision",
     "write_report",
@@ -82,6 +131,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    hint = f"; write {_INSTEAD[name]} instead" if name in _INSTEAD else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")

@@ -17,8 +17,9 @@ from PIL import Image
 
 from glip_adapt import cli
 from glip_adapt.cli import terminal
-from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, weights_checksum
+from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
 from glip_adapt.trunks.glip.build import GLIP_NANO, TextConfig, build_glip
+from glip_adapt.trunks.weights import weights_checksum
 
 TINY = replace(
     GLIP_NANO,

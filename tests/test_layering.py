@@ -123,7 +123,7 @@ def test_only_the_package_itself_imports_by_string():
 
 
 PLANTED = {
-    "a higher floor": ("engine/predict.py", "from glip_adapt.bench.plan import BenchPlan"),
+    "a higher floor": ("engine/detector.py", "from glip_adapt.bench.plan import BenchPlan"),
     "another room of the same floor": ("data/split.py", "from glip_adapt.trunks.glip.anchors import STRIDES"),
     "the same, by the package": ("data/split.py", "from glip_adapt import trunks"),
     "a relative import": ("trunks/glip/network.py", "from ...data import coco"),
@@ -148,7 +148,7 @@ PLANTED = {
 SOUND = {
     "lower floors": ("engine/train.py", "from glip_adapt.adapters.lora import Lora\nfrom glip_adapt.core import boxes"),
     "its own room": ("trunks/glip/network.py", "from glip_adapt.trunks.glip import fusion\nfrom .head import Head"),
-    "homes": ("trunks/glip/text.py", "import tokenizers\nfrom transformers import BertModel"),
+    "homes": ("trunks/glip/text.py", "import torch\nfrom transformers import BertModel"),
     "another package of the same beginning": ("engine/train.py", "import richer\nimport timmy.layers"),
     "everything below the command line": ("cli/app.py", "import glip_adapt\nfrom glip_adapt.bench.plan import RunKey"),
     "a method called print": ("engine/train.py", "console.print('hello')"),

@@ -137,7 +137,7 @@ def test_the_rate_rises_falls_to_a_fiftieth_and_starts_again_at_half(nano):
 
 
 def test_vectors_have_no_weight_decay(nano, tmp_path):
-    matrices, others = nano.decay_groups(nano.PreTraining("glip-nano-a", tmp_path, 10, 1, 0, "cpu").glip)
+    matrices, others = nano.decay_groups(nano.PreTraining("glip-nano-a", tmp_path, 10, 1, 0, "cpu").network)
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.03, 0.0)
     assert all(p.ndim > 1 for p in matrices["params"])
     assert all(p.ndim <= 1 for p in others["params"])

@@ -13,9 +13,9 @@ import glip_adapt
 HEAVY = {"torch", "torchvision", "transformers", "timm", "peft", "pandas", "matplotlib", "pycocotools", "numpy"}
 
 
-@pytest.mark.parametrize("name", sorted(glip_adapt._HOMES))
+@pytest.mark.parametrize("name", sorted(glip_adapt._HOME_OF))
 def test_a_public_name_is_what_its_home_defines_whatever_was_imported_before(name):
-    home = importlib.import_module(glip_adapt._HOMES[name])
+    home = importlib.import_module(glip_adapt._HOME_OF[name])
     assert getattr(glip_adapt, name) is vars(home)[name]
     assert getattr(glip_adapt, name).__doc__
 
@@ -24,7 +24,7 @@ def test_type_checkers_and_the_interpreter_see_the_same_names_in_the_same_homes(
     tree = ast.parse(Path(glip_adapt.__file__).read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     declared = {alias.name: node.module for node in block.body for alias in node.names}
-    assert declared == glip_adapt._HOMES
+    assert declared == glip_adapt._HOME_OF
     assert sorted([*declared, "__version__"]) == sorted(glip_adapt.__all__)
 
 
@@ -51,3 +51,9 @@ def test_an_unknown_name_raises_as_of_any_module():
 def test_the_version_is_that_of_the_project_file():
     project = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert f'\nversion = "{glip_adapt.__version__}"\n' in project
+
+
+@pytest.mark.parametrize(("old", "new"), [("PredictConfig", "ViewConfig"), ("predict", r"model\.predict\(image\)")])
+def test_a_name_that_is_gone_says_what_to_write_instead(old, new):
+    with pytest.raises(AttributeError, match=f"no attribute '{old}'; write {new} instead"):
+        getattr(glip_adapt, old)

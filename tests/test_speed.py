@@ -24,7 +24,7 @@ def speed():
 def nano():
     """In float64: what random weights do to a gradient drowns the last digits of float32."""
     trunk = random_trunk("glip-nano")
-    trunk.glip.double()
+    trunk.network.double()
     return trunk
 
 
@@ -60,7 +60,7 @@ def test_the_reference_arithmetic_ends_with_its_context(speed, nano):
     work = workload(speed, nano, "inference")
     work.reference()
     assert dyhead.deformable_conv is deform.deformable_conv
-    assert {block.fusion.attention.order for block in work.model.glip.tower.blocks} == {"auto"}
+    assert {block.fusion.attention.order for block in work.model.network.tower.blocks} == {"auto"}
 
 
 @pytest.mark.slow

@@ -15,25 +15,29 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from glip_adapt.adapters.base import Stage
+from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.text import MAX_TOKENS
+from glip_adapt.trunks.protocol import Network
+from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 BLANK = "[MASK]"  # BERT's own word for "any word"; no text holds it, so its id tells which tokens are free
 MOST_TOKENS = MAX_TOKENS - 3  # all of a caption but [CLS], [SEP] and a name of one token
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """Owns K × M × D numbers, or M × D, added to the input embeddings of M blanks before each name; zero at the start.
+class Context(Adapter):
+    """Owns M vectors per class, (K × M, D), or M shared ones, added to the embeddings of M blanks before each name.
 
-    Fresh, it is zero-shot detection with the manual prompt ``"[MASK] [MASK] … name"``.
+    They are zero at the start. Fresh, it is zero-shot detection with the manual prompt ``"[MASK] [MASK] … name"``.
     """
 
     name: ClassVar[str] = "context"
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
+    caption_bound: ClassVar[bool] = True
+    purpose: ClassVar[str] = "Learned words before each name (CoOp). Take it to compare prompts before and after BERT."
+    cost: ClassVar[str] = "image features are computed once; BERT, fusion and head run at each step"
+    counted: ClassVar[str] = "classes × free tokens × text width"
 
     tokens: int = 4
     "free tokens before each name (M)"
@@ -48,28 +52,28 @@ class Context:
                 f"{MOST_TOKENS}, so that a caption has room for the name."
             )
 
-    def worded(self, classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
+    def word(self, prompts: Sequence[ClassPrompt]) -> tuple[ClassPrompt, ...]:
         """Return the classes with the blanks before their prompts; those that have them stay as they are."""
         blanks = f"{BLANK} " * self.tokens
-        prompts = (ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
         return tuple(p if p.prefix.startswith(blanks) else replace(p, prefix=blanks + p.prefix) for p in prompts)
 
-    def insert(self, glip: Glip, tokens: Tokens) -> None:
+    def insert(self, network: Network, tokens: Tokens) -> None:
         """Let the text encoder read the blanks as free tokens.
 
         Raises:
-            ValueError: if the caption was not made from ``worded`` classes.
+            ValueError: if the caption was not made from classes that ``word`` returned.
         """
         blanks = (tokens.ids[0] == tokens.ids[0, 1]).nonzero().flatten()
         if len(blanks) != self.tokens * tokens.token_map.shape[1] or tokens.token_map[0, :, blanks].any():
             raise ValueError(f"context reads {self.tokens} blanks before each name. Attach by glip_adapt.attach.")
         rows = torch.arange(len(blanks), device=blanks.device) % (len(blanks) if self.per_class else self.tokens)
-        embeddings = glip.get_submodule("text_encoder.bert.embeddings")
-        embeddings.word_embeddings = FreeTokens(embeddings.get_submodule("word_embeddings"), blanks, rows)
+        parent, _, leaf = network.seams.word_embeddings.rpartition(".")
+        words = network.get_submodule(network.seams.word_embeddings)
+        setattr(network.get_submodule(parent), leaf, FreeTokens(words, blanks, rows))
 
-    def owned(self, glip: Glip) -> tuple[str, ...]:
+    def owned(self, network: Network) -> tuple[str, ...]:
         """Return the offset of the free tokens."""
-        return ("text_encoder.bert.embeddings.word_embeddings.offset",)
+        return (f"{network.seams.word_embeddings}.offset",)
 
 
 class FreeTokens(nn.Module):

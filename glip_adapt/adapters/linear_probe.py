@@ -1,4 +1,4 @@
-"""Linear probing: only the head's prediction layers are trained.
+"""Linear probing: train the head's prediction layers only.
 
 GLIP, arXiv 2112.03857, section E.4; public mode ``linear_prob``. There the dropout of the frozen fusion stack stays
 on while training; here everything frozen is in eval mode, so that its features are constants.
@@ -9,21 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glip_adapt.adapters.base import Stage
-from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.adapters.protocol import Adapter, Stage
+from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe:
-    """Owns ``head.prediction_layers``: box, centerness, text projection, scale and biases."""
+class LinearProbe(Adapter):
+    """Owns the prediction layers: of GLIP box, centerness, text projection, scale and biases."""
 
     name: ClassVar[str] = "linear_probe"
     stage: ClassVar[Stage] = Stage.PREDICT
+    purpose: ClassVar[str] = "Last layers only. Take it for many experiments on one machine."
+    cost: ClassVar[str] = "the cheapest: everything before the head is computed once per image"
 
-    def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Insert nothing."""
-
-    def owned(self, glip: Glip) -> tuple[str, ...]:
+    def owned(self, network: Network) -> tuple[str, ...]:
         """Return the prediction layers."""
-        return tuple(f"head.{name}" for name in glip.head.prediction_layers)
+        return network.seams.prediction_layers

@@ -12,24 +12,27 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from glip_adapt.adapters.base import Stage
+from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.structures import TextFeatures, Tokens
-from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """Owns T × D numbers, one row per token of the caption, zero at the start."""
+class Prompt(Adapter):
+    """Owns one vector per token of the caption, (T, D), zero at the start."""
 
     name: ClassVar[str] = "prompt"
     stage: ClassVar[Stage] = Stage.FUSE
+    caption_bound: ClassVar[bool] = True
+    purpose: ClassVar[str] = "A learned caption. Take it from 1 shot on, and for many tasks on one trunk."
+    cost: ClassVar[str] = "image features are computed once; a few kilobytes per adapter"
+    counted: ClassVar[str] = "tokens × text width"
 
-    def insert(self, glip: Glip, tokens: Tokens) -> None:
+    def insert(self, network: Network, tokens: Tokens) -> None:
         """Put the offset at the seam ``text_prompt``."""
-        bias_lang = glip.head.bias_lang
-        glip.text_prompt = TextOffset(tokens.ids.shape[1], len(bias_lang)).to(bias_lang.device)
+        network.text_prompt = TextOffset(tokens.ids.shape[1], network.text_width).to(network.device)
 
-    def owned(self, glip: Glip) -> tuple[str, ...]:
+    def owned(self, network: Network) -> tuple[str, ...]:
         """Return the offset."""
         return ("text_prompt.offset",)
 

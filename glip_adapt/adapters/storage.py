@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glip_adapt.core.captions import UNPRINTABLE
+from glip_adapt.core.captions import UNPRINTABLE, ClassPrompt
 from glip_adapt.core.config import from_mapping, to_mapping
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
-from glip_adapt.trunks.catalogue import save_tensors
+from glip_adapt.trunks.weights import save_tensors
 
+FORMAT_VERSION = 2  # 1 had no sha256
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
 BAKED_DESCRIPTION_FILE = "baked.json"
@@ -52,6 +53,32 @@ class TrunkIdentity:
 
     name: str
     checksum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The content of ``adapter.json``."""
+
+    format_version: int = FORMAT_VERSION
+    method: str
+    config: Mapping[str, Any]
+    "the adapter's own settings"
+    trunk: TrunkIdentity
+    classes: tuple[ClassPrompt, ...]
+    "in label order"
+    trained_parameters: int
+    sha256: str
+    "of adapter.safetensors"
+
+
+def read_description(folder: str | Path) -> Description:
+    """Return the content of ``adapter.json``.
+
+    Raises:
+        FileNotFoundError: if the folder holds no adapter.
+        AdapterMismatchError: if the file is too large, or not one that this version reads.
+    """
+    return read_file_description(Description, Path(folder) / DESCRIPTION_FILE, FORMAT_VERSION, "adapter")
 
 
 @contextmanager

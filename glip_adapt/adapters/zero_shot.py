@@ -1,25 +1,23 @@
-"""The baseline: nothing is trained."""
+"""Zero-shot detection: the baseline that trains nothing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glip_adapt.adapters.base import Stage
-from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.glip.network import Glip
+from glip_adapt.adapters.protocol import Adapter, Stage
+from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+class ZeroShot(Adapter):
     """Owns nothing: the trunk as it is."""
 
     name: ClassVar[str] = "zero_shot"
     stage: ClassVar[Stage] = Stage.NONE
+    purpose: ClassVar[str] = "The trunk without training. Take it without labels, and as the baseline."
+    cost: ClassVar[str] = "nothing"
 
-    def insert(self, glip: Glip, tokens: Tokens) -> None:
-        """Insert nothing."""
-
-    def owned(self, glip: Glip) -> tuple[str, ...]:
+    def owned(self, network: Network) -> tuple[str, ...]:
         """Return no name."""
         return ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
+from glip_adapt.adapters import ADAPTERS, build_adapter
 from glip_adapt.bench.events import Work
 from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
@@ -16,13 +16,13 @@ from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
 from glip_adapt.core.config import from_mapping, override, read_toml, to_mapping
+from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.optimise import Step
-from glip_adapt.engine.recipes import FitConfig, default_recipe
-from glip_adapt.trunks.catalogue import TRUNKS, load_trunk
+from glip_adapt.trunks.catalogue import TRUNKS, default_recipe, load_trunk, trunk_spec
 
 
 def read_plan(path: Path | str) -> BenchPlan:
@@ -79,7 +79,7 @@ def run_benchmark(
         Path(out),
         _choose_work(build, ray),
         resolve=lambda key, given: _resolve(key, given, where, checksum(key.trunk)),
-        defaults=default_tables,
+        update=update_config,
         on_start=on_start,
         on_step=on_step,
         on_finish=on_finish,
@@ -117,14 +117,16 @@ def preview_benchmark(
     def resolve(key: RunKey, given: Mapping[str, Any]) -> Mapping[str, Any]:
         return _resolve(key, given, where, checksum(key.trunk))
 
-    return forecast_runs(list_runs(plan, Path(out), resolve, default_tables), records), missing
+    return forecast_runs(list_runs(plan, Path(out), resolve, update_config), records), missing
 
 
-@functools.cache
-def default_tables(method: str) -> dict[str, dict[str, Any]]:
-    """Return the default settings of protocol, recipe and adapter; a record without a setting had this value."""
-    adapter = build_adapter(method, {})
-    return {"protocol": to_mapping(ProtocolConfig()), "fit": to_mapping(FitConfig()), "settings": to_mapping(adapter)}
+def update_config(method: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings of a record by their present names; a setting that came later had its default."""
+    kind = ADAPTERS[method]
+    adapter = to_mapping(build_adapter(method, {}))
+    updated = {**config, "settings": {kind.renamed.get(name, name): v for name, v in config["settings"].items()}}
+    tables = {"protocol": to_mapping(ProtocolConfig()), "fit": to_mapping(FitConfig()), "settings": adapter}
+    return updated | {name: {**tables[name], **updated[name]} for name in tables if updated.get(name) is not None}
 
 
 def _choose_work(build: BuildGlipExecutor, ray: str | None) -> Work:
@@ -142,12 +144,13 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
     """Return all settings of a run, defaults included; the key's seed also drives training."""
     fit = {"seed": key.seed, **given["fit"]}
     recipe = override(default_recipe(key.trunk, key.method, key.shots or 1), fit, f"{where}, fit, for {key.name}")
+    published = trunk_spec(key.trunk).settings
     return {
         **given,
         "trunk_checksum": checksum,
-        "settings": to_mapping(build_adapter(key.method, default_settings(key.trunk, key.method) | given["settings"])),
+        "settings": to_mapping(build_adapter(key.method, {**published.get(key.method, {}), **given["settings"]})),
         "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
-        "predict": to_mapping(recipe.predict_config),
+        "predict": to_mapping(recipe.view),
     }
 
 

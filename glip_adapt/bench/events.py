@@ -40,6 +40,10 @@ class Executor(Protocol):
         """
 
 
+Update = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+"""Method and ``config`` of an old record → ``config`` with present names, and defaults of settings that came later."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """One run of a plan and its record in the results folder.
@@ -48,13 +52,13 @@ class PlannedRun:
         key: which run.
         config: its resolved settings, JSON-ready.
         record: of the run, if it is there; a failed one will be tried again.
-        defaults: table of settings → the values that a record had before it named them, see ``list_runs``.
+        update: brings the settings of an old record up to date, see ``list_runs``.
     """
 
     key: RunKey
     config: Mapping[str, Any]
     record: RunRecord | None
-    defaults: Mapping[str, Mapping[str, Any]]
+    update: Update | None = None
 
     @property
     def state(self) -> Literal["done", "failed", "missing"]:

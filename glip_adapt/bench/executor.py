@@ -8,28 +8,26 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.bench.events import RunOutcome
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
 from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.core.config import from_mapping, to_mapping
+from glip_adapt.core.config import from_mapping
+from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.data.dataset import Dataset, load_dataset
 from glip_adapt.data.split import Split
+from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import Evaluation, evaluate
-from glip_adapt.engine.predict import PredictConfig
-from glip_adapt.engine.recipes import NANO_TRUNKS, FitConfig
+from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.train import History, fit
-from glip_adapt.trunks.catalogue import Trunk, load_trunk
+from glip_adapt.trunks.catalogue import Trunk, load_trunk, trunk_spec
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
 
@@ -106,7 +104,7 @@ class GlipExecutor:
         started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
         data = data.scored(protocol.annotation_ids)
-        shown = from_mapping(PredictConfig, config["predict"], key.name)
+        shown = from_mapping(ViewConfig, config["predict"], key.name)
         model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
         val, val_ap, adapter_bytes, train_source = None, None, 0, None
         if config["fit"] is not None:
@@ -128,7 +126,7 @@ class GlipExecutor:
         others = [entry for entry in protocol.retention if entry != key.dataset]
         retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
         return RunOutcome(
-            metrics=_metrics(found, val_ap, retention),
+            metrics=RunMetrics(values=found.values, per_class=found.per_class, val_ap=val_ap, retention=retention),
             cost=cost,
             train_source=train_source,
             selected_on=val.name if val else None,
@@ -136,7 +134,7 @@ class GlipExecutor:
 
     def _fit(
         self,
-        model: AdaptedGlip,
+        model: AdaptedModel,
         train: Split,
         val: Split | None,
         config: FitConfig,
@@ -147,19 +145,15 @@ class GlipExecutor:
             raise KeyboardInterrupt  # half a run is no record
         return history
 
-    def _retained(
-        self, model: AdaptedGlip, dataset: str, protocol: ProtocolConfig, shown: PredictConfig
-    ) -> float | None:
-        """Return the AP on another dataset of what a model has learned on its own.
+    def _retained(self, model: AdaptedModel, dataset: str, protocol: ProtocolConfig, shown: ViewConfig) -> float | None:
+        """Return the AP of a model on another dataset, without training for it.
 
-        What belongs to the words of a caption is left out under another caption: there the model is the trunk.
+        Tensors that belong to a caption are left out under another one: there the model is the trunk.
         """
         data = self.load_dataset(dataset).scored(protocol.annotation_ids)
         trunk, classes = model.trunk, _classes(data, protocol)
-        if not _is_bound_to_caption(model):
-            other = _attach_again(model, classes)
-            other.load_owned(model.owned_tensors())
-            return evaluate(other, _scored(data, protocol), shown, cache=self.cache).ap
+        if not model.adapter.caption_bound:
+            return evaluate(model.for_classes(classes), _scored(data, protocol), shown, cache=self.cache).ap
         if (trunk.name, dataset) not in self._zero_shot:
             found = evaluate(
                 attach(trunk, ZERO_SHOT, classes=classes), _scored(data, protocol), shown, cache=self.cache
@@ -176,7 +170,7 @@ def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
     """
     if plan.threads is not None:
         return plan.threads
-    return 1 if trunk in NANO_TRUNKS else max(1, (os.cpu_count() or 1) // workers)
+    return trunk_spec(trunk).threads or max(1, (os.cpu_count() or 1) // workers)
 
 
 def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Split:
@@ -192,27 +186,6 @@ def _classes(data: Dataset, protocol: ProtocolConfig) -> tuple[str, ...] | tuple
 
 def _scored(data: Dataset, protocol: ProtocolConfig) -> Split:
     return data.test if protocol.test_split == "test" else data.val
-
-
-def _is_bound_to_caption(model: AdaptedGlip) -> bool:
-    """Say whether the method has other tensors for another caption, here one with fewer classes, or more than one."""
-    if set(model.owned) <= model.trunk.glip.state_dict().keys():
-        return False  # what the trunk has as well knows no caption
-    classes: Sequence[str | ClassPrompt] = model.classes[:1] if len(model.classes) > 1 else (*model.classes, "thing")
-    other = _attach_again(model, classes)
-    mine, theirs = ({n: t.shape for n, t in m.owned_tensors().items()} for m in (model, other))
-    return mine != theirs
-
-
-def _attach_again(model: AdaptedGlip, classes: Sequence[str | ClassPrompt]) -> AdaptedGlip:
-    """Return the method of a model, with its settings, under another caption."""
-    settings = to_mapping(model.adapter)
-    return attach(model.trunk, model.adapter.name, classes=classes, settings=settings)
-
-
-def _metrics(found: Evaluation, val_ap: float | None, retention: Mapping[str, float | None]) -> RunMetrics:
-    values = {name: value for name, value in vars(found).items() if name not in ("per_class", "predictions")}
-    return RunMetrics(values=values, per_class=found.per_class, val_ap=val_ap, retention=retention)
 
 
 def _write_json(path: Path, content: Any) -> None:

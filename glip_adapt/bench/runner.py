@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
-from glip_adapt.bench.events import Emit, Event, Executor, Finished, PlannedRun, Started, Stepped, Work
+from glip_adapt.bench.events import Emit, Event, Executor, Finished, PlannedRun, Started, Stepped, Update, Work
 from glip_adapt.bench.plan import BenchPlan, RunKey
 from glip_adapt.bench.records import RunRecord, find_record, write_record
 from glip_adapt.core.config import to_mapping
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 
 Resolve = Callable[[RunKey, Mapping[str, Any]], Mapping[str, Any]]
-Defaults = Callable[[str], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ def run_plan(
     work: Work,
     *,
     resolve: Resolve | None = None,
-    defaults: Defaults | None = None,
+    update: Update | None = None,
     on_start: Callable[[RunKey, int, int], None] | None = None,
     on_step: Callable[[RunKey, Any, int], None] | None = None,
     on_finish: Callable[[RunRecord], None] | None = None,
@@ -70,7 +69,7 @@ def run_plan(
         out: the results folder, made if absent.
         work: does those of given runs that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``.
         resolve: as for ``list_runs``.
-        defaults: as for ``list_runs``.
+        update: as for ``list_runs``.
         on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
         on_step: called after each training step with the key of its run, the step and the number of steps.
         on_finish: called with the record of each run done or failed now.
@@ -83,7 +82,7 @@ def run_plan(
     """
     out.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out)
-    progress = _Progress(list_runs(plan, out, resolve, defaults), on_start, on_step, on_finish)
+    progress = _Progress(list_runs(plan, out, resolve, update), on_start, on_step, on_finish)
     try:
         while progress.pending:
             free = [run for name, run in progress.pending.items() if not is_claimed(out, name)]
@@ -97,7 +96,7 @@ def run_plan(
 
 
 def list_runs(
-    plan: BenchPlan, out: Path, resolve: Resolve | None = None, defaults: Defaults | None = None
+    plan: BenchPlan, out: Path, resolve: Resolve | None = None, update: Update | None = None
 ) -> tuple[PlannedRun, ...]:
     """Return the runs of ``plan`` in order, with their resolved settings and their records in ``out``.
 
@@ -106,7 +105,8 @@ def list_runs(
         out: the results folder; may be absent.
         resolve: turns the settings that a plan gives (``BenchPlan.config_of``) into all settings of the run, defaults
             included, so that a changed default is noticed; without it they are stored as given.
-        defaults: method → tables of ``config`` with default settings, for records from before a setting existed.
+        update: brings the settings of a record from before a setting existed or was renamed up to date; a function of
+            a module, as it goes to worker processes.
 
     Raises:
         ValueError: if a finished run has other settings, naming each, or a record is broken.
@@ -116,7 +116,7 @@ def list_runs(
         given = plan.config_of(key)
         config = json.loads(json.dumps(resolve(key, given) if resolve else given, allow_nan=False))
         record = find_record(out / key.name)
-        run = PlannedRun(key=key, config=config, record=record, defaults=defaults(key.method) if defaults else {})
+        run = PlannedRun(key=key, config=config, record=record, update=update)
         _check_same(record, run)
         runs.append(run)
     return tuple(runs)
@@ -237,17 +237,12 @@ def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -
 
 
 def _check_same(record: RunRecord | None, run: PlannedRun) -> None:
-    """Raise if a finished run of this name was another run, naming every setting that differs.
-
-    A setting that a record does not hold had its default then.
-    """
+    """Raise if a finished run of this name was another run, naming every setting that differs."""
     if record is None or record.status != "done":
         return
     settings = {"settings": {}, **record.config}
-    for name, defaults in run.defaults.items():
-        if settings.get(name) is not None:
-            later = {field: defaults[field] for field in run.config.get(name) or {} if field in defaults}
-            settings[name] = {**later, **settings[name]}
+    if run.update is not None:
+        settings = {**run.update(run.key.method, settings)}
     recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (run.key, run.config)))
     differing = [
         f"{name} ({recorded.get(name, 'absent')!r} recorded, {planned.get(name, 'absent')!r} planned)"

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,11 +74,11 @@ def adapt(
     model = attach(loaded, method, classes=classes, settings=settings)
     _check_room(model, out)
     features = feature_cache(cache)
-    before = evaluate(attach(loaded, "zero_shot", classes=classes), test, recipe.predict_config, cache=features)
+    before = evaluate(attach(loaded, "zero_shot", classes=classes), test, recipe.view, cache=features)
     with terminal.training_bar(f"{method}, {len(train)} pictures") as (on_step, on_validation):
         history = fit(model, train, selection, recipe, cache=features, on_step=on_step, on_validation=on_validation)
     saved = _save(model, out, overwrite)
-    after = evaluate(model, test, recipe.predict_config, cache=features)
+    after = evaluate(model, test, recipe.view, cache=features)
     scores = {"test AP, zero-shot": before.ap, "test AP": after.ap}
     metrics = {name: ap for name, ap in scores.items() if ap is not None}
     write_facts(TrainingFacts(data=train.name, shots=count, seed=seed, metrics=metrics), saved)
@@ -122,7 +122,7 @@ def evaluate_adapter(
     scored = getattr(data, split)
     classes = None if adapter is not None and prompts is None else _worded(data, prompts or "names")
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes)
-    shown = view_of(model.trunk.name, short_side)
+    shown = view_of(model.view, short_side)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(model, scored, shown, on_image=lambda done, all_: bar.update(task, completed=done, total=all_))
@@ -152,8 +152,7 @@ def score(
 
 
 def _print_metrics(title: str, found: Any, as_json: bool) -> None:
-    metrics = {name: value for name, value in asdict(found).items() if name not in ("per_class", "predictions")}
-    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
+    rows = [{"metric": name, "value": value} for name, value in found.values.items()]
     rows += [{"metric": f"ap of {name}", "value": value} for name, value in found.per_class.items()]
     terminal.print_rows(title, rows, as_json)
 

@@ -34,8 +34,8 @@ def convert(
 
     Example: glip-adapt convert model_best.pth adapters/raccoon --trunk glip-t --classes raccoon
     """
-    from glip_adapt.adapters.public_prompt import import_prompt
     from glip_adapt.core.captions import build_caption
+    from glip_adapt.share.public_prompt import import_prompt
     from glip_adapt.trunks import catalogue as weights
 
     names = [name.strip() for name in classes.split(",") if name.strip()]
@@ -47,7 +47,7 @@ def convert(
     model = import_prompt(source, trunk, names or _classes_of(dataset, prompts), vocabulary=vocabulary)
     model.save(target, overwrite=overwrite)
     terminal.say(
-        f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.classes).text!r} → "
+        f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.prompts).text!r} → "
         f"{target}. Use it with --adapter {target} --checkpoint {source}"
     )
 

@@ -25,11 +25,12 @@ def bake(
 
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """
+    import glip_adapt
     from glip_adapt import load_adapter
     from glip_adapt.adapters.storage import BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE
 
-    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter), adapter)
-    model.bake().save(out)
+    model = load_adapter(adapter, trunk=open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter))
+    glip_adapt.bake(model).save(out)
     size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE)) / 1e6
     terminal.say(f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)")
 

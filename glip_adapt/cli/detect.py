@@ -60,7 +60,7 @@ def detect(
     paths = _pictures(images)
     names = _result_names(paths, out)
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, split_names(classes) or _split_caption(caption))
-    shown = view_of(model.trunk.name, short_side)
+    shown = view_of(model.view, short_side)
     results, kept, labels = [], [], []
     for path, name in zip(paths, names, strict=True):
         try:
@@ -91,11 +91,10 @@ def _detect_one(model: Any, path: Path, target: Path, threshold: float, shown: A
     from glip_adapt.core.files import written_whole
     from glip_adapt.data.images import load_rgb
     from glip_adapt.engine.draw import draw_detections
-    from glip_adapt.engine.predict import predict
 
     picture = load_rgb(path)
     started = time.perf_counter()
-    found = predict(model, picture, shown)
+    found = model.predict(picture, view=shown)
     seconds = time.perf_counter() - started
     boxes = [
         {"class": model.class_names[label], "score": score, "box_xyxy": box}

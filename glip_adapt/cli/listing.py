@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from glip_adapt.adapters import ADAPTERS, build_adapter, default_settings
-from glip_adapt.adapters.base import Adapter
+from glip_adapt.adapters import ADAPTERS, build_adapter
+from glip_adapt.adapters.protocol import Adapter
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.structures import SizeHW, Tokens
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
 from glip_adapt.engine.memory import estimate_memory
-from glip_adapt.trunks.catalogue import TRUNKS, hub_cache, random_trunk
+from glip_adapt.trunks.catalogue import TRUNKS, random_trunk, trunk_spec
 from glip_adapt.trunks.glip.build import GLIP_T, build_glip
 from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.text import Tokenizer
+from glip_adapt.trunks.tokenizer import Tokenizer
+from glip_adapt.trunks.weights import hub_cache
 
 # What depends on the caption and the settings.
 PER_TOKEN = {"prompt": "tokens × 768", "context": "classes × free tokens × 768"}
@@ -79,7 +80,7 @@ def methods() -> list[dict[str, Any]]:
         glip = build_glip(GLIP_T).requires_grad_(False)
     rows = []
     for name, adapter in ADAPTERS.items():
-        attached = build_adapter(name, default_settings("glip-t", name))
+        attached = build_adapter(name, trunk_spec("glip-t").settings.get(name, {}))
         trained = PER_TOKEN.get(name) or f"{_owned_numbers(attached, copy.deepcopy(glip)):,}"
         rows.append({"method": name, "trains on GLIP-T": trained, "how": (adapter.__doc__ or "").splitlines()[0]})
     return rows

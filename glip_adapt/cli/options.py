@@ -40,7 +40,7 @@ def open_trunk(
 ) -> Any:
     """Return the trunk that the options name; without a name, that of the adapter in a folder, or glip-nano."""
     from glip_adapt import load_trunk
-    from glip_adapt.adapters.base import read_description
+    from glip_adapt.adapters.storage import read_description
 
     if name is None:
         name = "glip-nano" if adapter is None else read_description(adapter).trunk.name
@@ -81,15 +81,12 @@ def open_model(
         return baked
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
     if adapter is not None:
-        return load_adapter(loaded, adapter, classes=classes or None)
+        return load_adapter(adapter, trunk=loaded, classes=classes or None)
     return attach(loaded, "zero_shot", classes=classes or ())
 
 
-def view_of(trunk: str, short_side: int | None) -> Any:
-    """Return how pictures are shown to a trunk, with another short side if one is given."""
-    from glip_adapt import PredictConfig
-
-    shown = PredictConfig.of(trunk)
+def view_of(shown: Any, short_side: int | None) -> Any:
+    """Return the view of a trunk, with another short side if one is given."""
     if short_side is None:
         return shown
     return replace(shown, short_side=short_side, max_long_side=max(shown.max_long_side, short_side))

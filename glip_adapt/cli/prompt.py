@@ -86,7 +86,7 @@ def show(
     from glip_adapt import load_adapter
     from glip_adapt.engine.prompting import class_changes, token_changes
 
-    model = load_adapter(open_trunk(trunk, checkpoint, vocabulary, device, adapter), adapter)
+    model = load_adapter(adapter, trunk=open_trunk(trunk, checkpoint, vocabulary, device, adapter))
     tokens = [
         {
             "token": change.token,

@@ -1,8 +1,99 @@
-"""Settings that several rooms share."""
+"""Settings that several rooms share: shots, how images are shown, how a model is trained."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from glip_adapt.core.config import unknown_name
+from glip_adapt.core.precision import Precision
 
 Shots = int | Literal["all"]
 """Images per class to learn from; ``"all"`` for a whole training split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """How an image is shown to the network (configs/pretrain/*.yaml of the public code)."""
+
+    short_side: int = 800
+    "pixels"
+    max_long_side: int = 1333
+    "pixels"
+    precision: Precision = "float32"
+    "of large products; bfloat16 or float16 pays on a GPU"
+
+    def __post_init__(self) -> None:
+        if not 32 <= self.short_side <= self.max_long_side:
+            raise ValueError(
+                f"An image is resized to short_side ≥ 32 and at most max_long_side; got {self.short_side} and "
+                f"{self.max_long_side}."
+            )
+        if self.precision not in get_args(Precision):
+            raise unknown_name("precision", self.precision, get_args(Precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """The recipe; defaults are those of full fine-tuning from 10 shots."""
+
+    batch_size: int = 4
+    "images per step (README.md: 4 GPUs, 4 images in total)"
+    learning_rate: float = 1e-4
+    "AdamW (configs/pretrain/*.yaml); 0.05 for prompt (README.md)"
+    text_learning_rate: float = 1e-5
+    "of the text encoder (configs/pretrain/*.yaml)"
+    weight_decay: float = 0.05
+    "README.md; 0.25 for prompt"
+    bias_rate_factor: float = 2.0
+    "learning rate of biases over the others'; they have no weight decay (config/defaults.py, solver/build.py)"
+    clip_norm: float = 1.0
+    "limit of the L2 norm of all gradients together (configs/pretrain/*.yaml)"
+    epochs: int = 200
+    "ceiling; early stopping usually ends training before (README.md: custom_shot_and_epoch_and_general_copy)"
+    copies: int = 1
+    "how often an epoch repeats the images: 8, 4, 2, 1 for 1, 3, 5, 10 shots (the same option)"
+    max_steps: int | None = None
+    "ceiling in steps; None: in epochs"
+    validate_every: int | None = None
+    "steps between validations; None: an epoch"
+    keep_start: bool = False
+    "whether the state before training is a candidate too, for so few images that training can only hurt"
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    "rates fall when validation AP no longer rises, or along half a cosine to 0 at the ceiling"
+    plateau_patience: int = 3
+    "evaluations without a new best before rates fall by plateau_factor; 2 for all data (README.md: STEP_PATIENCE)"
+    plateau_factor: float = 0.1
+    "solver/lr_scheduler.py"
+    min_learning_rate: float = 1e-6
+    "floor of the plateau rule (solver/lr_scheduler.py)"
+    stop_patience: int = 8
+    "evaluations below the best before training ends; 4 for all data (README.md: AUTO_TERMINATE_PATIENCE)"
+    short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
+    "drawn from while training, pixels (configs/pretrain/*.yaml)"
+    max_long_side: int = 1333
+    "pixels, in training and testing"
+    flip: bool = True
+    "whether half of the training views are mirrored (configs/odinw_13/*.yaml)"
+    test_short_side: int = 800
+    "pixels (configs/odinw_13/*.yaml)"
+    precision: Precision = "float32"
+    "of large products; losses and weights stay in float32, and float16 scales the loss; both halves pay on a GPU"
+    recompute: bool = False
+    "whether blocks are computed again in the backward pass rather than kept; on for full: a third of the memory"
+    seed: int = 10
+    "of image order, views and dropout (README.md: SOLVER.SEED)"
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "learning_rate", "clip_norm", "epochs", "copies", "stop_patience", "test_short_side")
+        for name in (*positive, "max_steps", "validate_every"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
+        if self.schedule not in ("plateau", "cosine"):
+            raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
+        _ = self.view  # checks the sizes
+
+    @property
+    def view(self) -> ViewConfig:
+        """How images are shown while testing."""
+        return ViewConfig(short_side=self.test_short_side, max_long_side=self.max_long_side, precision=self.precision)

@@ -12,12 +12,13 @@ C visual channels, D text channels, H W pixels, h w feature cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 SizeHW = tuple[int, int]
+DIVISOR = 32  # pixels; sides of a padded image are multiples of it
 
 
 @dataclass(frozen=True)
@@ -157,32 +158,12 @@ class Fused:
         return self.pyramid.sizes_hw
 
 
+FrozenState = ImageBatch | Pyramid | Fused
+"""The result of the last stage of a network that training cannot change; it is computed once per image and view."""
+
+
 def _sizes(parts: Sequence[ImageBatch | Pyramid]) -> tuple[SizeHW, ...]:
     return tuple(size_hw for part in parts for size_hw in part.sizes_hw)
-
-
-@dataclass(frozen=True)
-class HeadOutput:
-    """Raw predictions over all anchors, levels concatenated finest first.
-
-    Attributes:
-        token_logits: (B, A, T) float, alignment of each anchor with each token.
-        box_deltas: (B, A, 4) float, box codec units (dx, dy, dw, dh).
-        centerness: (B, A) float, logits.
-        anchors_xyxy: (A, 4) float32, pixels of the padded picture.
-        level_shapes_hw: L pairs (h, w) with Σ h·w = A.
-        token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
-        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
-    """
-
-    token_logits: Tensor
-    box_deltas: Tensor
-    centerness: Tensor
-    anchors_xyxy: Tensor
-    level_shapes_hw: tuple[SizeHW, ...]
-    token_mask: Tensor
-    token_map: Tensor
-    sizes_hw: tuple[SizeHW, ...]
 
 
 @dataclass(frozen=True)
@@ -207,22 +188,31 @@ class Target:
 
 @dataclass(frozen=True)
 class Detections:
-    """Final boxes of one picture, best first.
+    """Final boxes of one image, best first.
 
     Attributes:
         boxes_xyxy: (N, 4) float32 pixels.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 in 0..K-1.
+        class_names: name of label 0..K-1; empty inside the network, which knows none.
     """
 
     boxes_xyxy: Tensor
     scores: Tensor
     labels: Tensor
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def above(self, score: float) -> Detections:
         """Return those that score at least ``score``."""
-        sure = self.scores >= score
-        return Detections(self.boxes_xyxy[sure], self.scores[sure], self.labels[sure])
+        return self.select(self.scores >= score)
+
+    def select(self, chosen: Tensor) -> Detections:
+        """Return the rows that a mask (N,) bool or indices (M,) int64 choose."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
+
+    def cpu(self) -> Detections:
+        """Return the detections on the CPU."""
+        return replace(self, boxes_xyxy=self.boxes_xyxy.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())

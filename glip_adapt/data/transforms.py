@@ -19,9 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import ImageBatch, SizeHW, Target
-
-DIVISOR = 32  # pixels, the stride of the backbone
+from glip_adapt.core.structures import DIVISOR, ImageBatch, SizeHW, Target
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from glip_adapt.core.files import file_sha256
-from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.core.structures import FrozenState, Fused, ImageBatch, Pyramid, TextFeatures
 
 FORMAT_VERSION = 1  # raise it when the file format or the arithmetic of a stage changes; older entries then never match
 ALIGNMENT = 64  # bytes, as torch allocates; a dot product rounds differently where its operand starts elsewhere
@@ -41,9 +41,8 @@ ENTRIES = f"{'[0-9a-f]' * 2}/{'[0-9a-f]' * 64}.safetensors"  # nothing else in t
 LEFTOVERS = f"{'[0-9a-f]' * 2}/.{'[0-9a-f]' * 64}-*.partial"
 LEFTOVER_SECONDS = 3600  # no writer takes that long, so it was killed
 
-State = ImageBatch | Pyramid | Fused | HeadOutput
-AnyState = TypeVar("AnyState", bound=State)
-KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (ImageBatch, Pyramid, TextFeatures, Fused, HeadOutput)}
+AnyState = TypeVar("AnyState", bound=FrozenState)
+KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (ImageBatch, Pyramid, TextFeatures, Fused)}
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ class CacheKey:
 
     Attributes:
         trunk: checksum of the trunk's weights.
-        picture: digest of the picture file, see ``picture_digest``.
+        image: digest of the image file, see ``image_digest``.
         view: how the picture is shown, for example "480-1333-flip".
         stage: what the result is, for example "Pyramid".
         text: digest of the caption's token ids where the result depends on them, else "".
@@ -62,7 +61,7 @@ class CacheKey:
     """
 
     trunk: str
-    picture: str
+    image: str
     view: str
     stage: str
     text: str
@@ -108,9 +107,9 @@ class FeatureCache:
             disk_bytes: most bytes of files in ``folder``, as far as this process has seen them.
         """
         self._memory_bytes = memory_bytes
-        self._memory: dict[CacheKey, State] = {}
+        self._memory: dict[CacheKey, FrozenState] = {}
         self._used: set[CacheKey] = set()  # in this run: forgetting them would be churn
-        self._mapped: dict[CacheKey, State] = {}  # verified files
+        self._mapped: dict[CacheKey, FrozenState] = {}  # verified files
         self._folder = None if folder is None else _Folder(Path(folder), disk_bytes)
         self._counts: Counter[str] = Counter()  # by field of CacheStatistics
         self._warned = memory_bytes == 0 and folder is None  # who gives no room knows that nothing is kept
@@ -149,7 +148,7 @@ class FeatureCache:
         return state  # type: ignore[return-value]  # a key names the stage, hence the kind of its result
 
     @torch.inference_mode(False)  # see _settled
-    def _recall(self, key: CacheKey, folder: _Folder | None) -> State | None:
+    def _recall(self, key: CacheKey, folder: _Folder | None) -> FrozenState | None:
         if (state := self._memory.get(key)) is not None:
             with self._lock:
                 self._used.add(key)
@@ -168,7 +167,7 @@ class FeatureCache:
         self._count("disk_hits")
         return state
 
-    def _keep(self, key: CacheKey, state: State, folder: _Folder | None) -> State:
+    def _keep(self, key: CacheKey, state: FrozenState, folder: _Folder | None) -> FrozenState:
         if (remembered := self._remember(key, state)) is not None:
             return remembered
         if not ((folder and folder.write(key, state)) or self._warned):
@@ -182,7 +181,7 @@ class FeatureCache:
             )
         return state
 
-    def _remember(self, key: CacheKey, state: State, *, copy: bool = False) -> State | None:
+    def _remember(self, key: CacheKey, state: FrozenState, *, copy: bool = False) -> FrozenState | None:
         """Return what memory now holds under ``key``, None without room; another thread may have been first."""
         with self._lock:
             if key not in self._memory and self._make_room(_size(state)):
@@ -242,7 +241,7 @@ class _Folder:
     def __str__(self) -> str:
         return f"{self._root} ({_mib(self._budget_bytes)})"
 
-    def read(self, key: CacheKey) -> State | None:
+    def read(self, key: CacheKey) -> FrozenState | None:
         """Return an entry, memory-mapped, or None; a file that cannot be read or is another's is deleted."""
         path = self._path(key)
         with self._lock:
@@ -260,7 +259,7 @@ class _Folder:
             return None
         return state
 
-    def write(self, key: CacheKey, state: State) -> bool:
+    def write(self, key: CacheKey, state: FrozenState) -> bool:
         """Write an entry and return True, unless there is no room or writing has failed before."""
         if not (self._writable and self._make_room(_size(state))):  # before anything is encoded in vain
             return False
@@ -311,7 +310,7 @@ def to(state: AnyState, device: torch.device | str) -> AnyState:
     return _map_tensors(lambda tensor: tensor.to(device), state)
 
 
-def picture_digest(path: str | Path) -> str:
+def image_digest(path: str | Path) -> str:
     """Return the SHA-256 of a file as hex, read again only when its size or time of change differs.
 
     Raises:
@@ -383,13 +382,13 @@ def _unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     return kind(**values)
 
 
-def _size(state: State) -> int:
+def _size(state: FrozenState) -> int:
     tensors: dict[str, Tensor] = {}
     _pack(state, "", tensors)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _encoded(key: CacheKey, state: State) -> bytes:
+def _encoded(key: CacheKey, state: FrozenState) -> bytes:
     """Return a safetensors file in which every tensor starts at a multiple of ``ALIGNMENT``."""
     tensors: dict[str, Tensor] = {}
     packed = _pack(state, type(state).__name__, tensors)
@@ -413,7 +412,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def _read_entry(path: Path, key: CacheKey) -> State:
+def _read_entry(path: Path, key: CacheKey) -> FrozenState:
     """Return the state in a file, its tensors memory-mapped; raise whatever damage leads to."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}
@@ -424,7 +423,7 @@ def _read_entry(path: Path, key: CacheKey) -> State:
     if entry["key"] != dataclasses.asdict(key):
         raise ValueError("it holds the result of another key")
     state = _unpack(entry["state"], tensors)
-    if not isinstance(state, State):
+    if not isinstance(state, FrozenState):
         raise ValueError(f"it holds a {type(state).__name__}")
     return state
 

@@ -1,130 +1,101 @@
-"""Predict function + split → COCO metrics, through pycocotools; ``evaluate`` alone knows that there is a model."""
+"""Score detectors, and files of predictions, on a split."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-
-from glip_adapt.adapters.base import Detector
 from glip_adapt.core import boxes
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.formats.coco import coco_ground_truth, load_ground_truth
 from glip_adapt.data.split import AnnotationIds, ImageRecord, Split
+from glip_adapt.data.transforms import View
+from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.features import FrozenFeatures, in_batches
-from glip_adapt.engine.predict import PredictConfig, detections
+from glip_adapt.engine.detector import Detector, detections
+from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.metrics import METRICS
+from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """COCO metrics of one split, as fractions in [0, 1]; None where no box of that kind exists."""
+class Evaluation(Scores):
+    """Values of a metric on one split, and the predictions that were scored.
 
-    ap: float | None
-    "mean over IoU 0.50:0.95, the primary metric"
-    ap50: float | None
-    "at IoU 0.50"
-    ap75: float | None
-    "at IoU 0.75"
-    ap_small: float | None
-    "boxes below 32² pixels"
-    ap_medium: float | None
-    "boxes of 32² to 96² pixels"
-    ap_large: float | None
-    "boxes above 96² pixels"
-    per_class: Mapping[str, float | None]
-    "class name → AP over IoU 0.50:0.95"
+    Attributes:
+        values: name → value, fractions in [0, 1]: for COCO ``ap`` (mean over IoU 0.50:0.95, the primary one), ``ap50``,
+            ``ap75``, ``ap_small``, ``ap_medium`` and ``ap_large``; None where no box of that kind exists.
+        per_class: class name → AP over IoU 0.50:0.95.
+        predictions: in COCO result form.
+    """
+
     predictions: tuple[dict[str, Any], ...]
-    "what was scored, in COCO result form"
+
+    @property
+    def ap(self) -> float | None:
+        """COCO AP, mean over IoU 0.50:0.95."""
+        return self.values.get("ap")
 
 
 def evaluate(
     model: Detector,
     split: Split,
-    config: PredictConfig | None = None,
+    view: ViewConfig | None = None,
     *,
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    metric: str = "coco",
 ) -> Evaluation:
-    """Return the COCO metrics of ``model`` on a split.
+    """Return the metrics of ``model`` on a split: ``evaluate(model, data.test).ap``.
 
     Args:
         model: from ``attach``, ``load_adapter`` or ``load_baked``, for the classes of the split.
-        split: what to score on.
-        config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
-        cache: keeps what the frozen stages make of each picture, for the next evaluation.
-        on_image: called after each picture with its position from 1 and the number of pictures.
+        split: images with boxes to score on.
+        view: resizing and precision; by default those of the trunk.
+        cache: keeps the features of the frozen stages for the next evaluation.
+        on_image: called after each image with its position from 1 and the number of images.
+        metric: one of ``METRICS``.
 
     Raises:
         ValueError: if the split is empty, or its classes are not those of the model in the same order.
     """
     check_scorable(model, split)
-    config = config or PredictConfig.of(model.trunk.name)
-    features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
+    view = view or model.view
+    features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
     model.train(False)
-    return _score_all(_detect_all(model, split.records, features, config), split, on_image)
-
-
-def _detect_all(
-    model: Detector, records: Iterable[ImageRecord], features: FrozenFeatures, config: PredictConfig
-) -> Iterator[Detections]:
-    """Yield the detections of each picture in turn; small ones go through the network together."""
-    for together in in_batches((record, features.padded_shape(record, config.view)) for record in records):
-        prefix = features.of(together, config.view)
-        yield from detections(model, prefix, [record.header.size_hw for record in together], config)
-
-
-def evaluate_split(
-    detect: Callable[[ImageRecord], Detections], split: Split, *, on_image: Callable[[int, int], None] | None = None
-) -> Evaluation:
-    """Return the COCO metrics of ``detect`` on a split.
-
-    Args:
-        detect: picture of the split → detections in its own pixels, labels in the order of ``split.classes``.
-        split: what to score on.
-        on_image: called after each picture with its position from 1 and the number of pictures.
-
-    Raises:
-        ValueError: if the split is empty.
-    """
-    _check_filled(split)
-    return _score_all(map(detect, split.records), split, on_image)
-
-
-def _score_all(found: Iterable[Detections], split: Split, on_image: Callable[[int, int], None] | None) -> Evaluation:
-    """Score the detections of all pictures of a split, in order."""
     predictions: list[dict[str, Any]] = []
+    found = _detect_all(model, split.records, features, view)
     for position, (record, detected) in enumerate(zip(split.records, found, strict=True), start=1):
         predictions += to_coco_results(detected, record.image_id, split.category_ids)
         if on_image:
             on_image(position, len(split))
-    return score(predictions, split)
+    return score(predictions, split, METRICS[metric])
+
+
+def _detect_all(
+    model: Detector, records: Iterable[ImageRecord], features: FrozenFeatures, view: ViewConfig
+) -> Iterator[Detections]:
+    """Yield the detections of each image in turn; small ones go through the network together."""
+    shown = View(view.short_side, flip=False)
+    for together in in_batches((record, features.padded_shape(record, shown)) for record in records):
+        prefix = features.of(together, shown)
+        yield from detections(model, prefix, [record.header.size_hw for record in together], view)
 
 
 def check_scorable(model: Detector, split: Split) -> None:
     """Raise ValueError if the split is empty, or its classes are not those of the model in the same order."""
-    _check_filled(split)
+    if not len(split):
+        raise ValueError(f"{split.name} has no images to evaluate on. Name a split that has some.")
     if model.class_names not in (split.classes, split.aliases):
         raise ValueError(
-            f"The model detects the {len(model.classes)} classes {model.class_names}, but {split.name} has the "
+            f"The model detects the {len(model.prompts)} classes {model.class_names}, but {split.name} has the "
             f"{len(split.classes)} classes {split.classes}. Attach with the classes of the dataset, in its order. "
             "Where a prompt words them by other names, state these as the aliases of the split."
         )
-
-
-def _check_filled(split: Split) -> None:
-    if not len(split):
-        raise ValueError(f"{split.name} has no pictures to evaluate on. Name a split that has some.")
 
 
 def to_coco_results(detections: Detections, image_id: int | str, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -140,9 +111,9 @@ def to_coco_results(detections: Detections, image_id: int | str, category_ids: t
     ]
 
 
-def score(predictions: Sequence[Mapping[str, Any]], split: Split) -> Evaluation:
-    """Return the COCO metrics of predictions in COCO result form."""
-    return _score(predictions, coco_ground_truth(split))
+def score(predictions: Predictions, split: Split, metric: Metric = METRICS["coco"]) -> Evaluation:
+    """Return a metric of predictions in COCO result form."""
+    return _score(predictions, coco_ground_truth(split), metric)
 
 
 def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = "renumbered") -> Evaluation:
@@ -155,15 +126,22 @@ def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = 
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the predictions are not in COCO result form, or are about pictures or categories that the truth
-            does not have; or if the truth has a defect that leaves its meaning open.
+        ValueError: if the predictions are not in COCO result form, or name images or categories that the truth does not
+            have; or if the truth has a defect that leaves its meaning open.
     """
     document = load_ground_truth(truth, annotation_ids)
-    return _score(_read_predictions(predictions, document, truth), document)
+    return _score(_read_predictions(predictions, document, truth), document, METRICS["coco"])
+
+
+def _score(predictions: Predictions, truth: Mapping[str, Any], metric: Metric) -> Evaluation:
+    found = metric(predictions, truth)
+    return Evaluation(
+        values=found.values, per_class=found.per_class, predictions=tuple(dict(entry) for entry in predictions)
+    )
 
 
 def _read_predictions(path: Path, document: Mapping[str, Any], truth: Path) -> list[dict[str, Any]]:
-    """Return predictions in COCO result form, after checking that each is about what the truth has."""
+    """Return predictions in COCO result form, after checking that each names an image and a category of the truth."""
     expected = "Expected a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
     if not path.is_file():
         raise FileNotFoundError(f"No predictions at {path}. `glip-adapt eval --predictions FILE` writes them.")
@@ -195,42 +173,3 @@ def _is_prediction(entry: Any) -> bool:
     return all(isinstance(key, int | str) for key in ids) and all(
         type(number) in (int, float) and abs(number) < float("inf") for number in numbers
     )
-
-
-def _score(predictions: Sequence[Mapping[str, Any]], document: dict[str, Any]) -> Evaluation:
-    """Return the COCO metrics of predictions in COCO result form against a COCO document."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        truth = COCO()
-        truth.dataset = document
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(p) for p in predictions]) if predictions else COCO(), "bbox")
-        evaluation.params.imgIds = [entry["id"] for entry in document["images"]]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
-    per_class = {
-        name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), 0, -1])
-        for category_id, name in _distinct_names(document["categories"]).items()
-    }
-    return Evaluation(
-        **{name: _defined(value) for name, value in zip(names, evaluation.stats, strict=False)},
-        per_class=per_class,
-        predictions=tuple(dict(p) for p in predictions),
-    )
-
-
-def _distinct_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Return category id → name, with the id where several categories have one name."""
-    counts = Counter(entry["name"] for entry in categories)
-    return {e["id"]: e["name"] if counts[e["name"]] == 1 else f"{e['name']} (category {e['id']})" for e in categories}
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    return _defined(float(precision[precision > -1].mean())) if (precision > -1).any() else None
-
-
-def _defined(value: float) -> float | None:
-    """Turn pycocotools' -1 into None."""
-    return None if value < 0 or math.isnan(value) else float(value)

@@ -16,11 +16,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip, Stage
+from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.structures import ImageBatch, SizeHW, Target
+from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.trunks.catalogue import Trunk
-from glip_adapt.trunks.glip.objective import detection_loss
 
 PROBES_HW = ((256, 384), (384, 512))  # pixels; more cells than the deformable convolution takes at a time
 COPIES = 4  # of a trained number: its gradient, the two moments of AdamW, and the best state so far
@@ -66,24 +65,25 @@ def estimate_memory(
         classes: how many are named in the caption.
     """
     model = attach(trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(classes)], settings=settings)
-    model.glip.set_recompute(recompute)
+    model.network.set_recompute(recompute)
     small, large = (_activations(model, probe) for probe in PROBES_HW)
     slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
     activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))
-    parameters = {id(p): p.nbytes for p in (*trunk.glip.parameters(), *model.glip.parameters())}
+    parameters = {id(p): p.nbytes for p in (*trunk.network.parameters(), *model.network.parameters())}
     trained = sum(t.nbytes for t in model.owned_tensors().values() if t.requires_grad)
     return MemoryEstimate(weights=sum(parameters.values()), trained=COPIES * trained, activations=round(activations))
 
 
-def _activations(model: AdaptedGlip, size_hw: SizeHW) -> int:
+def _activations(model: AdaptedModel, size_hw: SizeHW) -> int:
     """Return the most bytes alive at once up to the losses; from there on, activations make room for gradients."""
     pixels = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8, device=model.device)
     target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0])).to(model.device)
     trains = model.adapter.stage is not Stage.NONE
     model.train(trains)
     with LiveBytes() as live, torch.set_grad_enabled(trains):
-        output, *_ = model.finish(model.frozen_prefix(ImageBatch(pixels, (size_hw,))))
-        detection_loss(output, [target])
+        output, *_ = model.finish(model.prefix(ImageBatch(pixels, (size_hw,))))
+        prepared = [model.network.objective.prepare(target, size_hw)]
+        model.network.objective.losses(output, prepared, model.network.objective.scale(prepared))
     model.train(False)
     return live.peak
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glip_adapt.adapters.base import Precision
 from glip_adapt.core.errors import GlipAdaptError
+from glip_adapt.core.precision import Precision
 
 
 @dataclass(frozen=True)

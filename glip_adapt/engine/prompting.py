@@ -12,14 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import TextFeatures, Tokens
 from glip_adapt.data.dataset import Dataset
+from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import Evaluation, evaluate
-from glip_adapt.engine.predict import PredictConfig
 from glip_adapt.trunks.catalogue import Trunk
 
 NAME = "{}"  # where the class name stands in a candidate
@@ -57,7 +56,7 @@ def search_prompts(
     trunk: Trunk,
     data: Dataset,
     candidates: Sequence[str],
-    config: PredictConfig | None = None,
+    config: ViewConfig | None = None,
     *,
     cache: FeatureCache | None = None,
     on_wording: Callable[[Wording], None] | None = None,
@@ -134,7 +133,7 @@ class TokenChange:
     nearest: tuple[tuple[str, float], ...]
 
 
-def token_changes(model: AdaptedGlip, words: int = 3) -> list[TokenChange]:
+def token_changes(model: AdaptedModel, words: int = 3) -> list[TokenChange]:
     """Return what ``model`` makes of each token of its caption, compared with what its trunk makes of the same caption.
 
     Words are those of the vocabulary, each encoded alone by the trunk. Their mean is taken off all features before the
@@ -175,7 +174,7 @@ def token_changes(model: AdaptedGlip, words: int = 3) -> list[TokenChange]:
     ]
 
 
-def class_changes(model: AdaptedGlip) -> dict[str, float]:
+def class_changes(model: AdaptedModel) -> dict[str, float]:
     """Return class name → how far training moved the tokens of the name, relative to their length, in the mean."""
     before, after = text_features(model)
     changes = _relative(before, after)
@@ -184,15 +183,15 @@ def class_changes(model: AdaptedGlip) -> dict[str, float]:
 
 
 @torch.no_grad()
-def text_features(model: AdaptedGlip) -> tuple[Tensor, Tensor]:
+def text_features(model: AdaptedModel) -> tuple[Tensor, Tensor]:
     """Return the (T, D) features of the first caption as the trunk and as ``model`` hand them to the fusion."""
-    before: TextFeatures = model.trunk.glip.encode_text(model.captions[0])
-    after: TextFeatures = model.glip.text_prompt(model.texts()[0])
+    before: TextFeatures = model.trunk.network.encode_text(model.captions[0])
+    after: TextFeatures = model.network.text_prompt(model.texts()[0])
     return before.features[0], after.features[0]
 
 
 @torch.no_grad()
-def word_features(model: AdaptedGlip, caption: Tokens) -> tuple[list[str], Tensor]:
+def word_features(model: AdaptedModel, caption: Tokens) -> tuple[list[str], Tensor]:
     """Return the V whole words of the vocabulary, and their (V, D) features, each encoded alone by the trunk."""
     tokenizer, (first, last) = model.trunk.tokenizer, (caption.ids[0, 0], caption.ids[0, -1])
     everything = torch.arange(tokenizer.size, device=caption.ids.device)[None]
@@ -202,7 +201,7 @@ def word_features(model: AdaptedGlip, caption: Tokens) -> tuple[list[str], Tenso
     for part in ids.split(ENCODED_AT_ONCE):
         alone = torch.stack((first.expand_as(part), part, last.expand_as(part)), dim=1)
         mask = torch.ones_like(alone, dtype=torch.bool)
-        features.append(model.trunk.glip.encode_text(Tokens(alone, mask, mask[:, None])).features[:, 1])
+        features.append(model.trunk.network.encode_text(Tokens(alone, mask, mask[:, None])).features[:, 1])
     return [spelling[i] for i in ids.tolist()], torch.cat(features)
 
 

@@ -17,24 +17,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from glip_adapt.adapters.base import AdaptedGlip, Stage, autocast
-from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.adapters.protocol import Stage
+from glip_adapt.core.precision import autocast
+from glip_adapt.core.settings import FitConfig
+from glip_adapt.core.structures import SizeHW
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.data.transforms import View, training_views, view_target
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.batches import in_batches, stack
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, evaluate
-from glip_adapt.engine.features import FrozenFeatures, in_batches, stack
+from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.optimise import Step, Stepper
-from glip_adapt.engine.recipes import FitConfig, default_recipe
-from glip_adapt.trunks.glip.anchors import level_shapes
-from glip_adapt.trunks.glip.objective import Assignment, LossScale, assign, detection_loss
+from glip_adapt.trunks.catalogue import default_recipe
 
 logger = logging.getLogger(__name__)
 
-KEPT_SAMPLES = 500  # anchor assignments, up to 200 kB each
-
-# Parameters that count as biases: the public code takes every name that holds "bias" (solver/build.py).
-BIAS_NAMES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})
+KEPT_SAMPLES = 500  # prepared targets, up to 200 kB each
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class History:
 
 
 def fit(
-    model: AdaptedGlip,
+    model: AdaptedModel,
     train: Split,
     val: Split | None = None,
     config: FitConfig | None = None,
@@ -83,7 +82,7 @@ def fit(
         train: pictures to learn from, all of them with boxes.
         val: what selects the best state and drives the plateau rule; without it the last state is kept and training
             runs to its ceiling.
-        config: the recipe; by default that of the trunk and method for 10 shots (``default_recipe``).
+        config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
         cache: keeps what the frozen stages make of each picture and view; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
@@ -93,7 +92,7 @@ def fit(
         NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the pictures. The best state
             is kept.
     """
-    config = config or default_recipe(model.trunk.name, model.adapter.name, 10)
+    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
     _check_trainable(model, train)
     if val is not None:
         check_scorable(model, val)
@@ -104,7 +103,7 @@ def fit(
         return _Fit(model, train, val, config, cache, on_step, on_validation).run()
 
 
-def _check_trainable(model: AdaptedGlip, train: Split) -> None:
+def _check_trainable(model: AdaptedModel, train: Split) -> None:
     if model.adapter.stage is Stage.NONE:
         raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
     if not len(train):
@@ -117,7 +116,7 @@ class _Fit:
 
     def __init__(
         self,
-        model: AdaptedGlip,
+        model: AdaptedModel,
         train: Split,
         val: Split | None,
         config: FitConfig,
@@ -151,7 +150,7 @@ class _Fit:
 
     def run(self) -> History:
         batches = _batches(len(self.train), self.config)
-        self.model.glip.set_recompute(self.config.recompute)
+        self.model.network.set_recompute(self.config.recompute)
         try:
             if self.val is not None and self.config.keep_start:
                 self._validate(0)
@@ -169,7 +168,7 @@ class _Fit:
             if self.best is not None:
                 self.model.load_owned(self.best)
             self.model.train(False)
-            self.model.glip.set_recompute(False)
+            self.model.network.set_recompute(False)
         return self.history
 
     def _step(self, step: int, batch: Sequence[_Sample]) -> None:
@@ -184,14 +183,14 @@ class _Fit:
 
     def _losses(self, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield what goes through the network together, and its share of the batch's losses."""
-        scale = LossScale.of([sample.assignment for sample in batch])
+        objective = self.model.network.objective
+        scale = objective.scale([sample.prepared for sample in batch])
         for together in in_batches((sample, sample.shape_hw) for sample in batch):
             prefix = stack([self.features.of([sample.record], sample.view) for sample in together])
             with autocast(self.model.device, self.config.precision):
                 (output,) = self.model.finish(prefix)
             names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
-            targets, assignments = ([s.target for s in together], [s.assignment for s in together])
-            yield f"picture {names}", detection_loss(output, targets, scale, assignments)
+            yield f"image {names}", objective.losses(output, [sample.prepared for sample in together], scale)
 
     def _build_sample(self, position: int, view: View) -> _Sample:
         """Return a picture of the split in one view; the picture itself is not opened beyond its size."""
@@ -199,9 +198,7 @@ class _Fit:
         size_hw = record.header.size_hw
         target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
         padded_hw = self.features.padded_shape(record, view)
-        shapes_hw = level_shapes(padded_hw)
-        anchors = self.model.glip.head.anchors(shapes_hw, self.model.device)
-        return _Sample(record, view, padded_hw, target, assign(anchors, shapes_hw, target))
+        return _Sample(record, view, padded_hw, self.model.network.objective.prepare(target, padded_hw))
 
     def _validate(self, step: int) -> None:
         """Score, keep the state if it is at least as good as the best, and lower the rates on a plateau.
@@ -209,7 +206,7 @@ class _Fit:
         As in the public trainer, a tie counts as best, and an AP of exactly 0 never advances the plateau rule.
         """
         assert self.val is not None
-        ap = evaluate(self.model, self.val, self.config.predict_config, cache=self.cache).ap or 0.0
+        ap = evaluate(self.model, self.val, self.config.view, cache=self.cache).ap or 0.0
         is_best = self.history.best_ap is None or ap >= self.history.best_ap
         self.bad_validations = 0 if is_best else self.bad_validations + 1
         if is_best:
@@ -222,14 +219,14 @@ class _Fit:
             self.on_validation(done)
 
 
-def parameter_groups(model: AdaptedGlip, config: FitConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, Any]]:
     """Return AdamW groups of the owned parameters: the text encoder has its own rate, biases theirs and no decay."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
+    seams, groups = model.network.seams, dict[tuple[float, float], list[Tensor]]()
     for name, tensor in model.owned_tensors().items():
         if not tensor.requires_grad:  # running statistics are saved, not trained
             continue
-        rate = config.text_learning_rate if name.startswith("text_encoder.") else config.learning_rate
-        is_bias = name.rpartition(".")[2] in BIAS_NAMES
+        rate = config.text_learning_rate if name.startswith(f"{seams.text_encoder}.") else config.learning_rate
+        is_bias = name.rpartition(".")[2] in seams.biases
         key = (rate * config.bias_rate_factor, 0.0) if is_bias else (rate, config.weight_decay)
         groups.setdefault(key, []).append(tensor)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
@@ -237,13 +234,12 @@ def parameter_groups(model: AdaptedGlip, config: FitConfig) -> list[dict[str, An
 
 @dataclass(frozen=True)
 class _Sample:
-    """One picture as one view shows it, padded to a shape, and what its anchors aim at."""
+    """One image in one view, padded to a shape, with its prepared target."""
 
     record: ImageRecord
     view: View
     shape_hw: SizeHW
-    target: Target
-    assignment: Assignment
+    prepared: Any
 
 
 def _batches(pictures: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from glip_adapt.adapters.base import Description, read_description
-from glip_adapt.adapters.storage import read_file_description, write_description
+from glip_adapt.adapters.storage import Description, read_description, read_file_description, write_description
 from glip_adapt.core.captions import build_caption
 from glip_adapt.core.plain_text import plain
 from glip_adapt.trunks.catalogue import HUB_REPOSITORY, TRUNKS
@@ -108,12 +107,10 @@ A `{_code(description.method)}` adapter of {description.trained_parameters:,} nu
 ## Use
 
 ```python
-from PIL import Image
+from glip_adapt import from_hub
 
-from glip_adapt import from_hub, load_trunk, predict
-
-model = from_hub(load_trunk({json.dumps(trunk.name)}), {json.dumps(repository)})
-found = predict(model, Image.open("photo.jpg").convert("RGB"))
+model = from_hub({json.dumps(repository)})
+found = model.predict("photo.jpg", threshold=0.3)
 ```
 
 From the shell: `glip-adapt pull {_code(repository)} --out adapter`, then

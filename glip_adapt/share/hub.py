@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from glip_adapt.adapters import load_adapter
-from glip_adapt.adapters.base import AdaptedGlip, Description, read_description
 from glip_adapt.adapters.storage import (
     BAKED_DESCRIPTION_FILE,
     DESCRIPTION_FILE,
@@ -23,6 +22,8 @@ from glip_adapt.adapters.storage import (
     MAX_JSON_BYTES,
     TENSORS_FILE,
     AdapterMismatchError,
+    Description,
+    read_description,
     replaced_pair,
 )
 from glip_adapt.core.captions import ClassPrompt
@@ -30,6 +31,8 @@ from glip_adapt.core.downloads import DownloadError, describe, download, hub_end
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import file_sha256
 from glip_adapt.data.images import load_rgb
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.load import load_adapter
 from glip_adapt.share.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.trunks.catalogue import Trunk
 
@@ -43,7 +46,7 @@ class HubError(GlipAdaptError, RuntimeError):
 
 
 def push_to_hub(
-    model: AdaptedGlip | str | Path,
+    model: AdaptedModel | str | Path,
     repository: str,
     *,
     facts: TrainingFacts | None = None,
@@ -71,8 +74,8 @@ def push_to_hub(
         HubError: if the Hub cannot be reached or refuses.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if isinstance(model, AdaptedGlip) else Path(model)
-        if isinstance(model, AdaptedGlip):
+        folder = Path(scratch) if isinstance(model, AdaptedModel) else Path(model)
+        if isinstance(model, AdaptedModel):
             model.save(folder)
         description = _check_saved(folder)
         card = build_card(
@@ -101,25 +104,29 @@ def push_to_hub(
 
 
 def from_hub(
-    trunk: Trunk,
     repository: str,
     *,
     revision: str = "main",
+    trunk: Trunk | None = None,
     classes: Sequence[str | ClassPrompt] | None = None,
-) -> AdaptedGlip:
-    """Return an adapter from the Hub on its trunk.
+    device: torch.device | str | None = None,
+) -> AdaptedModel:
+    """Return an adapter from the Hub on its trunk: ``from_hub("me/raccoons").predict("photo.jpg")``.
 
     Args:
-        trunk: the one that it was trained on.
         repository: ``"owner/name"``.
         revision: branch, tag or commit.
+        trunk: the one that it was trained on; by default it is loaded by the name in the file.
         classes: if given, must be those that it was trained for.
+        device: where a trunk goes that is loaded here; by default the GPU if there is one.
 
     Raises:
         HubError, AdapterMismatchError: as ``download_adapter``.
         AdapterMismatchError: also if the adapter belongs to another trunk, other weights or another class list.
     """
-    return load_adapter(trunk, download_adapter(repository, revision), classes=classes)
+    if isinstance(repository, Trunk):
+        raise TypeError("from_hub(trunk, repository) is now from_hub(repository, trunk=trunk); trunk may be left out.")
+    return load_adapter(download_adapter(repository, revision), trunk=trunk, classes=classes, device=device)
 
 
 def download_adapter(repository: str, revision: str = "main") -> Path:

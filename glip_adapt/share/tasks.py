@@ -1,4 +1,4 @@
-"""Many adapters on one trunk, by name: the weights are there once, and a picture is encoded once for all of them."""
+"""Many adapters on one trunk, by name: the weights are held once, and an image is encoded once for all of them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from glip_adapt.adapters import load_adapter
-from glip_adapt.adapters.base import AdaptedGlip, autocast
 from glip_adapt.core.config import describe_unknown
+from glip_adapt.core.precision import autocast
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections, ImageBatch, Pyramid
-from glip_adapt.data.transforms import collate, padded_shape, resize_shape, view_image
-from glip_adapt.engine.features import in_batches
-from glip_adapt.engine.predict import PredictConfig, detections
+from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.batches import in_batches
+from glip_adapt.engine.detector import detections
+from glip_adapt.engine.load import load_adapter
 from glip_adapt.trunks.catalogue import Trunk
 
 
-class TaskSet(Mapping[str, AdaptedGlip]):
+class TaskSet(Mapping[str, AdaptedModel]):
     """Adapted models of one trunk; looking one up by its name is all that a swap takes.
 
     The trunk itself never changes, so that nothing is left of a task once it is removed.
@@ -28,9 +30,9 @@ class TaskSet(Mapping[str, AdaptedGlip]):
     def __init__(self, trunk: Trunk) -> None:
         """Start without tasks."""
         self.trunk = trunk
-        self._models: dict[str, AdaptedGlip] = {}
+        self._models: dict[str, AdaptedModel] = {}
 
-    def add(self, name: str, model: AdaptedGlip | str | Path) -> None:
+    def add(self, name: str, model: AdaptedModel | str | Path) -> None:
         """Take a model of this trunk, or load one from its folder.
 
         Its text is encoded now, so that its first picture waits for nothing.
@@ -44,8 +46,8 @@ class TaskSet(Mapping[str, AdaptedGlip]):
         """
         if name in self._models:
             raise ValueError(f"There is a task {name!r} already. Remove it first, or choose another name.")
-        if not isinstance(model, AdaptedGlip):
-            model = load_adapter(self.trunk, model)
+        if not isinstance(model, AdaptedModel):
+            model = load_adapter(model, trunk=self.trunk)
         if model.trunk is not self.trunk:
             raise ValueError(
                 f"The model of task {name!r} was attached to another copy of {model.trunk.name}. "
@@ -56,7 +58,7 @@ class TaskSet(Mapping[str, AdaptedGlip]):
             model.texts()
         self._models[name] = model
 
-    def remove(self, name: str) -> AdaptedGlip:
+    def remove(self, name: str) -> AdaptedModel:
         """Take a task out and return its model.
 
         Raises:
@@ -66,7 +68,7 @@ class TaskSet(Mapping[str, AdaptedGlip]):
         del self._models[name]
         return model
 
-    def __getitem__(self, name: str) -> AdaptedGlip:
+    def __getitem__(self, name: str) -> AdaptedModel:
         if name not in self._models:
             raise KeyError(f"Unknown task {describe_unknown(name, self._models)}.")
         return self._models[name]
@@ -79,7 +81,7 @@ class TaskSet(Mapping[str, AdaptedGlip]):
 
     @torch.no_grad()
     def predict(
-        self, images: Sequence[Image.Image], tasks: Sequence[str], config: PredictConfig | None = None
+        self, images: Sequence[Image.Image], tasks: Sequence[str], view: ViewConfig | None = None
     ) -> list[Detections]:
         """Return what each task finds in its picture, best first, as ``predict`` of its model alone does.
 
@@ -89,7 +91,7 @@ class TaskSet(Mapping[str, AdaptedGlip]):
         Args:
             images: N RGB pictures of any size; the same object may come several times.
             tasks: the name of the task for each of them.
-            config: resizing and precision; by default those of the trunk, ``PredictConfig.of``.
+            view: resizing and precision; by default those of the trunk.
 
         Raises:
             ValueError: if there are not as many tasks as pictures.
@@ -98,19 +100,19 @@ class TaskSet(Mapping[str, AdaptedGlip]):
         if len(images) != len(tasks):
             raise ValueError(f"Expected one task for each of {len(images)} pictures, got {len(tasks)}.")
         models = {name: self[name] for name in dict.fromkeys(tasks)}
-        config = config or PredictConfig.of(self.trunk.name)
+        view = view or self.trunk.spec.view
         held = list(images)  # once, since a lazy sequence opens a picture anew at each access
         keys = [(id(image), name) for image, name in zip(held, tasks, strict=True)]
         asked = set(keys)
         found: dict[tuple[int, str], Detections] = {}
-        for batch in _batches(held, config):
-            encoded = _Encoded(self.trunk, batch, config)
+        for batch in _batches(held, view):
+            encoded = _Encoded(self.trunk, batch, view)
             for name, model in models.items():
                 rows = [row for row, image in enumerate(batch) if (id(image), name) in asked]
                 if rows:
                     model.train(False)
                     sizes_hw = [(batch[row].height, batch[row].width) for row in rows]
-                    seen = detections(model, encoded.of(model, rows), sizes_hw, config)
+                    seen = detections(model, encoded.of(model, rows), sizes_hw, view)
                     found |= zip([(id(batch[row]), name) for row in rows], seen, strict=True)
         return [found[key] for key in keys]
 
@@ -118,26 +120,27 @@ class TaskSet(Mapping[str, AdaptedGlip]):
 class _Encoded:
     """A batch of pictures, and what the image encoder of the trunk makes of it once somebody asks."""
 
-    def __init__(self, trunk: Trunk, images: Sequence[Image.Image], config: PredictConfig) -> None:
-        batch = collate([view_image(image, config.view, config.max_long_side) for image in images])
-        self._trunk, self._batch, self._config = trunk, batch.to(trunk.glip.head.bias0.device), config
+    def __init__(self, trunk: Trunk, images: Sequence[Image.Image], view: ViewConfig) -> None:
+        shown = View(view.short_side, flip=False)
+        batch = collate([view_image(image, shown, view.max_long_side) for image in images])
+        self._trunk, self._batch, self._view = trunk, batch.to(trunk.network.device), view
         self._pyramid: Pyramid | None = None
 
-    def of(self, model: AdaptedGlip, rows: list[int]) -> ImageBatch | Pyramid:
+    def of(self, model: AdaptedModel, rows: list[int]) -> ImageBatch | Pyramid:
         """Return the last result for some of the pictures that the model shares with the trunk."""
         sizes_hw = tuple(self._batch.sizes_hw[row] for row in rows)
-        if model.frozen_result is ImageBatch:
+        if model.frozen_state is ImageBatch:
             return ImageBatch(self._batch.pixels[rows], sizes_hw)
         if self._pyramid is None:
-            with autocast(model.device, self._config.precision):
-                self._pyramid = self._trunk.glip.encode_image(self._batch)
+            with autocast(model.device, self._view.precision):
+                self._pyramid = self._trunk.network.encode_image(self._batch)
         return replace(self._pyramid, cells=self._pyramid.cells[rows], sizes_hw=sizes_hw)
 
 
-def _batches(images: Sequence[Image.Image], config: PredictConfig) -> Iterator[list[Image.Image]]:
+def _batches(images: Sequence[Image.Image], view: ViewConfig) -> Iterator[list[Image.Image]]:
     """Yield the distinct pictures in batches of one padded size."""
     shaped = [
-        (image, padded_shape(resize_shape((image.height, image.width), config.short_side, config.max_long_side)))
+        (image, padded_shape(resize_shape((image.height, image.width), view.short_side, view.max_long_side)))
         for image in {id(image): image for image in images}.values()
     ]
     return in_batches(sorted(shaped, key=lambda entry: entry[1]))

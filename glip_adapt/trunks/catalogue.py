@@ -1,108 +1,139 @@
-"""Trunks by name: official checkpoint → our keys, from a file or the Hub, checked down to the last entry.
-
-Public files (Hub repository GLIPModel/GLIP) are pickles of a dict with a ``model`` entry, read as data only
-(``checkpoint_files.py``). Our own files are safetensors with our names.
-"""
+"""Trunks by name: one row per released detector, and loading with checks down to the last tensor."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import constants
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from glip_adapt.core.config import describe_unknown
-from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download, hub_endpoint
-from glip_adapt.core.files import written_whole
-from glip_adapt.core.plain_text import excerpt
-from glip_adapt.trunks.checkpoint_files import CheckpointError, read_entries
-from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig, build_glip
-from glip_adapt.trunks.glip.checkpoint_entries import match_entries, resembled
-from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.text import SPECIAL_TOKENS, Tokenizer
+from glip_adapt.core.config import unknown_name
+from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
+from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A
+from glip_adapt.trunks.glip.family import GlipFamily
+from glip_adapt.trunks.glip.network import PUBLISHED_FROZEN
+from glip_adapt.trunks.protocol import Family, Network, Weights
+from glip_adapt.trunks.recipes import NANO, PUBLISHED, Recipes
+from glip_adapt.trunks.tokenizer import Tokenizer
+from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what comes with the package
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
-HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
-MOST_LISTED = 20  # entries that one message names
-LINE = "\n  "
+DEFAULT_TRUNK = "glip-nano"
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkSpec:
-    """Facts of one released detector.
+    """All that is true of one released detector.
 
     Attributes:
-        config: sizes.
-        public_file: file name in the Hub repository, or None where weights and vocabulary come with the package.
+        family: builds the network and reads its files.
+        config: sizes, as the family takes them.
+        public_file: file name in ``repository``; None where weights and vocabulary come with the package.
         data: pre-training data, as the public model zoo names it.
-        short_side: of a picture while testing, in pixels.
-        max_long_side: limit of the longer one.
+        repository: on the Hub.
         licence: of the weights.
+        view: how images are shown while testing.
+        recipes: of training.
+        settings: method → settings of its adapter that the published recipe of this trunk changes.
+        threads: CPU threads of a benchmark run; None takes what the machine has.
     """
 
-    config: GlipConfig
+    family: Family
+    config: Any
     public_file: str | None
     data: str
-    short_side: int = 800
-    max_long_side: int = 1333
+    repository: str = HUB_REPOSITORY
     licence: str = "MIT"
+    view: ViewConfig = field(default_factory=ViewConfig)
+    recipes: Recipes = PUBLISHED
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int | None = None
 
+
+_GLIP = GlipFamily()
+_RENDERED: dict[str, Any] = {
+    "family": _GLIP,
+    "public_file": None,
+    "data": "rendered scenes (synthetic)",
+    "view": ViewConfig(short_side=160, max_long_side=320),
+    "recipes": NANO,
+    "threads": 1,  # a second thread makes them slower; with one, their numbers are the same on any machine
+}
+_SWIN: dict[str, Any] = {"family": _GLIP, "settings": {"full": {"frozen": PUBLISHED_FROZEN}}}
 
 TRUNKS: dict[str, TrunkSpec] = {
-    "glip-nano": TrunkSpec(
-        config=GLIP_NANO, public_file=None, data="rendered scenes (synthetic)", short_side=160, max_long_side=320
-    ),
-    "glip-nano-a": TrunkSpec(
-        config=GLIP_NANO_A, public_file=None, data="rendered scenes (synthetic)", short_side=160, max_long_side=320
-    ),
-    "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365"),
-    "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365"),
-    "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG"),
+    "glip-nano": TrunkSpec(config=GLIP_NANO, **_RENDERED),
+    "glip-nano-a": TrunkSpec(config=GLIP_NANO_A, **_RENDERED),
+    "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365", **_SWIN),
+    "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365", **_SWIN),
+    "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG", **_SWIN),
     "glip-t": TrunkSpec(
-        config=GLIP_T, public_file="glip_tiny_model_o365_goldg_cc_sbu.pth", data="O365, GoldG, CC3M, SBU"
+        config=GLIP_T, public_file="glip_tiny_model_o365_goldg_cc_sbu.pth", data="O365, GoldG, CC3M, SBU", **_SWIN
     ),
-    "glip-l": TrunkSpec(config=GLIP_L, public_file="glip_large_model.pth", data="FourODs, GoldG, CC3M+12M, SBU"),
+    "glip-l": TrunkSpec(
+        config=GLIP_L, public_file="glip_large_model.pth", data="FourODs, GoldG, CC3M+12M, SBU", **_SWIN
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Trunk:
-    """A pretrained detector with what belongs to it.
+    """A pretrained detector with everything that belongs to it.
 
     Attributes:
         name: one of ``TRUNKS``.
-        glip: the network, frozen and in eval mode; adapters work on copies that share its tensors.
+        network: frozen and in eval mode; adapters work on copies that share its tensors.
         tokenizer: of its text encoder.
         checksum: SHA-256 over all weights, whatever file they came from.
     """
 
     name: str
-    glip: Glip
+    network: Network
     tokenizer: Tokenizer
     checksum: str
 
+    @property
+    def spec(self) -> TrunkSpec:
+        """The row of the catalogue."""
+        return trunk_spec(self.name)
+
 
 def trunk_spec(name: str) -> TrunkSpec:
-    """Return the facts of a trunk.
+    """Return the row of a trunk.
 
     Raises:
         ValueError: if the name is unknown; names the choices and the nearest.
     """
     if name not in TRUNKS:
-        raise ValueError(f"Unknown trunk {describe_unknown(name, TRUNKS)}.")
+        raise unknown_name("trunk", name, TRUNKS)
     return TRUNKS[name]
+
+
+def default_recipe(trunk: str, method: str, shots: Shots) -> FitConfig:
+    """Return the training recipe of a trunk: the published one, or for the nano trunks their own.
+
+    Args:
+        trunk: name of the trunk.
+        method: name of the method.
+        shots: images per class.
+
+    Raises:
+        ValueError: if there is no such trunk.
+    """
+    spec = trunk_spec(trunk)
+    return spec.recipes.of(method, shots, spec.view)
+
+
+def published_recipe(method: str, shots: Shots) -> FitConfig:
+    """Return the recipe of the GLIP paper for a method and a number of shots per class."""
+    return PUBLISHED.of(method, shots, ViewConfig())
 
 
 def load_trunk(
@@ -110,9 +141,9 @@ def load_trunk(
     *,
     checkpoint: str | Path | None = None,
     vocabulary: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Trunk:
-    """Return a trunk with its weights and tokenizer.
+    """Return a trunk with its weights and tokenizer, ``load_trunk("glip-t")``.
 
     A prompt that a public file holds beside the weights is left out, with a warning that says how to import it.
 
@@ -121,63 +152,71 @@ def load_trunk(
         checkpoint: public ``.pth`` or safetensors file; without it the public file is fetched from the Hub and kept
             in its cache. The weights of the nano trunks come with the package.
         vocabulary: ``vocab.txt`` of bert-base-uncased; without it, fetched from the Hub.
-        device: where the network goes.
+        device: where the network goes; by default the GPU if there is one.
 
     Raises:
         ValueError: if the name is unknown, or there is no such device.
         FileNotFoundError: if a file is missing and the Hub cannot be reached.
         CheckpointError: if the file is not a checkpoint of this trunk.
     """
-    trunk, table = load_trunk_and_table(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
-    if table is not None:
-        _warn_of_prompt(checkpoint or trunk_spec(name).public_file, name)
+    trunk, prompt = load_trunk_and_prompt(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+    if prompt is not None:
+        _warn_of_prompt(checkpoint or trunk.spec.public_file, name)
     return trunk
 
 
-def load_trunk_and_table(
+def load_trunk_and_prompt(
     name: str,
     *,
     checkpoint: str | Path | None = None,
     vocabulary: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> tuple[Trunk, Tensor | None]:
     """Return a trunk as ``load_trunk`` does, and the prompt table of its file, (positions, D), if one was tuned."""
     spec = trunk_spec(name)
-    check_device(device)
+    device = choose_device(device)
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
-        checkpoint = fetch(HUB_REPOSITORY, spec.public_file, option="--checkpoint")
-    checkpoint = checkpoint or ASSETS / f"{name}.safetensors"
-    _check_exists(Path(checkpoint), name)  # before the network is built, which takes seconds
+        checkpoint = fetch(spec.repository, spec.public_file, option="--checkpoint")
+    checkpoint = Path(checkpoint or ASSETS / f"{name}.safetensors")
+    _check_exists(checkpoint, name)  # before the network is built, which takes seconds
     with torch.random.fork_rng(devices=[]):
-        glip = build_glip(spec.config)
-    weights, table = _read(Path(checkpoint), glip, name)
-    glip.load_state_dict(weights)
-    return Trunk(name, glip.requires_grad_(False).to(device), tokenizer, weights_checksum(glip)), table
+        network = spec.family.build(spec.config)
+    weights = read_checkpoint(checkpoint, network, name)
+    network.load_state_dict(weights.state)
+    return Trunk(name, network.requires_grad_(False).to(device), tokenizer, weights_checksum(network)), weights.prompt
 
 
-def check_device(device: torch.device | str) -> None:
-    """Raise ValueError if torch knows no such device, or there is no GPU here."""
+def choose_device(device: torch.device | str | None) -> torch.device:
+    """Return a device: the one that is asked for, or the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: if torch knows no such device, or there is no GPU here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        kind = torch.device(device).type
+        chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"Unknown device {device!r}. Use cpu, cuda, or one GPU of several, such as cuda:1.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"Unknown device {device!r}. Use cpu, cuda, mps, or one GPU of several, such as cuda:1."
+        ) from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"No GPU for device {str(device)!r}: torch {torch.__version__} sees none here. Use cpu.")
+    return chosen
 
 
 def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -> Trunk:
-    """Return a trunk of random weights and a made-up vocabulary: for measuring time and memory, which it shares.
+    """Return a trunk of random weights and a made-up vocabulary, to measure time and memory without files.
 
     Raises:
         ValueError: if the name is unknown.
     """
-    config = trunk_spec(name).config
+    spec = trunk_spec(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        glip = build_glip(config)
-    words = [*SPECIAL_TOKENS, ".", *(f"w{i}" for i in range(config.text.vocabulary_size - len(SPECIAL_TOKENS) - 1))]
-    return Trunk(name, glip.requires_grad_(False).to(device), Tokenizer(words), checksum=f"random {name} {seed}")
+        network = spec.family.build(spec.config).requires_grad_(False).to(device)
+    return Trunk(name, network, spec.family.made_up_tokenizer(spec.config), checksum=f"random {name} {seed}")
 
 
 def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer:
@@ -190,53 +229,23 @@ def load_tokenizer(name: str, vocabulary: str | Path | None = None) -> Tokenizer
     spec = trunk_spec(name)
     if vocabulary is None and spec.public_file is None:
         vocabulary = ASSETS / "glip-nano-vocab.txt"
-    tokenizer = Tokenizer.from_file(vocabulary or fetch(*HUB_VOCABULARY, option="--vocabulary"))
-    if tokenizer.size != spec.config.text.vocabulary_size:
-        raise ValueError(
-            f"The vocabulary has {tokenizer.size} entries, the text encoder {spec.config.text.vocabulary_size}. "
-            "Name the vocab.txt that the trunk was trained with."
-        )
-    return tokenizer
+    return spec.family.tokenizer(spec.config, None if vocabulary is None else Path(vocabulary))
 
 
-def read_checkpoint(path: Path, glip: Glip, name: str) -> dict[str, Tensor]:
-    """Return the state dict of ``glip``, in float32, from a public or one of our own files.
+def read_checkpoint(path: Path, network: Network, name: str) -> Weights:
+    """Return the weights of a trunk, in float32, from a public or one of our own files.
 
     Entries that the network does not know are left out, with one warning that names them.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is unreadable, holds more than data, or lacks what ``glip`` needs: one error lists every
-            entry that is missing, of the wrong shape or type, not finite, or needed by another trunk only.
+        CheckpointError: if it is unreadable, holds more than data, or lacks weights of ``network``: one error lists
+            every entry that is missing, of the wrong shape or type, not finite, or needed by another trunk only.
     """
-    weights, _ = _read(path, glip, name)
-    return weights
-
-
-def _read(path: Path, glip: Glip, name: str) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return the state dict of ``glip``, and the prompt table if one was tuned."""
-    trunk_spec(name)
     _check_exists(path, name)
-    configs = {other: spec.config for other, spec in TRUNKS.items()}
-    entries = read_entries(path)
-    match = match_entries(entries, glip, configs[name], configs.values())
-    if match.problems:
-        alike = resembled(entries, configs)
-        hint = f"Its entries are those of {' or '.join(alike)}: ask for that.\n" if alike and name not in alike else ""
-        raise CheckpointError(
-            f"{path} is not a checkpoint of {name}: {len(match.problems)} entries do not fit."
-            f"{LINE}{_listed(match.problems, LINE)}\n{hint}{_how_to_get(name)}"
-        )
-    if match.unknown:
-        names = _listed([excerpt(key) for key in match.unknown], ", ")
-        logger.warning("%s: left out %d entries that %s does not have: %s.", path, len(match.unknown), name, names)
-    return match.weights, match.table
-
-
-def _listed(parts: Sequence[str], separator: str) -> str:
-    """Return the first parts in a row, and how many more there are."""
-    more = len(parts) - MOST_LISTED
-    return separator.join([*parts[:MOST_LISTED], *([f"… and {more} more"] if more > 0 else [])])
+    family = trunk_spec(name).family
+    configs = {other: spec.config for other, spec in TRUNKS.items() if spec.family is family}
+    return family.read(path, network, name, configs, _how_to_get(name))
 
 
 def convert(source: str | Path, target: str | Path, name: str) -> str:
@@ -248,81 +257,22 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
         FileNotFoundError, CheckpointError: as ``read_checkpoint``.
         ValueError: if ``target`` does not end in .safetensors.
     """
-    target = Path(target)
+    target, spec = Path(target), trunk_spec(name)
     if target.suffix != ".safetensors":
         raise ValueError(f"The converted file should end in .safetensors, got {target.name}.")
-    glip = build_glip(trunk_spec(name).config)
-    weights, table = _read(Path(source), glip, name)
-    if table is not None:
+    network = spec.family.build(spec.config)
+    weights = read_checkpoint(Path(source), network, name)
+    if weights.prompt is not None:
         _warn_of_prompt(source, name)
-    glip.load_state_dict(weights)
-    checksum = weights_checksum(glip)
-    save_tensors(glip.state_dict(), target, {"trunk": name, "checksum": checksum})
+    network.load_state_dict(weights.state)
+    checksum = weights_checksum(network)
+    save_tensors(network.state_dict(), target, {"trunk": name, "checksum": checksum})
     return checksum
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, never a half-written one.
-
-    Raises:
-        OSError: if it cannot be written, such as on a full disk; what was there before is kept.
-    """
-    plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with written_whole(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(plain, temporary, dict(metadata))
-        except SafetensorError as error:  # for whatever the system said
-            number = re.search(r"os error (\d+)", str(error))
-            reason = os.strerror(int(number[1])) if number else str(error)
-            raise OSError(f"{path} could not be written ({reason}). Make room, or name another place.") from error
-        temporary.chmod(mode)  # safetensors makes a file of its own, which nobody else may read
-
-
-def weights_checksum(glip: Glip) -> str:
-    """Return the SHA-256 over names and float32 values of the state dict, in name order, as hex."""
-    digest = hashlib.sha256()
-    for key, value in sorted(glip.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
-
-
-def fetch(repository: str, filename: str, *, option: str) -> str:
-    """Return the local path of a Hub file, downloading it with progress into the Hub's cache if need be.
-
-    Args:
-        repository: Hub repository.
-        filename: file in it.
-        option: the command-line option that names a local file instead, for the error message.
-
-    Raises:
-        FileNotFoundError: if the file is neither cached nor reachable.
-        CheckpointError: if its SHA-256 differs from the Hub's.
-    """
-    if (path := cached(repository, filename)) is not None:
-        return str(path)
-    try:
-        return str(download(describe(repository, filename)))
-    except DamagedDownloadError as error:
-        raise CheckpointError(str(error)) from error
-    except DownloadError as error:
-        url = f"{hub_endpoint()}/{repository}/resolve/main/{filename}"
-        raise FileNotFoundError(
-            f"{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a machine with "
-            f"a network, then name the file with {option}."
-        ) from error
 
 
 def _check_exists(path: Path, name: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
-
-
-def hub_cache() -> Path:
-    """Return the folder in which fetched files are kept."""
-    return Path(constants.HF_HUB_CACHE)
 
 
 def _warn_of_prompt(checkpoint: str | Path | None, name: str) -> None:
@@ -334,7 +284,7 @@ def _warn_of_prompt(checkpoint: str | Path | None, name: str) -> None:
 
 
 def _how_to_get(name: str) -> str:
-    public_file = TRUNKS[name].public_file
-    if public_file is None:
+    spec = trunk_spec(name)
+    if spec.public_file is None:
         return f"The weights of {name} come with the package; leave the checkpoint out."
-    return f"The public file of {name} is {public_file} in the Hub repository {HUB_REPOSITORY}."
+    return f"The public file of {name} is {spec.public_file} in the Hub repository {spec.repository}."

@@ -10,17 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from glip_adapt.adapters import attach, load_adapter
-from glip_adapt.adapters.base import Stage
-from glip_adapt.adapters.lora import Lora, merge, save_for_peft, target_names
+from glip_adapt.adapters import build_adapter
+from glip_adapt.adapters.lora import Lora, layer_names
+from glip_adapt.adapters.protocol import Stage
 from glip_adapt.data.transforms import collate
-from glip_adapt.trunks.catalogue import weights_checksum
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.load import load_adapter
+from glip_adapt.share.peft import merge, save_for_peft
 from glip_adapt.trunks.glip.build import GLIP_NANO_A, GLIP_T, build_glip
 from glip_adapt.trunks.glip.fusion import CrossAttention
-from glip_adapt.trunks.glip.linear import matrix
+from glip_adapt.trunks.linear import matrix
+from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
-TARGETS = ("fusion", "text", "head", "all")
+PARTS = ("fusion", "text", "head", "all")
 
 
 def build(trunk, **options):
@@ -86,9 +89,9 @@ def test_both_orders_of_fusion_agree_in_values_and_gradients_with_factors(dora):
     assert all(gradient.abs().max() > 1e-6 for gradient in found["reassociated"][2:])
 
 
-@pytest.mark.parametrize("target", ["fusion", "text", "head"])
-def test_every_factor_of_a_target_moves_the_predictions(tiny_trunk, target):
-    model, fresh = build(tiny_trunk, target=target), attach(tiny_trunk, "zero_shot", classes=CLASSES)
+@pytest.mark.parametrize("part", ["fusion", "text", "head"])
+def test_every_factor_of_a_target_moves_the_predictions(tiny_trunk, part):
+    model, fresh = build(tiny_trunk, part=part), attach(tiny_trunk, "zero_shot", classes=CLASSES)
     assert distance(raw(model), raw(fresh)) > 1e-3
     for name, tensor in model.owned_tensors().items():
         kept, before = tensor.detach().clone(), raw(model)
@@ -100,15 +103,15 @@ def test_every_factor_of_a_target_moves_the_predictions(tiny_trunk, target):
 
 
 def test_each_target_enters_at_the_stage_of_its_first_layer():
-    stages = {target: Lora(target=target).stage for target in TARGETS}
+    stages = {part: Lora(part=part).stage for part in PARTS}
     assert stages == {
         "fusion": Stage.FUSE, "text": Stage.ENCODE_TEXT, "head": Stage.PREDICT, "all": Stage.ENCODE_TEXT,
     }  # fmt: skip
 
 
 def test_targets_are_exact_names_and_all_is_their_sum(tiny_trunk):
-    names = {target: target_names(tiny_trunk.glip, target) for target in TARGETS}
-    modules = dict(tiny_trunk.glip.named_modules())
+    names = {part: layer_names(tiny_trunk.network, part) for part in PARTS}
+    modules = dict(tiny_trunk.network.named_modules())
     assert all(isinstance(modules[name], nn.Linear | nn.Conv2d) for found in names.values() for name in found)
     assert names["all"] == names["fusion"] + names["text"] + names["head"]
     wanted = {
@@ -122,11 +125,11 @@ def test_targets_are_exact_names_and_all_is_their_sum(tiny_trunk):
 def test_on_glip_t_the_targets_have_the_sizes_of_the_public_model(tiny_trunk):
     with torch.device("meta"):
         glip = build_glip(GLIP_T).requires_grad_(False)
-    trunk = replace(tiny_trunk, name="glip-t", glip=glip)
+    trunk = replace(tiny_trunk, name="glip-t", network=glip)
     counts = {}
-    for target in TARGETS:
-        model = attach(trunk, "lora", classes=CLASSES, settings={"target": target, "rank": 1})
-        counts[target] = model.trained_parameters
+    for part in PARTS:
+        model = attach(trunk, "lora", classes=CLASSES, settings={"part": part, "rank": 1})
+        counts[part] = model.trained_parameters
     fusion = 6 * (3 * (256 + 2048) + 3 * (768 + 2048) + 4 * 2 * 768 + 2 * (768 + 3072))
     text = 12 * (4 * 2 * 768 + 2 * (768 + 3072))
     head = (768 + 256) + (256 + 4) + (256 + 1)
@@ -135,10 +138,10 @@ def test_on_glip_t_the_targets_have_the_sizes_of_the_public_model(tiny_trunk):
 
 def test_a_target_that_matches_nothing_is_an_error_and_changes_nothing(tiny_trunk):
     glip = build_glip(GLIP_NANO_A).requires_grad_(False)
-    trunk = replace(tiny_trunk, name="glip-nano-a", glip=glip)
+    trunk = replace(tiny_trunk, name="glip-nano-a", network=glip)
     before = list(glip.state_dict())
-    with pytest.raises(ValueError, match=r"'fusion' matches no layer of this trunk.*it has 'text', 'head'"):
-        attach(trunk, "lora", classes=CLASSES, settings={"target": "fusion"})
+    with pytest.raises(ValueError, match=r"part 'fusion' has no layer in this trunk.*it has 'text', 'head'"):
+        attach(trunk, "lora", classes=CLASSES, settings={"part": "fusion"})
     assert list(glip.state_dict()) == before
     assert attach(trunk, "lora", classes=CLASSES).trained_parameters > 0
 
@@ -146,7 +149,7 @@ def test_a_target_that_matches_nothing_is_an_error_and_changes_nothing(tiny_trun
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "fusoin"}, "fusoin"),
+        ({"part": "fusoin"}, "fusoin"),
         ({"rank": 0}, "above 0; got 0"),
         ({"alpha": 0}, "above 0"),
         ({"init_lora_weights": "pissa"}, "expected True or 'gaussian'"),  # moves the frozen weights
@@ -157,11 +160,11 @@ def test_settings_that_cannot_work_are_refused(tiny_trunk, options, message):
         attach(tiny_trunk, "lora", classes=CLASSES, settings=options)
 
 
-@pytest.mark.parametrize(("target", "most"), [("fusion", 32), ("head", 32)])
-def test_a_rank_beyond_every_layer_is_refused(tiny_trunk, target, most):
-    attach(tiny_trunk, "lora", classes=CLASSES, settings={"target": target, "rank": most})
-    with pytest.raises(ValueError, match=rf"rank is {most + 1}, but no layer of the target '{target}' .* above {most}"):
-        attach(tiny_trunk, "lora", classes=CLASSES, settings={"target": target, "rank": most + 1})
+@pytest.mark.parametrize(("part", "most"), [("fusion", 32), ("head", 32)])
+def test_a_rank_beyond_every_layer_is_refused(tiny_trunk, part, most):
+    attach(tiny_trunk, "lora", classes=CLASSES, settings={"part": part, "rank": most})
+    with pytest.raises(ValueError, match=rf"rank is {most + 1}, but no layer of the part '{part}' .* above {most}"):
+        attach(tiny_trunk, "lora", classes=CLASSES, settings={"part": part, "rank": most + 1})
 
 
 def test_a_saved_adapter_cannot_ask_for_a_rank_that_takes_all_memory(tiny_trunk, tmp_path, monkeypatch):
@@ -170,7 +173,7 @@ def test_a_saved_adapter_cannot_ask_for_a_rank_that_takes_all_memory(tiny_trunk,
     file.write_text(json.dumps(json.loads(file.read_text()) | {"config": {"rank": 1_000_000}}))
     monkeypatch.setattr(peft, "inject_adapter_in_model", lambda *_: pytest.fail("took memory for the factors"))
     with pytest.raises(ValueError, match="rank is 1000000"):
-        load_adapter(tiny_trunk, tmp_path)
+        load_adapter(tmp_path, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,7 @@ def test_the_seed_fixes_the_start_and_leaves_other_draws_alone(tiny_trunk):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("options", [{"target": target} for target in TARGETS] + [{"target": "all", "use_dora": True}])
+@pytest.mark.parametrize("options", [{"part": part} for part in PARTS] + [{"part": "all", "use_dora": True}])
 def test_a_merged_model_gives_the_same_within_a_hundred_thousandth(tiny_trunk, options):
     model = build(tiny_trunk, **options)
     before = raw(model)
@@ -205,15 +208,15 @@ def test_a_merged_model_gives_the_same_within_a_hundred_thousandth(tiny_trunk, o
 
 
 def test_merging_leaves_the_trunk_alone_and_shares_what_it_does_not_change(tiny_trunk):
-    model = build(tiny_trunk, target="head")
+    model = build(tiny_trunk, part="head")
     merged = merge(model)
-    assert weights_checksum(tiny_trunk.glip) == tiny_trunk.checksum
-    assert merged.checksum == weights_checksum(merged.glip) != tiny_trunk.checksum
-    mine, theirs = merged.glip.state_dict(), tiny_trunk.glip.state_dict()
+    assert weights_checksum(tiny_trunk.network) == tiny_trunk.checksum
+    assert merged.checksum == weights_checksum(merged.network) != tiny_trunk.checksum
+    mine, theirs = merged.network.state_dict(), tiny_trunk.network.state_dict()
     assert mine.keys() == theirs.keys()
     moved = {name for name in mine if mine[name].data_ptr() != theirs[name].data_ptr()}
     assert moved == {"head.text_projection.weight", "head.box_deltas.weight", "head.centerness.weight"}
-    assert not any(p.requires_grad for p in merged.glip.parameters())
+    assert not any(p.requires_grad for p in merged.network.parameters())
 
 
 def test_only_a_lora_model_can_be_merged_or_saved_for_peft(tiny_trunk, tmp_path):
@@ -224,16 +227,20 @@ def test_only_a_lora_model_can_be_merged_or_saved_for_peft(tiny_trunk, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "options", [{"target": "all", "rank": 3, "alpha": 5}, {"use_dora": True, "init_lora_weights": "gaussian"}]
+    "options", [{"part": "all", "rank": 3, "alpha": 5}, {"use_dora": True, "init_lora_weights": "gaussian"}]
 )
 def test_plain_peft_loads_the_files_and_gives_the_same_predictions(tiny_trunk, tmp_path, options):
     model = build(tiny_trunk, **options)
     model.save(tmp_path)
     save_for_peft(model, tmp_path)
-    assert raw(load_adapter(tiny_trunk, tmp_path))[0].equal(raw(model)[0])  # the folder still is ours
-    network = copy.deepcopy(tiny_trunk.glip)
+    assert raw(load_adapter(tmp_path, trunk=tiny_trunk))[0].equal(raw(model)[0])  # the folder still is ours
+    network = copy.deepcopy(tiny_trunk.network)
     plain = peft.PeftModel.from_pretrained(network, str(tmp_path), adapter_name="boxes").eval()  # under any name
     with torch.no_grad():
         output = plain(picture(), model.captions[0])
     found = (output.token_logits, output.box_deltas, output.centerness)
     assert all(torch.equal(a, b) for a, b in zip(found, raw(model), strict=True))
+
+
+def test_the_old_name_of_part_is_still_read():
+    assert build_adapter("lora", {"target": "head", "rank": 2}) == Lora(part="head", rank=2)

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from glip_adapt.adapters import attach, load_adapter
 from glip_adapt.adapters.storage import STAGING
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.load import load_adapter
 
 FORK = multiprocessing.get_context("fork")
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "fcntl.flock", "shutil.rmtree")
@@ -23,7 +24,7 @@ def build(tiny_trunk, value):
 
 
 def value_in(tiny_trunk, folder):
-    return load_adapter(tiny_trunk, folder).owned_tensors()["text_prompt.offset"][0, 0].item()
+    return load_adapter(folder, trunk=tiny_trunk).owned_tensors()["text_prompt.offset"][0, 0].item()
 
 
 def save_and_die(model, folder, last, counter):

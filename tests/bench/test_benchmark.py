@@ -10,8 +10,6 @@ import pytest
 import torch
 from conftest import write_split
 
-from glip_adapt.adapters import attach, load_adapter
-from glip_adapt.adapters.full import PUBLISHED_FROZEN
 from glip_adapt.adapters.lora import Lora
 from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
@@ -20,13 +18,16 @@ from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RECORD_FILE, read_records
 from glip_adapt.bench.runner import list_runs
 from glip_adapt.core.config import to_mapping
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import train
+from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.memory import MemoryEstimate, estimate_memory
-from glip_adapt.engine.predict import PredictConfig
 from glip_adapt.trunks.catalogue import random_trunk
+from glip_adapt.trunks.glip.network import PUBLISHED_FROZEN
 
 SMALL = {"short_sides": [64], "test_short_side": 64, "max_long_side": 80, "max_steps": 2, "validate_every": 1}
 
@@ -74,25 +75,25 @@ def test_retention_is_the_ap_of_what_was_learned_elsewhere(plan, tiny_trunk, tmp
     # What full tuning owns goes along; here by hand.
     others, shapes = load_dataset(plan.datasets[1]), load_dataset(plan.datasets[0])
     key = runs["shapes", "full"].key
-    learned = load_adapter(tiny_trunk, tmp_path / "out" / key.name / "adapter", classes=shapes.classes)
+    learned = load_adapter(tmp_path / "out" / key.name / "adapter", trunk=tiny_trunk, classes=shapes.classes)
     moved = attach(tiny_trunk, "full", classes=others.classes)
     moved.load_owned(learned.owned_tensors())
-    shown = PredictConfig(short_side=64, max_long_side=80)
+    shown = ViewConfig(short_side=64, max_long_side=80)
     assert runs["shapes", "full"].metrics.retention == {"others": evaluate(moved, others.test, shown).ap}
 
 
 def test_settings_of_a_method_reach_its_adapter_also_on_other_datasets(plan, tiny_trunk, tmp_path):
-    plan = replace(plan, methods=("lora", "prompt"), settings={"lora": {"target": "head", "rank": 2}})
+    plan = replace(plan, methods=("lora", "prompt"), settings={"lora": {"part": "head", "rank": 2}})
     plan = replace(plan, protocol=ProtocolConfig(retention=plan.datasets))
     assert run_benchmark(plan, tmp_path / "out").failed == 0
     lora, prompt = (by_run(tmp_path / "out")["shapes", method] for method in ("lora", "prompt"))
-    assert lora.config["settings"] == to_mapping(Lora(target="head", rank=2))
+    assert lora.config["settings"] == to_mapping(Lora(part="head", rank=2))
     assert prompt.config["settings"] == {}
     saved = json.loads((tmp_path / "out" / lora.key.name / "adapter" / "adapter.json").read_text())["config"]
     assert saved == lora.config["settings"]
     assert list(lora.metrics.retention) == ["others"]
     with pytest.raises(ValueError, match=r"settings\.rank \(2 recorded, 4 planned\)"):
-        run_benchmark(replace(plan, settings={"lora": {"target": "head", "rank": 4}}), tmp_path / "out")
+        run_benchmark(replace(plan, settings={"lora": {"part": "head", "rank": 4}}), tmp_path / "out")
 
 
 def test_a_record_from_before_settings_were_recorded_had_the_defaults(plan, tmp_path):
@@ -122,7 +123,7 @@ def test_published_records_are_the_runs_of_their_plan(tmp_path, name):
         return benchmark._resolve(key, given, "plan", checksums[key.trunk])
 
     plan = read_plan(benchmarks / "plans" / f"{name}.toml")
-    assert {run.state for run in list_runs(plan, tmp_path, resolve, benchmark.default_tables)} == {"done"}
+    assert {run.state for run in list_runs(plan, tmp_path, resolve, benchmark.update_config)} == {"done"}
     with pytest.raises(ValueError, match=r"protocol\.annotation_ids \('absent' recorded, 'renumbered' planned\)"):
         list_runs(plan, tmp_path, resolve)
 
@@ -156,13 +157,6 @@ def test_loading_trunk_and_dataset_is_not_on_the_clock(plan, tiny_trunk, tmp_pat
     run_benchmark(replace(plan, shots=(0,)), tmp_path / "out")
     assert now == [300.0]  # one trunk, two datasets
     assert {record.cost.seconds for record in read_records(tmp_path / "out")} == {0.0}
-
-
-@pytest.mark.parametrize("classes", [["red box"], ["red box", "blue box"]])
-def test_what_belongs_to_a_caption_is_told_from_what_goes_along(tiny_trunk, classes):
-    """Also where two captions have as many tokens, so that the tensors would fit."""
-    for method, bound in (("prompt", True), ("lora", False), ("full", False), ("linear_probe", False)):
-        assert executor._is_bound_to_caption(attach(tiny_trunk, method, classes=classes)) is bound
 
 
 def test_the_last_state_is_scored_without_a_look_at_the_validation_split(plan, tmp_path):

@@ -54,8 +54,12 @@ def run(plan, out, executor, **more):
     return run_plan(plan, out, in_process(executor), **more)
 
 
-def defaults(method):
-    return {"fit": {"rate": 0.1, "keep_start": False}, "protocol": to_mapping(ProtocolConfig())}
+def update_recipe(method, config):
+    return {**config, "fit": {"keep_start": False, **config["fit"]}}
+
+
+def update_protocol(method, config):
+    return {**config, "protocol": {**to_mapping(ProtocolConfig()), **config["protocol"]}}
 
 
 def test_plan_runs_in_order_and_stores_records_beside_their_files(tmp_path):
@@ -124,10 +128,10 @@ def test_metrics_out_of_range_are_a_failed_run(tmp_path):
 def test_a_field_of_the_recipe_that_came_later_had_its_default(tmp_path):
     run(PLAN, tmp_path, FakeExecute())
     later = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": False})
-    assert run(later, tmp_path, FakeExecute(), defaults=defaults) == RunSummary(done=0, skipped=4, failed=0)
+    assert run(later, tmp_path, FakeExecute(), update=update_recipe) == RunSummary(done=0, skipped=4, failed=0)
     other = dataclasses.replace(PLAN, fit={"rate": 0.1, "keep_start": True})
     with pytest.raises(ValueError, match=r"fit\.keep_start \(False recorded, True planned\)"):
-        run(other, tmp_path, FakeExecute(), defaults=defaults)
+        run(other, tmp_path, FakeExecute(), update=update_recipe)
     with pytest.raises(ValueError, match=r"fit\.keep_start \('absent' recorded, False planned\)"):
         run(later, tmp_path, FakeExecute())
 
@@ -268,10 +272,10 @@ def test_a_run_from_before_a_choice_of_the_protocol_came_is_still_the_same(tmp_p
         content = json.loads(file.read_text())
         del content["config"]["protocol"]["retention"]
         file.write_text(json.dumps(content))
-    assert run(PLAN, tmp_path, FakeExecute(), defaults=defaults).skipped == 4
+    assert run(PLAN, tmp_path, FakeExecute(), update=update_protocol).skipped == 4
     other = dataclasses.replace(PLAN, protocol=ProtocolConfig(retention=("b",)))
     with pytest.raises(ValueError, match=r"protocol.retention \(\[\] recorded, \['b'\] planned\)"):
-        run(other, tmp_path, FakeExecute(), defaults=defaults)
+        run(other, tmp_path, FakeExecute(), update=update_protocol)
 
 
 def chained():

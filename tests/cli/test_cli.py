@@ -10,13 +10,14 @@ from PIL import Image
 
 import glip_adapt
 from glip_adapt import attach, load_adapter, load_trunk
-from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Detections
 from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.formats.coco import load_split
 from glip_adapt.engine import train
-from glip_adapt.engine.predict import PredictConfig
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.share.baked import BakedModel, bake
+from glip_adapt.trunks.catalogue import trunk_spec
 
 SMALL = ["--short-side", "64"]
 
@@ -158,7 +159,7 @@ def test_a_trained_adapter_is_kept_elsewhere_where_it_cannot_be_saved(
 ):
     recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
     recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
-    save = AdaptedGlip.save
+    save = AdaptedModel.save
 
     def fail(model, folder, **options):
         if folder == saved and failure == "full":
@@ -167,7 +168,7 @@ def test_a_trained_adapter_is_kept_elsewhere_where_it_cannot_be_saved(
             save(model, saved)
         save(model, folder, **options)
 
-    monkeypatch.setattr(AdaptedGlip, "save", fail)
+    monkeypatch.setattr(AdaptedModel, "save", fail)
     (tmp_path / "rescued").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "rescued"))
     code, _, err = glip(
@@ -175,7 +176,7 @@ def test_a_trained_adapter_is_kept_elsewhere_where_it_cannot_be_saved(
     )
     (other,) = (tmp_path / "rescued").iterdir() if failure == "full" else [tmp_path / "adapter-2"]
     assert (code, str(other) in err) == (int(failure == "full"), True)
-    assert load_adapter(load_trunk("glip-nano"), other).adapter.name == "prompt"
+    assert load_adapter(other, trunk=load_trunk("glip-nano")).adapter.name == "prompt"
 
 
 def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, tmp_path, monkeypatch):
@@ -266,7 +267,7 @@ def test_the_recipe_of_adapt_also_holds_the_settings_of_the_method(glip, coco_fo
     code, _, err = glip(*adapt)
     assert code == 0, err
     used = json.loads((saved / "adapter.json").read_text())["config"]
-    assert (used["target"], used["rank"]) == ("head", 2)
+    assert (used["part"], used["rank"]) == ("head", 2)
     recipe.write_text(short + "ranks = 2\n")
     code, _, err = glip(*adapt, "--overwrite")
     assert code == 1
@@ -274,12 +275,12 @@ def test_the_recipe_of_adapt_also_holds_the_settings_of_the_method(glip, coco_fo
 
 
 @pytest.fixture
-def bake(tiny_trunk, tmp_path, monkeypatch):
+def put_baked(tiny_trunk, tmp_path, monkeypatch):
     """Put a baked model of random weights where the command line finds it; return its folder."""
 
     def put(trunk, classes):
-        baked = attach(replace(tiny_trunk, name=trunk), "prompt", classes=classes).bake()
-        monkeypatch.setattr("glip_adapt.adapters.baked.load_baked", lambda folder, device: baked)
+        baked = bake(attach(replace(tiny_trunk, name=trunk), "prompt", classes=classes))
+        monkeypatch.setattr("glip_adapt.share.baked.load_baked", lambda folder, device: baked)
         (tmp_path / "baked").mkdir()
         (tmp_path / "baked" / "baked.json").touch()
         return tmp_path / "baked"
@@ -287,28 +288,30 @@ def bake(tiny_trunk, tmp_path, monkeypatch):
     return put
 
 
-def test_a_baked_model_is_shown_pictures_as_its_own_trunk_is(glip, bake, coco_folder, tmp_path, monkeypatch):
+def test_a_baked_model_is_shown_pictures_as_its_own_trunk_is(glip, put_baked, coco_folder, tmp_path, monkeypatch):
     shown = []
 
-    def predict(model, picture, config):
-        shown.append(config)
+    def predict(model, image, *, view):
+        shown.append(view)
         return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
-    monkeypatch.setattr("glip_adapt.engine.predict.predict", predict)
-    baked = bake("glip-t", ["red box"])
+    monkeypatch.setattr(BakedModel, "predict", predict)
+    baked = put_baked("glip-t", ["red box"])
     code, _, err = glip("detect", coco_folder / "test" / "0.png", "--adapter", baked, "--out", tmp_path / "found")
     assert code == 0, err
-    assert shown == [PredictConfig.of("glip-t")]
+    assert shown == [trunk_spec("glip-t").view]
 
 
-def test_a_baked_model_is_not_scored_on_classes_in_another_order(glip, bake, coco_folder):
-    code, _, err = glip("eval", coco_folder, "--adapter", bake("glip-nano", ["blue box", "red box"]), *SMALL)
+def test_a_baked_model_is_not_scored_on_classes_in_another_order(glip, put_baked, coco_folder):
+    code, _, err = glip("eval", coco_folder, "--adapter", put_baked("glip-nano", ["blue box", "red box"]), *SMALL)
     assert code == 1
     assert "detects the 2 classes ('blue box', 'red box')" in " ".join(err.split())
 
 
-def test_no_adapter_is_trained_into_the_folder_of_a_baked_model(glip, bake, coco_folder):
-    code, _, err = glip("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", bake("glip-nano", ["dog"]))
+def test_no_adapter_is_trained_into_the_folder_of_a_baked_model(glip, put_baked, coco_folder):
+    code, _, err = glip(
+        "adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", put_baked("glip-nano", ["dog"])
+    )
     assert code == 1
     assert "holds a baked model. Name another folder" in " ".join(err.split())
 

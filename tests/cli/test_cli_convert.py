@@ -4,7 +4,7 @@ import pytest
 from public_files import VOCABULARY, add_trunk, save_public, small_state, tuned
 
 from glip_adapt import load_adapter, load_trunk
-from glip_adapt.adapters.base import read_description
+from glip_adapt.adapters.storage import read_description
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_a_prompt_becomes_an_adapter_that_its_file_is_the_trunk_of(convert, file
     assert f"--adapter {tmp_path / 'adapter'} --checkpoint {file}" in out
     assert "glip-adapt convert" not in caplog.text
     trunk = load_trunk("small", checkpoint=file, vocabulary=VOCABULARY)
-    assert load_adapter(trunk, tmp_path / "adapter").class_names == ("red box", "[b]blue[/b]")
+    assert load_adapter(tmp_path / "adapter", trunk=trunk).class_names == ("red box", "[b]blue[/b]")
 
 
 def test_the_name_of_a_folder_is_printed_as_it_is(convert, file, tmp_path):

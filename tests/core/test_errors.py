@@ -10,9 +10,11 @@ from glip_adapt.data.fetch import FetchError
 from glip_adapt.engine.optimise import NonFiniteLossError
 from glip_adapt.share.hub import HubError
 from glip_adapt.trunks.checkpoint_files import CheckpointError
+from glip_adapt.trunks.tokenizer import CaptionTooLongError
 
 KINDS = {
     AdapterMismatchError: ValueError,
+    CaptionTooLongError: ValueError,
     CheckpointError: ValueError,
     DamagedDownloadError: RuntimeError,
     DownloadError: RuntimeError,

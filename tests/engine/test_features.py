@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glip_adapt.adapters import ADAPTERS, attach
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.split import ImageRecord
 from glip_adapt.data.transforms import View
-from glip_adapt.engine import features
+from glip_adapt.engine import batches
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.batches import in_batches, stack
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.features import FrozenFeatures, in_batches, stack
-from glip_adapt.engine.predict import PredictConfig
-from glip_adapt.engine.recipes import FitConfig
+from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.train import fit
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 
@@ -93,19 +94,19 @@ def test_the_stage_of_the_adapter_decides_what_is_kept(method, kind, build, data
 def test_a_picture_is_encoded_once_for_all_methods_that_freeze_as_much(build, data, encoded):
     cache = FeatureCache()
     for method in ("zero_shot", "prompt", "text_encoder"):
-        evaluate(build(method), data.val, PredictConfig(short_side=64), cache=cache)
+        evaluate(build(method), data.val, ViewConfig(short_side=64), cache=cache)
     assert sum(len(sizes_hw) for sizes_hw in encoded) == len(data.val)
 
 
 def test_evaluating_from_the_cache_changes_no_prediction(build, data):
-    cache, config = FeatureCache(), PredictConfig(short_side=64)
+    cache, config = FeatureCache(), ViewConfig(short_side=64)
     first, second = (evaluate(build("zero_shot"), data.val, config, cache=cache) for _ in range(2))
     assert cache.statistics.memory_hits == 1  # pictures of one size are kept together
     assert first == second == evaluate(build("zero_shot"), data.val, config)
 
 
 def test_what_the_cache_holds_of_other_splits_changes_no_prediction(build, data):
-    cache, config = FeatureCache(), PredictConfig(short_side=64)
+    cache, config = FeatureCache(), ViewConfig(short_side=64)
     evaluate(build("zero_shot"), replace(data.val, records=data.val.records[:1]), config, cache=cache)
     found = evaluate(build("zero_shot"), data.val, config, cache=cache)
     assert found == evaluate(build("zero_shot"), data.val, config)
@@ -173,7 +174,7 @@ def test_blocks_that_are_computed_again_keep_less_for_the_backward_pass(build, d
     model, kept = build("prompt"), []
     prefix = of(model, FeatureCache(), data.train.records[0])
     for flag in (False, True):
-        model.glip.set_recompute(flag)
+        model.network.set_recompute(flag)
         count = [0]
 
         def pack(tensor, count=count):
@@ -188,15 +189,15 @@ def test_blocks_that_are_computed_again_keep_less_for_the_backward_pass(build, d
 
 def test_text_features_stay_in_full_precision_whatever_used_them_first(build, data):
     model = build("linear_probe")
-    evaluate(model, data.val, PredictConfig(short_side=64, precision="bfloat16"))
-    config = PredictConfig(short_side=64)
+    evaluate(model, data.val, ViewConfig(short_side=64, precision="bfloat16"))
+    config = ViewConfig(short_side=64)
     assert evaluate(model, data.val, config) == evaluate(build("linear_probe"), data.val, config)
 
 
 def test_a_model_left_in_train_mode_keeps_no_random_feature(build, data):
     model, cache = build("zero_shot"), FeatureCache()
-    model.glip.train()
-    config = PredictConfig(short_side=64)
+    model.network.train()
+    config = ViewConfig(short_side=64)
     found = evaluate(model, data.val, config, cache=cache)
     assert found == evaluate(build("zero_shot"), data.val, config)
 
@@ -229,7 +230,7 @@ def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build
 
 
 def test_a_batch_ends_where_the_size_changes_or_the_pixels_are_many(monkeypatch):
-    monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 64 * 96)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 2 * 64 * 96)
     shapes = [(64, 96), (64, 96), (64, 96), (64, 64), (640, 640), (640, 640), (64, 96)]
     assert list(in_batches(enumerate(shapes))) == [[0, 1], [2], [3], [4], [5], [6]]
     assert list(in_batches(iter(()))) == []

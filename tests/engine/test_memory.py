@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from glip_adapt.adapters import ADAPTERS, attach
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.engine import memory
+from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.memory import LiveBytes, estimate_memory
 from glip_adapt.trunks.catalogue import random_trunk
 
@@ -38,7 +39,7 @@ def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method
     assert estimate.activations == pytest.approx(memory._activations(model, size_hw), rel=0.1)
     trained = sum(t.numel() for t in model.owned_tensors().values())
     assert estimate.trained == 16 * trained
-    weights = sum(p.nbytes for p in nano.glip.parameters())
+    weights = sum(p.nbytes for p in nano.network.parameters())
     assert weights <= estimate.weights <= 2 * weights
     assert estimate.total == estimate.weights + estimate.trained + estimate.activations
 
@@ -60,7 +61,7 @@ def test_computing_blocks_again_takes_less_where_they_are_trained(nano):
 
 
 def test_estimating_leaves_the_trunk_as_it_was(nano):
-    before = {name: value.clone() for name, value in nano.glip.state_dict().items()}
+    before = {name: value.clone() for name, value in nano.network.state_dict().items()}
     estimate_memory(nano, "full", (96, 96))
-    assert all(torch.equal(value, before[name]) for name, value in nano.glip.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in nano.glip.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in nano.network.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in nano.network.parameters())

@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from glip_adapt.adapters import attach
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import prompting
+from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import Evaluation
 from glip_adapt.engine.prompting import BEST_OF_EACH, class_changes, search_prompts, token_changes, word_classes
 from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
@@ -25,11 +25,11 @@ def scored(monkeypatch, data):
     seen, table = [], {}
 
     def evaluate(model, split, config, *, cache):
-        prefixes = tuple({c.name: c.prefix for c in model.classes}[name] for name in CLASSES)
+        prefixes = tuple({c.name: c.prefix for c in model.prompts}[name] for name in CLASSES)
         seen.append((split.name.rpartition("/")[2], prefixes))
         red, blue = table.get(prefixes, (0.0, 0.0))
         aps = {"ap": (red + blue) / 2, **dict.fromkeys(("ap50", "ap75", "ap_small", "ap_medium", "ap_large"))}
-        return Evaluation(**aps, per_class={"red box": red, "blue box": blue}, predictions=())
+        return Evaluation(values=aps, per_class={"red box": red, "blue box": blue}, predictions=())
 
     monkeypatch.setattr(prompting, "evaluate", evaluate)
     return seen, table
@@ -97,12 +97,12 @@ def test_no_wording_and_no_test_split_are_refused(tiny_trunk, data):
 def trunk(tiny_trunk):
     """Reads phrases alone, so that a word has the same features in every caption."""
     torch.manual_seed(0)
-    return replace(tiny_trunk, glip=build_glip(GLIP_NANO).requires_grad_(False))
+    return replace(tiny_trunk, network=build_glip(GLIP_NANO).requires_grad_(False))
 
 
 def test_a_token_moved_onto_a_word_is_nearest_to_that_word(trunk):
     model = attach(trunk, "prompt", classes=["dog", "arrow"])
-    arrow = trunk.glip.encode_text(attach(trunk, "zero_shot", classes=["arrow"]).captions[0]).features[0, 1]
+    arrow = trunk.network.encode_text(attach(trunk, "zero_shot", classes=["arrow"]).captions[0]).features[0, 1]
     (offset,) = model.owned_tensors().values()
     with torch.no_grad():
         offset[1] = arrow - model.texts()[0].features[0, 1]

@@ -10,18 +10,19 @@ import pytest
 import torch
 from conftest import SHARED
 
-from glip_adapt.adapters import attach
+from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.structures import Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine import features, train
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.features import in_batches
 from glip_adapt.engine.optimise import NonFiniteLossError
-from glip_adapt.engine.recipes import FitConfig, default_recipe, published_recipe
 from glip_adapt.engine.train import fit, parameter_groups
-from glip_adapt.trunks.catalogue import load_trunk
+from glip_adapt.trunks.catalogue import default_recipe, load_trunk, published_recipe
+from glip_adapt.trunks.glip import objective
 from glip_adapt.trunks.glip.objective import detection_loss
 
 CLASSES = ("red box", "blue box")
@@ -98,7 +99,7 @@ def test_fitting_leaves_every_random_state_of_the_caller_alone(build, data):
 
 
 def test_the_random_state_is_restored_even_after_an_error(build, single, monkeypatch):
-    monkeypatch.setattr(train, "detection_loss", lambda *_: {"token": torch.rand(()) * torch.nan})
+    monkeypatch.setattr(objective, "detection_loss", lambda *_: {"token": torch.rand(()) * torch.nan})
     before = torch.get_rng_state()
     with pytest.raises(NonFiniteLossError):
         fit(build(), single, None, ONE_BY_ONE)
@@ -220,11 +221,10 @@ def test_biases_learn_twice_as_fast_without_decay_and_the_text_encoder_at_its_ow
     assert rate_of.keys() == set(model.owned)
 
 
-def test_a_table_of_relative_position_biases_counts_as_biases():
-    glip = torch.nn.Module()
+def test_a_table_of_relative_position_biases_counts_as_biases(tiny_trunk):
     names = ("image_encoder.attn.relative_position_bias_table", "image_encoder.attn.qkv.weight", "running_mean")
     tensors = {name: torch.nn.Parameter(torch.zeros(2)) for name in names[:2]} | {"running_mean": torch.zeros(2)}
-    model = SimpleNamespace(glip=glip, owned_tensors=lambda: tensors)
+    model = SimpleNamespace(network=tiny_trunk.network, owned_tensors=lambda: tensors)
     rate_of, decay_of = rates_and_decays(model, FitConfig())
     assert rate_of == {names[0]: 2e-4, names[1]: 1e-4}  # what is saved but has no gradient is in no group
     assert decay_of == {names[0]: 0.0, names[1]: 0.05}
@@ -273,7 +273,7 @@ def test_the_recipe_is_the_published_one(method, shots):
     assert (recipe.batch_size, recipe.epochs, recipe.seed) == (4, 200, 10)
     assert (recipe.plateau_factor, recipe.min_learning_rate) == (0.1, 1e-6)
     assert (recipe.short_sides, recipe.max_long_side, recipe.flip) == ((480, 560, 640, 720, 800), 1333, True)
-    assert (recipe.predict_config.short_side, recipe.predict_config.max_long_side) == (800, 1333)
+    assert (recipe.view.short_side, recipe.view.max_long_side) == (800, 1333)
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_real_validations_agree_with_evaluating_afterwards(build, data):
     model = build()
     history = fit(model, data.train, data.val, SMALL)
     assert [v.step for v in history.validations] == [3]
-    assert history.best_ap == (evaluate(model, data.val, SMALL.predict_config).ap or 0.0)
+    assert history.best_ap == (evaluate(model, data.val, SMALL.view).ap or 0.0)
 
 
 @pytest.mark.parametrize("method", ["text_encoder", "full", "context"])
@@ -472,7 +472,7 @@ def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
     def compare(validation):
         with torch.no_grad():
             seen.append(model.texts()[0].features)
-            assert torch.equal(seen[-1], model.glip.encode_text(model.captions[0]).features)
+            assert torch.equal(seen[-1], model.network.encode_text(model.captions[0]).features)
 
     config = replace(SMALL, max_steps=2, validate_every=1, text_learning_rate=1e-2)
     fit(model, data.train, data.val, config, on_validation=compare)
@@ -500,7 +500,7 @@ def test_an_interrupt_keeps_the_best_state_so_far_and_says_so(build, single, dat
     assert (history.stopped_by, len(history.steps), len(history.validations)) == ("interrupt", 3, 2)
     assert same(snapshot(model), states[0])
     assert "Interrupted after 3 steps" in caplog.text
-    assert not any(module.training for module in model.glip.modules())
+    assert not any(module.training for module in model.network.modules())
 
 
 def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
@@ -519,7 +519,7 @@ def break_loss(monkeypatch, step, value):
         parts = detection_loss(*arguments)
         return parts | {"box": parts["box"] * value} if len(calls) == step else parts
 
-    monkeypatch.setattr(train, "detection_loss", loss)
+    monkeypatch.setattr(objective, "detection_loss", loss)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -530,10 +530,10 @@ def test_a_loss_that_is_not_finite_names_step_and_pictures_and_keeps_the_best(
     score_with([0.5, 0.3])
     break_loss(monkeypatch, 3, value)
     config = replace(ONE_BY_ONE, epochs=4)
-    with pytest.raises(NonFiniteLossError, match=rf"picture 1 \(0\.png\).*in step 3:.*box {value}.*pictures \[1\]"):
+    with pytest.raises(NonFiniteLossError, match=rf"image 1 \(0\.png\).*in step 3:.*box {value}.*pictures \[1\]"):
         fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
     assert same(snapshot(model), states[0])
-    assert not any(module.training for module in model.glip.modules())
+    assert not any(module.training for module in model.network.modules())
 
 
 def test_the_error_lists_the_whole_batch_and_the_bad_step_changes_nothing(build, data, monkeypatch):
@@ -550,7 +550,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_model(build, single, mo
     """The root of zero: a finite loss with an infinite slope."""
     model = build()
     monkeypatch.setattr(
-        train, "detection_loss", lambda output, *_: {"token": (output.token_logits.sum() * 0).abs().sqrt()}
+        objective, "detection_loss", lambda output, *_: {"token": (output.token_logits.sum() * 0).abs().sqrt()}
     )
     with pytest.raises(NonFiniteLossError, match=r"step 1"):
         fit(model, single, None, ONE_BY_ONE)
@@ -592,11 +592,11 @@ def test_a_picture_without_boxes_can_be_learnt_from(build, single):
 
 def test_prompt_tuning_lowers_its_loss_while_every_frozen_tensor_stays(build, single):
     model = build("prompt")
-    before = {name: tensor.clone() for name, tensor in model.glip.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     config = replace(ONE_BY_ONE, epochs=20, learning_rate=0.05, weight_decay=0.25)
     losses = [step.loss for step in fit(model, single, None, config).steps]
     assert losses[-1] < 0.8 * losses[0]
-    after = model.glip.state_dict()
+    after = model.network.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"text_prompt.offset"}
 
 
@@ -611,4 +611,4 @@ def test_full_fine_tuning_learns_four_real_pictures_by_heart():
         short_sides=(224,), test_short_side=224, max_long_side=400, flip=False,
     )  # fmt: skip
     fit(model, four, None, config)
-    assert evaluate(model, four, config.predict_config).ap50 >= 0.9
+    assert evaluate(model, four, config.view).values["ap50"] >= 0.9

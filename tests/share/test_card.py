@@ -1,7 +1,7 @@
 """The card of a shared adapter; most of it is tested with the Hub."""
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import read_description
+from glip_adapt.adapters.storage import read_description
+from glip_adapt.engine.adapted import attach
 from glip_adapt.share.card import TrainingFacts, build_card
 
 

@@ -9,16 +9,18 @@ import torch
 from conftest import SHARED, TINY
 from PIL import Image
 
-from glip_adapt.adapters import attach
-from glip_adapt.core.structures import HeadOutput
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate
-from glip_adapt.engine.predict import PredictConfig, predict
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.detector import merge
 from glip_adapt.share import export
-from glip_adapt.trunks.catalogue import load_trunk
+from glip_adapt.share.baked import bake
+from glip_adapt.trunks.catalogue import load_trunk, trunk_spec
 from glip_adapt.trunks.glip import decode
 from glip_adapt.trunks.glip.build import SwinConfig, build_glip
 from glip_adapt.trunks.glip.deform import deformable_conv
+from glip_adapt.trunks.glip.graph import DetectionGraph, decode_picture, least_side
+from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.swin import SwinBackbone
 
 CLASSES = ("red box", "blue box", "raccoon")
@@ -32,7 +34,7 @@ def pixels(height, width, seed=0):
 
 def as_model(model, picture):
     """What the model itself finds in a picture that needs no resizing: boxes, scores, labels."""
-    found = decode.merge(decode.decode(model.outputs(collate([picture]))[0]))
+    found = merge(decode.decode(model.outputs(collate([picture]))[0]))
     return found.boxes_xyxy, found.scores, found.labels
 
 
@@ -54,15 +56,17 @@ def assert_same(found, expected, pixels=0.5, scores=1e-3):
 @pytest.mark.parametrize("size_hw", [(160, 192), (150, 203), (129, 300)])
 @torch.no_grad()
 def test_the_graph_detects_what_the_model_does(tiny_trunk, size_hw):
-    model = attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()
+    model = bake(attach(tiny_trunk, "zero_shot", classes=CLASSES))
     expected = as_model(model, pixels(*size_hw))
     assert len(expected[2]) >= 50
-    assert_same(export.DetectionGraph(model)(pixels(*size_hw)[None]), expected, pixels=1e-3, scores=1e-6)
+    assert_same(
+        DetectionGraph(model.network, model.texts())(pixels(*size_hw)[None]), expected, pixels=1e-3, scores=1e-6
+    )
 
 
 @torch.no_grad()
 def test_labels_go_on_over_several_captions(tiny_trunk):
-    model = attach(tiny_trunk, "zero_shot", classes=MANY).bake()
+    model = bake(attach(tiny_trunk, "zero_shot", classes=MANY))
     assert len(model.texts()) > 1
     outputs = model.outputs(collate([pixels(160, 160)]))
     parts, first = [], 0
@@ -71,8 +75,8 @@ def test_labels_go_on_over_several_captions(tiny_trunk):
         parts.append(replace(part, labels=part.labels + first))
         first += output.token_map.shape[1]
     assert sum(map(len, parts)) > 100  # each caption keeps its own hundred
-    best = decode.merge(parts)
-    found = export.DetectionGraph(model)(pixels(160, 160)[None])
+    best = merge(parts)
+    found = DetectionGraph(model.network, model.texts())(pixels(160, 160)[None])
     assert found[2].max() >= outputs[0].token_map.shape[1]
     assert_same(found, (best.boxes_xyxy, best.scores, best.labels), pixels=1e-3, scores=1e-6)
 
@@ -97,7 +101,7 @@ def raw(token_logits, deltas=None):
 def test_however_few_candidates_there_are(count):
     logits = torch.full((5, 2), -9.0)
     logits[:count, 1] = 2.0 - torch.arange(count)
-    found = export.decode_picture(raw(logits), (16, 16))
+    found = decode_picture(raw(logits), (16, 16))
     (expected,) = decode.decode(raw(logits))
     assert len(found) == len(expected)
     assert_same((found.boxes_xyxy, found.scores, found.labels), (expected.boxes_xyxy, expected.scores, expected.labels))
@@ -108,7 +112,7 @@ def test_a_box_suppresses_those_of_its_own_class_only():
     logits[0], logits[1, 0] = torch.tensor([3.0, 2.0]), 1.0
     deltas = torch.zeros(5, 4)
     deltas[1, 0] = -10 * 8 / 9  # the second anchor moves onto the first: IoU 1
-    found = export.decode_picture(raw(logits, deltas), (16, 16))
+    found = decode_picture(raw(logits, deltas), (16, 16))
     assert sorted(zip(found.labels.tolist(), found.scores.tolist(), strict=True)) == [
         (label, pytest.approx(torch.tensor(logit).sigmoid().sqrt().item(), abs=1e-6))
         for label, logit in ((0, 3.0), (1, 2.0))
@@ -117,7 +121,7 @@ def test_a_box_suppresses_those_of_its_own_class_only():
 
 def test_boxes_are_clipped_to_the_picture_and_not_to_its_padding():
     logits = torch.full((5, 1), 3.0)
-    found = export.decode_picture(raw(logits), (12, 14))
+    found = decode_picture(raw(logits), (12, 14))
     assert found.boxes_xyxy.max(0).values.tolist() == [8, 8, 13, 11]
 
 
@@ -147,15 +151,15 @@ def test_the_deformable_convolution_of_a_graph_is_the_one_of_the_cpu(monkeypatch
 
 
 def test_the_least_side_follows_from_the_coarsest_map_and_the_windows(tiny_trunk, swin):
-    assert export.least_side(attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()) == 128 + 1
-    assert export.least_side(swin) == 7 * 32 + 1
+    assert least_side(tiny_trunk.network) == 128 + 1
+    assert least_side(swin.network) == 7 * 32 + 1
 
 
 def test_missing_packages_are_named_before_the_work_begins(tiny_trunk, tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(export, "export_program", lambda model: pytest.fail("traced"))
     with pytest.raises(RuntimeError, match=r"pip install 'glip-adapt\[onnx\]'"):
-        export.export_onnx(attach(tiny_trunk, "zero_shot", classes=CLASSES).bake(), tmp_path / "x.onnx")
+        export.export_onnx(bake(attach(tiny_trunk, "zero_shot", classes=CLASSES)), tmp_path / "x.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +170,14 @@ def swin(tiny_trunk):
     glip = build_glip(config).requires_grad_(False)
     with torch.no_grad():
         glip.head.bias0.fill_(0.0)
-    return attach(replace(tiny_trunk, glip=glip), "zero_shot", classes=CLASSES).bake()
+    return bake(attach(replace(tiny_trunk, network=glip), "zero_shot", classes=CLASSES))
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_traced_program_takes_any_size(swin):
     run = export.export_program(swin).module()
-    least = export.least_side(swin)
+    least = least_side(swin.network)
     for size_hw in ((256, 288), (least, least), (333, 230), (448, 672)):
         expected = as_model(swin, pixels(*size_hw))
         assert len(expected[2]) >= 50
@@ -184,7 +188,7 @@ def test_the_traced_program_takes_any_size(swin):
 @torch.no_grad()
 def test_the_traced_program_stands_few_boxes_and_none(tiny_trunk, monkeypatch):
     """What depends on numbers must be taken neither for a constant nor for more than one."""
-    model = attach(tiny_trunk, "zero_shot", classes=CLASSES).bake()
+    model = bake(attach(tiny_trunk, "zero_shot", classes=CLASSES))
     pictures = [pixels(160, 160, seed) for seed in range(6)]
     best = [decode.class_probabilities(model.outputs(collate([x]))[0]).max().item() for x in pictures]
     for module in (export, decode):
@@ -206,13 +210,13 @@ def test_onnx_finds_the_same_boxes_on_photographs(tmp_path, monkeypatch):
         pytest.skip("needs the real data of ../shared/data")
     for module in (export, decode):  # glip-nano has seen drawings only
         monkeypatch.setattr(module, "SCORE_THRESHOLD", 0.02)
-    model = attach(load_trunk("glip-nano"), "zero_shot", classes=("raccoon", "dog", "mushroom")).bake()
+    model = bake(attach(load_trunk("glip-nano"), "zero_shot", classes=("raccoon", "dog", "mushroom")))
     path = tmp_path / "folder" / "nano.onnx"
     export.export_onnx(model, path)
     assert [file.name for file in path.parent.iterdir()] == ["nano.onnx"]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
-    config = PredictConfig.of("glip-nano")
+    config = trunk_spec("glip-nano").view
     assert json.loads(metadata["classes"]) == ["raccoon", "dog", "mushroom"]
     sides = [int(metadata[name]) for name in ("least_side", "short_side", "max_long_side")]
     assert sides == [129, config.short_side, config.max_long_side]
@@ -221,5 +225,5 @@ def test_onnx_finds_the_same_boxes_on_photographs(tmp_path, monkeypatch):
         ratio = config.short_side / min(picture.size)
         seen = picture.resize([int(side * ratio) for side in picture.size], Image.Resampling.BILINEAR)
         found = session.run(None, {"pixels": np.asarray(seen).transpose(2, 0, 1)[None].copy()})
-        expected = predict(model, seen, config)
+        expected = model.predict(seen, view=config)
         assert_same(found, (expected.boxes_xyxy, expected.scores, expected.labels))

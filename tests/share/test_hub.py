@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 from stand_in_hub import hub_within_reach
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import read_description
-from glip_adapt.adapters.storage import AdapterMismatchError
+from glip_adapt.adapters.storage import AdapterMismatchError, read_description
 from glip_adapt.core.config import to_mapping
+from glip_adapt.engine.adapted import attach
 from glip_adapt.share import hub
 from glip_adapt.share.card import TrainingFacts, build_card, read_facts, write_facts
 from glip_adapt.share.hub import HubError, download_adapter, from_hub, pull, push_to_hub
@@ -53,9 +52,9 @@ def test_an_adapter_goes_up_and_comes_down_bit_for_bit(server, model, tiny_trunk
     address = push_to_hub(model, REPOSITORY)
     assert address.endswith(f"/{REPOSITORY}")
     assert set(server.files[REPOSITORY]) == {"adapter.json", "adapter.safetensors", "README.md"}
-    back = from_hub(tiny_trunk, REPOSITORY)
+    back = from_hub(REPOSITORY, trunk=tiny_trunk)
     assert equal(back, model)
-    assert back.classes == model.classes
+    assert back.prompts == model.prompts
 
 
 def test_only_the_two_files_are_fetched_whatever_lies_beside_them(server, model, tiny_trunk):
@@ -116,10 +115,10 @@ def test_an_oversized_file_is_refused_before_it_is_fetched(server, saved, tiny_t
     whole = dict(server.files[REPOSITORY])
     server.put(REPOSITORY, "adapter.safetensors", bytes(3 * 2**20))
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors of .* has 3,145,728 bytes.*was not fetched"):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
     server.put(REPOSITORY, "adapter.json", b" " * 2**20 + whole["adapter.json"])
     with pytest.raises(AdapterMismatchError, match=r"adapter\.json of .* was not fetched"):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
     assert len(server.asked("GET", "/blob/")) == 1  # the description, while it was small
 
 
@@ -130,7 +129,7 @@ def test_a_description_cannot_talk_its_way_past_the_limit(server, saved, tiny_tr
     server.put(REPOSITORY, "adapter.json", json.dumps(boastful).encode())
     server.put(REPOSITORY, "adapter.safetensors", bytes(2001))
     with pytest.raises(AdapterMismatchError, match="more than the 2,000"):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize(
@@ -147,32 +146,32 @@ def test_a_damaged_or_foreign_file_is_one_clear_error(server, saved, tiny_trunk,
     push_to_hub(saved, REPOSITORY)
     server.put(REPOSITORY, name, change(server.files[REPOSITORY][name]))
     with pytest.raises(AdapterMismatchError, match=name):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
 
 
 def test_an_adapter_for_other_weights_is_refused(server, saved, tiny_trunk):
     push_to_hub(saved, REPOSITORY)
     with pytest.raises(AdapterMismatchError, match="Load the trunk that it was trained on"):
-        from_hub(replace(tiny_trunk, checksum="0" * 64), REPOSITORY)
+        from_hub(REPOSITORY, trunk=replace(tiny_trunk, checksum="0" * 64))
 
 
 def test_a_file_damaged_on_the_way_is_not_kept(server, saved, model, tiny_trunk):
     push_to_hub(saved, REPOSITORY)
     server.fault = "damaged"
     with pytest.raises(HubError, match="arrived damaged"):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
     server.fault = None
-    assert equal(from_hub(tiny_trunk, REPOSITORY), model)
+    assert equal(from_hub(REPOSITORY, trunk=tiny_trunk), model)
 
 
 def test_what_is_not_there_or_no_hub_is_one_error_that_says_what_to_do(server, saved, tiny_trunk, monkeypatch):
     with pytest.raises(HubError, match=r"adapter\.json of someone/absent could not be fetched .*Check the name"):
-        from_hub(tiny_trunk, "someone/absent")
+        from_hub("someone/absent", trunk=tiny_trunk)
     with pytest.raises(HubError, match="could not be"):
-        from_hub(tiny_trunk, "not a name/at/all")
+        from_hub("not a name/at/all", trunk=tiny_trunk)
     server.fault = "page"
     with pytest.raises(HubError, match=r"was not answered by a Hub"):
-        from_hub(tiny_trunk, REPOSITORY)
+        from_hub(REPOSITORY, trunk=tiny_trunk)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(HubError, match=r"could not be written .*Check name and network"):
         push_to_hub(saved, REPOSITORY)
@@ -215,7 +214,7 @@ def test_the_card_says_what_is_known_and_what_is_not(saved):
         "| licence | mit |",
         f"| SHA-256 of adapter.safetensors | {description.sha256} |",
         "# tools-5-shot",
-        f'from_hub(load_trunk("glip-nano"), "{REPOSITORY}")',
+        f'model = from_hub("{REPOSITORY}")',
     ):
         assert expected in card, expected
     bare = build_card(REPOSITORY, description)

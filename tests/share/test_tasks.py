@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from glip_adapt.adapters import attach
-from glip_adapt.engine import features
-from glip_adapt.engine.predict import PredictConfig, predict
+from glip_adapt.core.settings import ViewConfig
+from glip_adapt.engine import batches
+from glip_adapt.engine.adapted import attach
 from glip_adapt.share.tasks import TaskSet
-from glip_adapt.trunks.catalogue import weights_checksum
+from glip_adapt.trunks.weights import weights_checksum
 
-CONFIG = PredictConfig(short_side=64)
+CONFIG = ViewConfig(short_side=64)
 CLASSES = {
     "prompt": ("red box", "blue box"),
     "linear_probe": ("box",),
@@ -50,9 +50,9 @@ def tasks(tiny_trunk):
 @pytest.fixture
 def encoded(tiny_trunk, monkeypatch):
     """The number of pictures in each batch that the trunk's image encoder sees."""
-    batches, original = [], tiny_trunk.glip.encode_image
+    batches, original = [], tiny_trunk.network.encode_image
     monkeypatch.setattr(
-        tiny_trunk.glip, "encode_image", lambda images: batches.append(len(images.sizes_hw)) or original(images)
+        tiny_trunk.network, "encode_image", lambda images: batches.append(len(images.sizes_hw)) or original(images)
     )
     return batches
 
@@ -66,7 +66,7 @@ def assert_same(found, expected, tolerance=0.0):
 @pytest.mark.parametrize("method", CLASSES)
 def test_a_picture_alone_is_seen_to_the_last_bit_as_by_the_model_alone(tasks, method):
     (found,) = tasks.predict([picture(0)], [method], CONFIG)
-    assert_same(found, predict(tasks[method], picture(0), CONFIG))
+    assert_same(found, tasks[method].predict(picture(0), view=CONFIG))
 
 
 def test_a_batch_may_mix_tasks_and_sizes_in_any_order(tasks, encoded):
@@ -74,7 +74,7 @@ def test_a_batch_may_mix_tasks_and_sizes_in_any_order(tasks, encoded):
     images = [picture(i, size) for i, size in enumerate([(80, 64), (90, 64), (80, 64), (64, 100), (80, 60), (64, 80)])]
     found = tasks.predict(images, names, CONFIG)
     for name, image, mine in zip(names, images, found, strict=True):
-        assert_same(mine, predict(tasks[name], image, CONFIG), tolerance=1e-5)
+        assert_same(mine, tasks[name].predict(image, view=CONFIG), tolerance=1e-5)
 
 
 def test_pictures_of_one_size_are_encoded_together_for_all_tasks_but_those_that_do_it_themselves(tasks, encoded):
@@ -86,12 +86,12 @@ def test_pictures_of_one_size_are_encoded_together_for_all_tasks_but_those_that_
 
 
 def test_a_batch_has_no_more_pictures_than_memory_is_meant_for(tasks, encoded, monkeypatch):
-    monkeypatch.setattr(features, "BATCH_PIXELS", 2 * 64 * 96)
+    monkeypatch.setattr(batches, "BATCH_PIXELS", 2 * 64 * 96)
     images = [picture(i, (80, 64) if i % 2 else (64, 80)) for i in range(6)]
     found = tasks.predict(images, ["prompt"] * 6, CONFIG)
     assert encoded == [2, 1, 2, 1]
     for image, mine in zip(images, found, strict=True):
-        assert_same(mine, predict(tasks["prompt"], image, CONFIG), tolerance=1e-5)
+        assert_same(mine, tasks["prompt"].predict(image, view=CONFIG), tolerance=1e-5)
 
 
 class Album(Sequence):
@@ -107,7 +107,7 @@ class Album(Sequence):
 def test_pictures_may_be_opened_on_access(tasks):
     found = tasks.predict(Album(), ["prompt", "full", "prompt"], CONFIG)
     for i, name in enumerate(["prompt", "full", "prompt"]):
-        assert_same(found[i], predict(tasks[name], picture(i), CONFIG), tolerance=1e-5)
+        assert_same(found[i], tasks[name].predict(picture(i), view=CONFIG), tolerance=1e-5)
 
 
 def test_a_picture_that_many_tasks_look_at_is_encoded_once(tasks, encoded):
@@ -115,19 +115,19 @@ def test_a_picture_that_many_tasks_look_at_is_encoded_once(tasks, encoded):
     found = tasks.predict([image] * 4, list(CLASSES), CONFIG)
     assert encoded == [1]
     for name, mine in zip(CLASSES, found, strict=True):
-        assert_same(mine, predict(tasks[name], image, CONFIG))
+        assert_same(mine, tasks[name].predict(image, view=CONFIG))
 
 
 def test_the_trunk_and_the_other_tasks_are_bit_for_bit_what_they_were(tasks, tiny_trunk):
-    images, before = [picture(0)], weights_checksum(tiny_trunk.glip)
+    images, before = [picture(0)], weights_checksum(tiny_trunk.network)
     expected = tasks.predict(images, ["zero_shot"], CONFIG)
     tasks.predict(images * 3, ["prompt", "full", "linear_probe"], CONFIG)
     for method in ("prompt", "full", "linear_probe"):
         tasks.remove(method)
     assert list(tasks) == ["zero_shot"]
-    assert weights_checksum(tiny_trunk.glip) == before == tiny_trunk.checksum
+    assert weights_checksum(tiny_trunk.network) == before == tiny_trunk.checksum
     assert_same(tasks.predict(images, ["zero_shot"], CONFIG)[0], expected[0])
-    assert_same(predict(attach(tiny_trunk, "zero_shot", classes=("a",)), images[0], CONFIG), expected[0])
+    assert_same(attach(tiny_trunk, "zero_shot", classes=("a",)).predict(images[0], view=CONFIG), expected[0])
 
 
 def test_a_removed_model_still_works_and_its_name_is_free(tasks, tiny_trunk):
@@ -146,14 +146,14 @@ def test_a_task_comes_from_a_folder_too(tasks, tiny_trunk, tmp_path):
 
 
 def test_tasks_share_the_weights_of_the_trunk(tasks, tiny_trunk):
-    theirs = {tensor.data_ptr() for tensor in tiny_trunk.glip.parameters()}
-    own = [t for model in tasks.values() for t in model.glip.parameters() if t.data_ptr() not in theirs]
+    theirs = {tensor.data_ptr() for tensor in tiny_trunk.network.parameters()}
+    own = [t for model in tasks.values() for t in model.network.parameters() if t.data_ptr() not in theirs]
     assert sum(t.numel() for t in own) == sum(model.trained_parameters for model in tasks.values())
 
 
 def test_the_text_is_encoded_when_a_task_is_added(tasks, monkeypatch):
     for model in tasks.values():
-        monkeypatch.setattr(model.glip, "encode_text", lambda tokens: pytest.fail("encoded while predicting"))
+        monkeypatch.setattr(model.network, "encode_text", lambda tokens: pytest.fail("encoded while predicting"))
     tasks.predict([picture(0)] * 4, list(CLASSES), CONFIG)
 
 

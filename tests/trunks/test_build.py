@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from glip_adapt.adapters import default_settings
 from glip_adapt.adapters.full import Full
+from glip_adapt.trunks.catalogue import trunk_spec
 from glip_adapt.trunks.glip.build import (
     GLIP_L,
     GLIP_NANO,
@@ -69,10 +69,10 @@ def test_full_freezes_by_default_what_the_public_recipe_does():
     derived = ("relative_position_index",)
     expected = {name for name in public if name.startswith(prefixes) and not name.endswith(derived)}
     glip, table = build_shapes(GLIP_T), public_names(GLIP_T)
-    frozen = set(glip.state_dict()) - set(Full(**default_settings("glip-t", "full")).owned(glip))
+    frozen = set(glip.state_dict()) - set(Full(**trunk_spec("glip-t").settings.get("full", {})).owned(glip))
     assert {public_name(key, table) for key in frozen} == expected
     assert any("downsample" in name for name in expected)
-    assert default_settings("glip-nano", "full") == default_settings("glip-t", "prompt") == {}
+    assert trunk_spec("glip-nano").settings.get("full", {}) == trunk_spec("glip-t").settings.get("prompt", {}) == {}
 
 
 def test_the_config_reaches_the_parts_that_it_names():

@@ -19,21 +19,12 @@ from safetensors.torch import load_file, save_file
 
 import glip_adapt
 from glip_adapt.core import retries
-from glip_adapt.trunks import catalogue as weights
-from glip_adapt.trunks.catalogue import (
-    ASSETS,
-    CheckpointError,
-    TrunkSpec,
-    convert,
-    fetch,
-    load_trunk,
-    read_checkpoint,
-    save_tensors,
-    trunk_spec,
-    weights_checksum,
-)
+from glip_adapt.trunks import catalogue, weights
+from glip_adapt.trunks.catalogue import ASSETS, TrunkSpec, convert, load_trunk, read_checkpoint, trunk_spec
+from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.names import public_name, public_names
+from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
 VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 
@@ -41,8 +32,11 @@ VOCABULARY = Path(glip_adapt.__file__).parent / "assets" / "glip-nano-vocab.txt"
 @pytest.fixture(autouse=True)
 def _small_trunks(monkeypatch):
     """Two trunks as released ones are described, of a size for tests."""
+    family = catalogue.TRUNKS["glip-t"].family
     for name, file in (("small", "small.pth"), ("small-b", "small_b.pth")):
-        monkeypatch.setitem(weights.TRUNKS, name, TrunkSpec(config=SMALL, public_file=file, data="none"))
+        monkeypatch.setitem(
+            catalogue.TRUNKS, name, TrunkSpec(family=family, config=SMALL, public_file=file, data="none")
+        )
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def same(found, expected):
 
 
 def test_a_public_file_holds_what_was_written(glip, public_file):
-    assert same(read_checkpoint(public_file, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(public_file, glip, "small").state, glip.state_dict())
 
 
 def test_our_names_and_public_names_are_one_to_one(glip):
@@ -82,26 +76,26 @@ def test_our_names_and_public_names_are_one_to_one(glip):
 
 def test_a_file_without_the_module_prefix_reads_the_same(glip, public, tmp_path):
     plain = {key.removeprefix("module."): value for key, value in public.items()}
-    assert same(read_checkpoint(save_public(plain, tmp_path / "plain.pth"), glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(save_public(plain, tmp_path / "plain.pth"), glip, "small").state, glip.state_dict())
 
 
 def test_a_file_in_the_format_of_old_pytorch_reads_the_same(glip, public, tmp_path):
     path = save_public(public, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(path, glip, "small").state, glip.state_dict())
 
 
 def test_weights_in_half_precision_arrive_in_float32(glip, public, tmp_path):
     halves = {key: value.half() if value.is_floating_point() else value for key, value in public.items()}
-    found = read_checkpoint(save_public(halves, tmp_path / "half.pth"), glip, "small")
+    found = read_checkpoint(save_public(halves, tmp_path / "half.pth"), glip, "small").state
     assert {value.dtype for value in found.values()} == {torch.float32}
     torch.testing.assert_close(found["head.box_deltas.weight"], glip.head.box_deltas.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_trunk_from_a_public_file_has_its_weights_frozen_in_eval_mode(glip, public_file):
     trunk = load_trunk("small", checkpoint=public_file, vocabulary=VOCABULARY)
-    assert same(trunk.glip.state_dict(), glip.state_dict())
-    assert not any(x.requires_grad for x in trunk.glip.parameters())
-    assert not any(module.training for module in trunk.glip.modules())
+    assert same(trunk.network.state_dict(), glip.state_dict())
+    assert not any(x.requires_grad for x in trunk.network.parameters())
+    assert not any(module.training for module in trunk.network.modules())
     assert (trunk.name, trunk.tokenizer.size) == ("small", 950)
     assert trunk.checksum == weights_checksum(glip)
 
@@ -113,7 +107,7 @@ def test_a_trunk_from_a_public_file_has_its_weights_frozen_in_eval_mode(glip, pu
 def test_whatever_a_public_run_stored_its_weights_load(new_format, glip, public, tmp_path, caplog):
     path = tmp_path / "run.pth"
     torch.save(public_run(public), path, _use_new_zipfile_serialization=new_format)
-    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(path, glip, "small").state, glip.state_dict())
     assert caplog.messages == []
 
 
@@ -124,12 +118,14 @@ def test_numpy_scalars_are_read_in_the_spelling_of_other_versions(glip, public, 
     new, old = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"
     assert (new in content) != (old in content)
     path.write_bytes(content.replace(*((new, old) if new in content else (old, new))))
-    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(path, glip, "small").state, glip.state_dict())
 
 
 def test_entries_that_the_network_does_not_know_are_one_warning(glip, public, tmp_path, caplog):
     odd = {f"module.new_head.layer{i}.weight": torch.ones(i) for i in range(25)} | {"module.steps": 7, "note": "mine"}
-    assert same(read_checkpoint(save_public(public | odd, tmp_path / "odd.pth"), glip, "small"), glip.state_dict())
+    assert same(
+        read_checkpoint(save_public(public | odd, tmp_path / "odd.pth"), glip, "small").state, glip.state_dict()
+    )
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path / 'odd.pth'}: left out 27 entries that small does not have: new_head.layer0.")
     assert message.endswith("new_head.layer19.weight, … and 7 more.")
@@ -145,7 +141,9 @@ def test_a_name_in_the_warning_holds_no_control_codes(glip, public, tmp_path, ca
 
 def test_what_no_network_needs_is_not_worth_a_warning(glip, public, tmp_path, caplog):
     wrapped = {f"module.{key}": value for key, value in RARE_EXTRAS.items()}
-    assert same(read_checkpoint(save_public(public | wrapped, tmp_path / "x.pth"), glip, "small"), glip.state_dict())
+    assert same(
+        read_checkpoint(save_public(public | wrapped, tmp_path / "x.pth"), glip, "small").state, glip.state_dict()
+    )
     assert caplog.messages == []
 
 
@@ -159,7 +157,7 @@ def test_the_prefixes_of_wrappers_are_removed_from_every_form(prefix, form, glip
     else:
         path = tmp_path / "x.pth"
         torch.save({"model": state} if form == "model" else state, path)
-    assert same(read_checkpoint(path, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(path, glip, "small").state, glip.state_dict())
 
 
 def test_an_entry_that_is_there_twice_is_refused(glip, public, tmp_path):
@@ -173,7 +171,7 @@ def test_weights_that_are_views_parameters_or_of_other_floats_arrive_as_they_are
     public["module.backbone.body.patch_embed.norm.weight"] = torch.stack([row, -row], 1)[:, 0]
     public["module.backbone.body.patch_embed.norm.bias"] = torch.nn.Parameter(row.double())
     public["module.backbone.body.patch_embed.proj.bias"] = torch.zeros(1).expand(8)
-    found = read_checkpoint(save_public(public, tmp_path / "views.pth"), glip, "small")
+    found = read_checkpoint(save_public(public, tmp_path / "views.pth"), glip, "small").state
     start = "image_encoder.backbone.patch_embed"
     assert found[f"{start}.norm.weight"].tolist() == found[f"{start}.norm.bias"].tolist() == row.tolist()
     assert found[f"{start}.proj.bias"].tolist() == [0] * 8
@@ -260,7 +258,7 @@ def test_the_file_of_another_trunk_is_refused_and_named(asked, files):
     for stored, paths in files.items():
         for path in paths:
             if stored == asked:
-                assert read_checkpoint(path, glip, asked).keys() == glip.state_dict().keys()
+                assert read_checkpoint(path, glip, asked).state.keys() == glip.state_dict().keys()
                 continue
             with pytest.raises(CheckpointError, match=f"is not a checkpoint of {asked}") as failure:
                 read_checkpoint(path, glip, asked)
@@ -414,7 +412,7 @@ def test_a_converted_file_holds_the_same_weights_under_our_names(glip, public_fi
     target = tmp_path / "new" / "small.safetensors"
     checksum = convert(public_file, target, "small")
     assert same(load_file(target), glip.state_dict())
-    assert same(read_checkpoint(target, glip, "small"), glip.state_dict())
+    assert same(read_checkpoint(target, glip, "small").state, glip.state_dict())
     assert checksum == weights_checksum(glip)
     trunks = [load_trunk("small", checkpoint=path, vocabulary=VOCABULARY) for path in (public_file, target)]
     assert trunks[0].checksum == trunks[1].checksum == checksum
@@ -660,7 +658,7 @@ def hub(cache, monkeypatch):
 
 
 def ask():
-    return fetch(weights.HUB_REPOSITORY, "small.pth", option="--checkpoint")
+    return fetch(catalogue.HUB_REPOSITORY, "small.pth", option="--checkpoint")
 
 
 def files_of_at_least(folder, size):

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glip_adapt.core.boxes import clip, pairwise_iou
-from glip_adapt.core.structures import Detections, HeadOutput
+from glip_adapt.core.structures import Detections
+from glip_adapt.engine.detector import merge
 from glip_adapt.trunks.glip.anchors import anchor_grid, level_shapes
-from glip_adapt.trunks.glip.decode import class_probabilities, decode, merge
+from glip_adapt.trunks.glip.decode import class_probabilities, decode
+from glip_adapt.trunks.glip.head import HeadOutput
 
 TOKEN_MAP = torch.tensor([[0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 0]]).bool()
 SMALL = 5 * math.log(1 / 16)  # deltas that shrink an anchor of 64 pixels to 4, so that neighbours do not overlap

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glip_adapt.trunks.glip.linear import ONEDNN_NUMBERS, Linear, linear
+from glip_adapt.trunks.linear import ONEDNN_NUMBERS, Linear, linear
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -6,12 +6,12 @@ from torch import nn
 
 from glip_adapt.core.captions import build_caption
 from glip_adapt.core.structures import ImageBatch, TextFeatures, Tokens
-from glip_adapt.trunks.glip.text import Tokenizer
+from glip_adapt.trunks.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def glip(tiny_trunk):
-    return tiny_trunk.glip
+    return tiny_trunk.network
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_the_words_decide_where_it_looks(glip, tokens, tiny_trunk):
 
 
 def test_every_parameter_has_a_part_in_the_output(tiny_trunk, tokens):
-    glip = tiny_trunk.glip
+    glip = tiny_trunk.network
     glip.requires_grad_(True)
     try:
         output = glip(pictures((64, 96)), tokens)
@@ -129,5 +129,5 @@ def test_every_parameter_has_a_part_in_the_output(tiny_trunk, tokens):
 
 def test_the_tokenizer_of_the_tiny_trunk_fits_its_encoder(tiny_trunk):
     assert isinstance(tiny_trunk.tokenizer, Tokenizer)
-    embeddings = tiny_trunk.glip.text_encoder.bert.embeddings.word_embeddings
+    embeddings = tiny_trunk.network.text_encoder.bert.embeddings.word_embeddings
     assert embeddings.num_embeddings == tiny_trunk.tokenizer.size

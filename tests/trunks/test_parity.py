@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from conftest import SHARED, load_benchmark
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.baked import load_baked
 from glip_adapt.core.structures import Tokens
+from glip_adapt.engine.adapted import attach
+from glip_adapt.share.baked import bake, load_baked
 from glip_adapt.trunks.catalogue import TRUNKS, Trunk, read_checkpoint
 from glip_adapt.trunks.glip import decode as decoding
 from glip_adapt.trunks.glip import dyhead, text
@@ -74,7 +74,7 @@ def trunk_of(weights, goldens, tmp_path_factory):
         torch.save({"model": state}, path)
         name = {"glip_a_tiny": "glip-t-a", "glip_tiny": "glip-t"}[variant]
         glip = build_glip(TRUNKS[name].config)
-        glip.load_state_dict(read_checkpoint(path, glip, name))
+        glip.load_state_dict(read_checkpoint(path, glip, name).state)
         path.unlink()
         tokens = tokens_of(goldens["train_glip_tiny.npz"].arrays)
         tokenizer = SimpleNamespace(encode_in_chunks=lambda classes: [tokens], doubts=lambda classes, captions: [])
@@ -111,7 +111,7 @@ def test_every_stage_and_detection_equals_the_public_code(variant, parity, golde
 
 def test_losses_and_gradient_of_a_prompt_equal_the_public_code(parity, goldens, trunk_of, weights, monkeypatch):
     monkeypatch.setattr(parity, "WAYS", parity.WAYS[:1])
-    head = trunk_of("glip_tiny").glip.head
+    head = trunk_of("glip_tiny").network.head
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     golden = goldens["train_prompt_glip_tiny.npz"]
     assert failing(parity.compare(golden, trunk_of("glip_tiny"), weights, PARITY), at_least=6) == []
@@ -327,12 +327,12 @@ def test_the_check_notices_the_best_token_instead_of_the_mean(variant, parity, g
 @pytest.mark.slow
 def test_detections_of_a_baked_model_equal_the_public_code(parity, goldens, trunk_of, weights, tmp_path, monkeypatch):
     golden, trunk = goldens["eval_glip_tiny.npz"], trunk_of("glip_tiny")
-    attach(trunk, "zero_shot", classes=golden.labels).bake().save(tmp_path)
+    bake(attach(trunk, "zero_shot", classes=golden.labels)).save(tmp_path)
     for owner in (text.TextEncoder, text.Tokenizer):
         monkeypatch.setattr(owner, "__init__", lambda *args, **kwargs: pytest.fail("built"))
     baked = load_baked(tmp_path)
-    parameters = [sum(p.numel() for p in glip.parameters()) for glip in (trunk.glip, baked.glip)]
-    assert parameters[0] - parameters[1] == sum(p.numel() for p in trunk.glip.text_encoder.parameters()) > 108e6
+    parameters = [sum(p.numel() for p in glip.parameters()) for glip in (trunk.network, baked.network)]
+    assert parameters[0] - parameters[1] == sum(p.numel() for p in trunk.network.text_encoder.parameters()) > 108e6
     (output,) = baked.outputs(parity.pictures(golden.arrays, weights))
     for i, found in enumerate(decoding.decode(output)):
         measured = parity.measure_detections(found, parity.detections_of(golden.arrays, f"{{}}_{i}"))

@@ -8,14 +8,13 @@ Shape letters: B batch, A anchors over all levels, T tokens, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import Detections, HeadOutput, SizeHW
+from glip_adapt.core.structures import Detections, SizeHW
 from glip_adapt.trunks.glip import anchors as codec
+from glip_adapt.trunks.glip.head import HeadOutput
 
 SCORE_THRESHOLD = 0.05  # on the class score, before centerness
 CANDIDATES_PER_LEVEL = 1000
@@ -46,20 +45,6 @@ def class_probabilities(output: HeadOutput) -> Tensor:
     return output.token_logits.float().sigmoid() @ weights.transpose(-1, -2)
 
 
-def merge(parts: Sequence[Detections]) -> Detections:
-    """Return what several captions found in one picture together, best first; parts must not share classes.
-
-    As in the public code (maskrcnn_benchmark/engine/inference.py), each caption keeps all that it found: no box
-    suppresses one of another caption, and no limit holds over all of them.
-    """
-    together = Detections(
-        torch.cat([part.boxes_xyxy for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-    )
-    return _select(together, together.scores.argsort(descending=True, stable=True))
-
-
 def _decode_picture(
     output: HeadOutput, class_scores: Tensor, centerness: Tensor, deltas: Tensor, size_hw: SizeHW
 ) -> Detections:
@@ -81,8 +66,4 @@ def _decode_picture(
 def _best(detections: Detections, limit: int) -> Detections:
     """Return the first of detections that come best first; everything that ties with the last of them stays too."""
     scores = detections.scores
-    return detections if len(scores) <= limit else _select(detections, scores >= scores[limit - 1])
-
-
-def _select(detections: Detections, chosen: Tensor) -> Detections:
-    return Detections(detections.boxes_xyxy[chosen], detections.scores[chosen], detections.labels[chosen])
+    return detections if len(scores) <= limit else detections.select(scores >= scores[limit - 1])

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
 from glip_adapt.core.structures import SizeHW, split_levels
-from glip_adapt.trunks.glip.linear import linear
+from glip_adapt.trunks.linear import linear
 
 TAPS = 9  # a 3 × 3 kernel
 CORNERS = 4  # of a bilinear sample

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
-from glip_adapt.trunks.glip.linear import matrix
 from glip_adapt.trunks.glip.recompute import run_block
+from glip_adapt.trunks.linear import matrix
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
 

@@ -9,17 +9,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glip_adapt.core.structures import Fused, HeadOutput, SizeHW
+from glip_adapt.core.structures import Fused, SizeHW
 from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid
-from glip_adapt.trunks.glip.linear import matrix
+from glip_adapt.trunks.linear import matrix
 
 LOGIT_LIMIT = 50_000.0
 PRIOR_PROBABILITY = 0.01  # of an anchor being positive, the usual start of focal-loss detectors
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """Raw predictions over all anchors, levels concatenated finest first.
+
+    Attributes:
+        token_logits: (B, A, T) float, alignment of each anchor with each token.
+        box_deltas: (B, A, 4) float, box codec units (dx, dy, dw, dh).
+        centerness: (B, A) float, logits.
+        anchors_xyxy: (A, 4) float32, pixels of the padded picture.
+        level_shapes_hw: L pairs (h, w) with Σ h·w = A.
+        token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
+        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+    """
+
+    token_logits: Tensor
+    box_deltas: Tensor
+    centerness: Tensor
+    anchors_xyxy: Tensor
+    level_shapes_hw: tuple[SizeHW, ...]
+    token_mask: Tensor
+    token_map: Tensor
+    sizes_hw: tuple[SizeHW, ...]
 
 
 class AlignmentHead(nn.Module):

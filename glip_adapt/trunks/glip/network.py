@@ -1,25 +1,50 @@
-"""The detector: four public stages in a row.
+"""The network of GLIP: four stages in a row, and the seams that adapters use.
 
-GLIP, arXiv 2112.03857, figure 2. Adapters replace or wrap the parts named here; Glip never asks whether one is present.
+GLIP, arXiv 2112.03857, figure 2. Adapters replace or wrap the parts named here; the network never asks whether one is
+present.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.core import boxes
+from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
+from glip_adapt.trunks.glip.decode import decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.fusion import FusionTower
-from glip_adapt.trunks.glip.head import AlignmentHead
+from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
+from glip_adapt.trunks.glip.head import AlignmentHead, HeadOutput
+from glip_adapt.trunks.glip.objective import GlipObjective
 from glip_adapt.trunks.glip.swin import SwinBackbone
+from glip_adapt.trunks.protocol import Network, Seams
+
+CROSS_ATTENTION = ("query_image", "key_text", "value_image", "value_text", "out_image", "out_text")
+TEXT_LAYER = ("query", "key", "value", "out", "hidden", "hidden_out")
+BERT_LAYERS = "text_encoder.bert.encoder.layer"
+BERT_LAYER = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+# Tensors whose public names hold "bias" (maskrcnn_benchmark/solver/build.py of the public code).
+BIASES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})
+# FREEZE_CONV_BODY_AT 2 of README.md of the public code (maskrcnn_benchmark/modeling/backbone/swint.py): the stem and
+# the first stage of a Swin backbone, with the merging of patches after it; here that starts the next stage.
+PUBLISHED_FROZEN = (
+    "image_encoder.backbone.patch_embed",
+    "image_encoder.backbone.stages.0",
+    "image_encoder.backbone.stages.1.downsample",
+)
 
 
-class Glip(nn.Module):
-    """Grounded Language-Image Pre-training, the detector.
-
-    Seams for adapters: ``text_prompt`` (features → features, identity here), ``text_encoder``,
-    ``head.prediction_layers``, and every module by its exact name.
-    """
+class Glip(Network):
+    """Grounded Language-Image Pre-training, the detector."""
 
     def __init__(
         self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AlignmentHead
@@ -27,22 +52,37 @@ class Glip(nn.Module):
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.text_prompt: nn.Module = nn.Identity()
+        self.text_prompt = nn.Identity()
         self.tower = tower
         self.head = head
+        self.text_width = len(head.bias_lang)
+        self.objective = GlipObjective(head.anchor_scale)
+
+    @property
+    def seams(self) -> Seams:
+        """The places that adapters use."""
+        fused = [f"tower.blocks.{i}" for i, block in enumerate(self.tower.blocks) if block.fusion is not None]
+        bert = [f"{BERT_LAYERS}.{i}" for i, _ in self.get_submodule(BERT_LAYERS).named_children()]
+        return Seams(
+            prediction_layers=tuple(f"head.{name}" for name in self.head.prediction_layers),
+            text_encoder="text_encoder",
+            word_embeddings="text_encoder.bert.embeddings.word_embeddings",
+            linear={
+                "fusion": (
+                    *(f"{block}.fusion.attention.{name}" for block in fused for name in CROSS_ATTENTION),
+                    *(f"{block}.text_layer.{name}" for block in fused for name in TEXT_LAYER),
+                ),
+                "text": tuple(f"{layer}.{name}" for layer in bert for name in BERT_LAYER),
+                "head": ("head.text_projection", "head.box_deltas", "head.centerness"),
+            },
+            biases=BIASES,
+        )
 
     def set_recompute(self, recompute: bool) -> None:
         """Choose whether Swin and tower blocks are computed again in the backward pass: slower, much less memory."""
         for module in self.modules():
             if isinstance(module, SwinBackbone | FusionTower):
                 module.recompute = recompute
-
-    def forward(self, images: ImageBatch, tokens: Tokens) -> HeadOutput:
-        """Return raw predictions for B pictures and one caption, or one caption per picture."""
-        pyramid = self.encode_image(images)
-        text = self.encode_text(tokens)
-        fused = self.fuse(pyramid, text)
-        return self.predict(fused)
 
     def encode_image(self, images: ImageBatch) -> Pyramid:
         """Return five feature maps (B, C, h, w) of strides 8 … 128."""
@@ -59,3 +99,18 @@ class Glip(nn.Module):
     def predict(self, fused: Fused) -> HeadOutput:
         """Return token logits, box deltas and centerness over all anchors."""
         return self.head(fused)
+
+    def decode(self, output: HeadOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+        """Return the detections of each image, best first, in inclusive pixels of the image before resizing."""
+        return [
+            Detections(boxes.scale(found.boxes_xyxy, seen_hw, size_hw), found.scores, found.labels)
+            for found, seen_hw, size_hw in zip(decode(output), output.sizes_hw, sizes_hw, strict=True)
+        ]
+
+    def graph(self, texts: Sequence[TextFeatures]) -> tuple[nn.Module, int]:
+        """Return a module that ``torch.export`` can trace, and the smallest side of an image that it takes, pixels."""
+        return DetectionGraph(self, texts), least_side(self)
+
+    def without_text(self) -> Glip:
+        """Return a network that shares all modules but text encoder and prompt."""
+        return Glip(image_encoder=self.image_encoder, text_encoder=nn.Identity(), tower=self.tower, head=self.head)

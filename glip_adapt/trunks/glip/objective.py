@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import HeadOutput, SizeHW, Target
+from glip_adapt.core.structures import SizeHW, Target
 from glip_adapt.trunks.glip import anchors as codec
+from glip_adapt.trunks.glip.head import HeadOutput
 
 CANDIDATES_PER_LEVEL = 9
 MIN_INSIDE = 0.01  # pixels that an anchor centre lies inside its box
@@ -57,6 +58,36 @@ class LossScale:
         """Return the scale of a batch of pictures."""
         total = torch.stack([a.centerness.sum() for a in assignments]).sum().item()
         return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The target of one image, and the anchors that answer for its boxes."""
+
+    target: Target
+    assignment: Assignment
+
+
+class GlipObjective:
+    """The losses of GLIP; anchors are assigned to boxes before the forward pass."""
+
+    def __init__(self, anchor_scale: int) -> None:
+        """Take the side of an anchor over the stride of its level."""
+        self.anchor_scale = anchor_scale
+
+    def prepare(self, target: Target, padded_hw: SizeHW) -> Prepared:
+        """Return the target with its ATSS assignment, for an image padded to ``padded_hw``."""
+        shapes_hw = codec.level_shapes(padded_hw)
+        anchors = codec.anchor_grid(shapes_hw, target.boxes_xyxy.device, self.anchor_scale)
+        return Prepared(target, assign(anchors, shapes_hw, target))
+
+    def scale(self, prepared: Sequence[Prepared]) -> LossScale:
+        """Return the divisors of the losses of a batch."""
+        return LossScale.of([one.assignment for one in prepared])
+
+    def losses(self, output: HeadOutput, prepared: Sequence[Prepared], scale: LossScale) -> dict[str, Tensor]:
+        """Return the losses ``token``, ``box`` and ``centerness``; see ``detection_loss``."""
+        return detection_loss(output, [one.target for one in prepared], scale, [one.assignment for one in prepared])
 
 
 def detection_loss(

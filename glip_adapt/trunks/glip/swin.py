@@ -16,9 +16,9 @@ from timm.layers import DropPath
 from timm.models.swin_transformer import PatchMerging, get_relative_position_index
 from torch import Tensor, nn
 
-from glip_adapt.trunks.glip.linear import Linear
 from glip_adapt.trunks.glip.recompute import run_block
 from glip_adapt.trunks.glip.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
+from glip_adapt.trunks.linear import Linear
 
 # Cells whose windows go through a block together on a CPU: then the widest layer of GLIP-T takes 7 MB, and stays in the
 # cache.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from glip_adapt.adapters import attach
-from glip_adapt.adapters.base import AdaptedGlip
 from glip_adapt.core.captions import ClassPrompt, build_caption
-from glip_adapt.trunks.catalogue import CheckpointError, load_trunk_and_table
+from glip_adapt.engine.adapted import AdaptedModel, attach
+from glip_adapt.trunks.catalogue import load_trunk_and_prompt
+from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.names import PROMPT_TABLE
-from glip_adapt.trunks.glip.text import MAX_TOKENS
+from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def import_prompt(
     classes: Sequence[str | ClassPrompt],
     *,
     vocabulary: str | Path | None = None,
-) -> AdaptedGlip:
+) -> AdaptedModel:
     """Return the tuned prompt of a public file as a ``prompt`` adapter on the weights of the same file.
 
     Args:
@@ -42,7 +42,7 @@ def import_prompt(
             does not fit the trunk or the caption.
         ValueError: if the classes make no caption, or need several.
     """
-    trunk, table = load_trunk_and_table(name, checkpoint=checkpoint, vocabulary=vocabulary)
+    trunk, table = load_trunk_and_prompt(name, checkpoint=checkpoint, vocabulary=vocabulary)
     if table is None:
         raise CheckpointError(
             f"{checkpoint} holds no tuned prompt: {PROMPT_TABLE} is missing or zero. Without classes, `convert` writes "
@@ -53,7 +53,7 @@ def import_prompt(
     tokens, width = offset.shape
     if table.dim() != 2 or table.shape[1] != width or len(table) < tokens:
         raise CheckpointError(
-            f"The prompt in {checkpoint} has shape {tuple(table.shape)}; the caption of these {len(model.classes)} "
+            f"The prompt in {checkpoint} has shape {tuple(table.shape)}; the caption of these {len(model.prompts)} "
             f"classes needs at least {tokens} rows of {width}. Name the classes and the trunk of its training."
         )
     if not table.isfinite().all():
@@ -65,12 +65,12 @@ def import_prompt(
     return model
 
 
-def _warn_of_other_length(table: Tensor, tokens: int, model: AdaptedGlip, checkpoint: str | Path) -> None:
+def _warn_of_other_length(table: Tensor, tokens: int, model: AdaptedModel, checkpoint: str | Path) -> None:
     """Warn if the rows that training moved are not those of the caption."""
     moved = int(table.any(dim=1).nonzero().max()) + 1
     if moved != tokens and moved <= MAX_TOKENS:
         logger.warning(
             "The prompt in %s was trained on a caption of %d tokens, but %r has %d. Check the classes, their order and "
             "their wording.",
-            *(checkpoint, moved, build_caption(model.classes).text, tokens),
+            *(checkpoint, moved, build_caption(model.prompts).text, tokens),
         )

@@ -12,21 +12,24 @@ from conftest import TINY
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from glip_adapt.adapters import ADAPTERS, attach
-from glip_adapt.adapters.baked import load_baked
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.adapters.storage import AdapterMismatchError
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import ImageBatch, Pyramid
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.transforms import collate
+from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.predict import PredictConfig, predict
-from glip_adapt.trunks.catalogue import TRUNKS, weights_checksum
+from glip_adapt.share.baked import bake, load_baked
+from glip_adapt.trunks import tokenizer
+from glip_adapt.trunks.catalogue import TRUNKS
 from glip_adapt.trunks.glip import build, text
+from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
 METHODS = ("zero_shot", "prompt", "context", "linear_probe", "full", "text_encoder")  # those without wrapped layers
-CONFIG = PredictConfig(short_side=64)
+CONFIG = ViewConfig(short_side=64)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +67,7 @@ def assert_same_bits(mine, theirs):
 @pytest.fixture
 def saved(tiny_trunk, tmp_path):
     """A baked prompt in a folder."""
-    adapted(tiny_trunk, "prompt").bake().save(tmp_path / "baked")
+    bake(adapted(tiny_trunk, "prompt")).save(tmp_path / "baked")
     return tmp_path / "baked"
 
 
@@ -80,7 +83,7 @@ def test_outputs_are_those_of_the_model_to_the_last_bit(tiny_trunk, tmp_path, me
     model = adapted(tiny_trunk, method)
     model.train(False)
     expected = model.outputs(pictures())
-    baked = model.bake()
+    baked = bake(model)
     assert_same_bits(baked.outputs(pictures()), expected)
     baked.save(tmp_path)
     assert_same_bits(load_baked(tmp_path).outputs(pictures()), expected)
@@ -96,7 +99,7 @@ def test_factors_of_lora_go_into_the_weights_of_a_baked_model(tiny_trunk, tmp_pa
     model = adapted(tiny_trunk, "lora", settings={"target": target})
     model.train(False)
     expected = model.outputs(pictures())
-    baked = model.bake()
+    baked = bake(model)
     assert (baked.method, baked.trunk.checksum) == ("lora", tiny_trunk.checksum)
     baked.save(tmp_path)
     for found in (baked, load_baked(tmp_path)):
@@ -104,7 +107,7 @@ def test_factors_of_lora_go_into_the_weights_of_a_baked_model(tiny_trunk, tmp_pa
             for name in ("token_logits", "box_deltas", "centerness"):
                 torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=1e-5)
     assert_same_bits(model.outputs(pictures()), expected)  # still unmerged
-    assert weights_checksum(tiny_trunk.glip) == tiny_trunk.checksum
+    assert weights_checksum(tiny_trunk.network) == tiny_trunk.checksum
 
 
 def test_an_adapter_is_not_saved_over_a_baked_model(saved, tiny_trunk):
@@ -117,7 +120,7 @@ def test_an_adapter_is_not_saved_over_a_baked_model(saved, tiny_trunk):
 @torch.no_grad()
 def test_a_class_list_of_several_captions_is_baked_caption_by_caption(tiny_trunk, tmp_path):
     model = attach(tiny_trunk, "zero_shot", classes=MANY)
-    model.bake().save(tmp_path)
+    bake(model).save(tmp_path)
     loaded = load_baked(tmp_path)
     assert loaded.class_names == MANY
     assert_same_bits(loaded.outputs(pictures()), model.outputs(pictures()))
@@ -126,10 +129,10 @@ def test_a_class_list_of_several_captions_is_baked_caption_by_caption(tiny_trunk
 def test_predict_and_evaluate_take_it_like_an_adapted_trunk(tiny_trunk, tmp_path, coco_folder):
     data = load_dataset(coco_folder)
     model = adapted(tiny_trunk, "prompt", data.classes)
-    model.bake().save(tmp_path / "baked")
+    bake(model).save(tmp_path / "baked")
     baked = load_baked(tmp_path / "baked")
     picture = Image.effect_noise((80, 64), 90).convert("RGB")
-    assert_same_bits([predict(baked, picture, CONFIG)], [predict(model, picture, CONFIG)])
+    assert_same_bits([baked.predict(picture, view=CONFIG)], [model.predict(picture, view=CONFIG)])
     assert evaluate(baked, data.test, CONFIG) == evaluate(model, data.test, CONFIG)
 
 
@@ -139,31 +142,31 @@ def test_it_is_loaded_without_text_encoder_and_tokenizer(saved, monkeypatch):
 
     for owner, name in (
         (text.TextEncoder, "__init__"),
-        (text.Tokenizer, "__init__"),
+        (tokenizer.Tokenizer, "__init__"),
         (build, "TextEncoder"),
     ):
         monkeypatch.setattr(owner, name, forbidden)
     loaded = load_baked(saved)
     assert loaded.outputs(pictures())
-    assert not any(isinstance(module, torch.nn.Embedding) for module in loaded.glip.modules())
+    assert not any(isinstance(module, torch.nn.Embedding) for module in loaded.network.modules())
 
 
 def test_the_folder_holds_the_network_but_for_the_text_encoder(saved, tiny_trunk):
     assert {file.name for file in saved.iterdir()} == {"baked.json", "baked.safetensors"}
     names = set(load_file(saved / "baked.safetensors"))
-    whole = set(tiny_trunk.glip.state_dict())
+    whole = set(tiny_trunk.network.state_dict())
     assert {name for name in whole if not name.startswith("text_encoder.")} <= names
     assert not any(name.startswith(("text_encoder.", "text_prompt.")) for name in names)
 
 
 def test_nothing_in_the_loaded_network_is_without_numbers(saved):
-    tensors = [*(glip := load_baked(saved).glip).parameters(), *glip.buffers()]
+    tensors = [*(glip := load_baked(saved).network).parameters(), *glip.buffers()]
     assert all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in tensors)
 
 
 def test_it_stays_what_it_was_when_the_model_is_trained_on(tiny_trunk):
     model = adapted(tiny_trunk, "linear_probe")
-    baked = model.bake()
+    baked = bake(model)
     with torch.no_grad():
         before = baked.outputs(pictures())
         for tensor in model.owned_tensors().values():
@@ -172,8 +175,8 @@ def test_it_stays_what_it_was_when_the_model_is_trained_on(tiny_trunk):
 
 
 def test_it_shares_what_the_trunk_shares(tiny_trunk):
-    mine = dict(adapted(tiny_trunk, "prompt").bake().glip.named_parameters())
-    theirs = dict(tiny_trunk.glip.named_parameters())
+    mine = dict(bake(adapted(tiny_trunk, "prompt")).network.named_parameters())
+    theirs = dict(tiny_trunk.network.named_parameters())
     assert mine
     assert all(tensor is theirs[name] for name, tensor in mine.items())
 
@@ -182,20 +185,20 @@ def test_baking_leaves_the_model_as_it_was(tiny_trunk):
     model = adapted(tiny_trunk, "prompt")
     with torch.no_grad():
         before = model.outputs(pictures())
-        model.bake()
+        bake(model)
         assert_same_bits(model.outputs(pictures()), before)
     assert model.owned_tensors()["text_prompt.offset"].requires_grad
 
 
 @pytest.mark.parametrize(("method", "frozen"), [("prompt", Pyramid), ("linear_probe", Pyramid), ("full", ImageBatch)])
 def test_features_are_shared_with_the_trunk_only_where_the_image_encoder_is_its_own(tiny_trunk, method, frozen):
-    baked = adapted(tiny_trunk, method).bake()
-    assert baked.frozen_result is frozen
-    assert isinstance(baked.frozen_prefix(pictures()), frozen)
+    baked = bake(adapted(tiny_trunk, method))
+    assert baked.frozen_state is frozen
+    assert isinstance(baked.prefix(pictures()), frozen)
 
 
 def test_it_cannot_be_trained(tiny_trunk):
-    baked = adapted(tiny_trunk, "prompt").bake()
+    baked = bake(adapted(tiny_trunk, "prompt"))
     baked.train(False)
     with pytest.raises(ValueError, match="bake again"):
         baked.train()
@@ -203,9 +206,9 @@ def test_it_cannot_be_trained(tiny_trunk):
 
 def test_an_adapter_that_adds_what_is_not_around_a_linear_layer_is_not_baked(tiny_trunk):
     model = adapted(tiny_trunk, "prompt")
-    model.glip.tower.low_rank = torch.nn.Linear(2, 2)
+    model.network.tower.low_rank = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"prompt adds 2 tensors, such as tower\.low_rank\.bias"):
-        model.bake()
+        bake(model)
 
 
 @pytest.mark.parametrize("name", ["baked.json", "baked.safetensors"])
@@ -285,13 +288,13 @@ def test_a_folder_with_an_adapter_takes_no_baked_model(tiny_trunk, tmp_path):
     model.save(tmp_path)
     before = {file.name for file in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match="holds an adapter"):
-        model.bake().save(tmp_path)
+        bake(model).save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
 def test_features_of_a_loaded_network_are_known_by_its_own_numbers_whatever_trunk_it_claims(tiny_trunk, saved):
     model = adapted(tiny_trunk, "prompt")
-    assert model.frozen_checksum == model.bake().frozen_checksum == tiny_trunk.checksum
+    assert model.frozen_checksum == bake(model).frozen_checksum == tiny_trunk.checksum
     loaded = load_baked(saved)
     assert loaded.trunk.checksum == tiny_trunk.checksum
     assert loaded.frozen_checksum == hashlib.sha256((saved / "baked.safetensors").read_bytes()).hexdigest()
@@ -301,5 +304,5 @@ def test_a_deep_copy_of_the_trunk_is_never_made(tiny_trunk, monkeypatch):
     copied = []
     original = copy.deepcopy
     monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self) or original(self))
-    attach(tiny_trunk, "prompt", classes=CLASSES).bake()
+    bake(attach(tiny_trunk, "prompt", classes=CLASSES))
     assert copied == []

@@ -7,10 +7,11 @@ import torch
 from public_files import VOCABULARY, add_trunk, public_state, save_public, small_state, tuned
 
 from glip_adapt import ClassPrompt, attach, load_adapter, load_trunk
-from glip_adapt.adapters.public_prompt import import_prompt
 from glip_adapt.core.structures import ImageBatch
+from glip_adapt.share.public_prompt import import_prompt
 from glip_adapt.trunks import catalogue as weights
-from glip_adapt.trunks.catalogue import CheckpointError, convert
+from glip_adapt.trunks.catalogue import convert
+from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.names import PROMPT_TABLE
 
@@ -52,9 +53,9 @@ def test_a_saved_import_gives_what_the_public_code_computes(name, tmp_path):
     file = save_public(state, tmp_path / "tuned.pth")
     import_prompt(file, name, CLASSES, vocabulary=VOCABULARY).save(tmp_path / "adapter")
     trunk = load_trunk(name, checkpoint=file, vocabulary=VOCABULARY)
-    found = raw(load_adapter(trunk, tmp_path / "adapter"))
+    found = raw(load_adapter(tmp_path / "adapter", trunk=trunk))
 
-    glip, (tokens,) = trunk.glip, attach(trunk, "zero_shot", classes=CLASSES).captions
+    glip, (tokens,) = trunk.network, attach(trunk, "zero_shot", classes=CLASSES).captions
     with torch.no_grad():
         text = glip.encode_text(tokens)
         rows = state[f"module.{PROMPT_TABLE}"][: tokens.ids.shape[1]]
@@ -72,7 +73,7 @@ def test_the_adapter_belongs_to_the_public_file_and_to_the_converted_one(file, t
     outputs = []
     for checkpoint in (file, tmp_path / "small.safetensors"):
         trunk = load_trunk("small", checkpoint=checkpoint, vocabulary=VOCABULARY)
-        outputs.append(raw(load_adapter(trunk, tmp_path / "adapter", classes=CLASSES)))
+        outputs.append(raw(load_adapter(tmp_path / "adapter", trunk=trunk, classes=CLASSES)))
     assert torch.equal(outputs[0].token_logits, outputs[1].token_logits)
 
 

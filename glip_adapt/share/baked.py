@@ -12,10 +12,12 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glip_adapt.adapters.protocol import Stage
 from glip_adapt.adapters.storage import (
     BAKED_DESCRIPTION_FILE,
     BAKED_TENSORS_FILE,
@@ -30,11 +32,13 @@ from glip_adapt.adapters.storage import (
     write_tensors,
 )
 from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.core.structures import Fused, HeadOutput, ImageBatch, Pyramid, TextFeatures
-from glip_adapt.trunks.catalogue import check_device, trunk_spec
-from glip_adapt.trunks.glip.build import build_glip
-from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.text import MAX_TOKENS
+from glip_adapt.core.structures import FrozenState, ImageBatch, Pyramid, TextFeatures
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.detector import Detector
+from glip_adapt.trunks.catalogue import choose_device, trunk_spec
+from glip_adapt.trunks.linear import fold
+from glip_adapt.trunks.protocol import Network
+from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 FORMAT_VERSION = 1
 
@@ -71,51 +75,37 @@ class BakedDescription:
     "of baked.safetensors"
 
 
-class BakedGlip:
+class BakedModel(Detector):
     """A detector for one list of classes, without text encoder and tokenizer.
 
-    It does what ``predict`` and ``evaluate`` ask of an adapted trunk, with the same numbers to the last bit; of LoRA,
-    whose factors are in the weights now, up to rounding.
+    Its numbers are those of the adapted model to the last bit; of LoRA, whose factors are folded, up to rounding.
 
     Attributes:
         trunk: name and checksum of the trunk that it was made from.
-        glip: the network; nothing is in the place of the text encoder.
         method: that it was adapted by.
-        image_frozen: whether the image encoder is the trunk's, so that its features may be shared.
-        frozen_checksum: of the weights that these features come from: the trunk's, or once loaded, of the file, since
-            its description may claim any trunk.
-        classes: what is detected, in label order.
+        frozen_checksum: of the weights of the image encoder: the trunk's, or once loaded, of the file, since its
+            description may claim any trunk.
     """
+
+    text_digest = ""  # the text enters after the frozen state
 
     def __init__(
         self,
         *,
         trunk: TrunkIdentity,
-        glip: Glip,
+        network: Network,
         method: str,
-        image_frozen: bool,
+        frozen_state: type[FrozenState],
         frozen_checksum: str,
-        classes: Sequence[ClassPrompt],
+        prompts: Sequence[ClassPrompt],
         texts: Sequence[TextFeatures],
     ) -> None:
-        """Put the parts together; see ``AdaptedGlip.bake`` and ``load_baked``."""
-        self.trunk = trunk
-        self.glip = glip
-        self.method = method
-        self.image_frozen = image_frozen
-        self.frozen_checksum = frozen_checksum
-        self.classes = tuple(classes)
-        self._texts = list(texts)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.glip.head.bias0.device
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The name of each class, in label order."""
-        return tuple(c.name for c in self.classes)
+        """Put the parts together; see ``bake`` and ``load_baked``."""
+        self.trunk, self.network, self.method = trunk, network, method
+        self.trunk_name, self.view = trunk.name, trunk_spec(trunk.name).view
+        self.frozen_state, self.frozen_checksum = frozen_state, frozen_checksum
+        self.prompts, self._texts = tuple(prompts), list(texts)
+        self.class_counts = tuple(text.token_map.shape[1] for text in texts)
 
     def train(self, training: bool = True) -> None:
         """Stay in eval mode.
@@ -128,28 +118,10 @@ class BakedGlip:
                 "A baked model cannot be trained. Train the adapter that it was made from, and bake again."
             )
 
-    @property
-    def frozen_result(self) -> type[ImageBatch | Pyramid]:
-        """What may be shared with other models of the trunk: the pyramid, or pictures only."""
-        return Pyramid if self.image_frozen else ImageBatch
-
-    def frozen_prefix(self, images: ImageBatch) -> ImageBatch | Pyramid:
-        """Return the result of the stages that are the trunk's; constant, so it may be kept and reused."""
-        if not self.image_frozen:
-            return images
-        with torch.no_grad():
-            return self.glip.encode_image(images)
-
-    def finish(self, prefix: ImageBatch | Pyramid | Fused) -> list[HeadOutput]:
-        """Return the raw predictions that follow from a prefix, one per caption."""
-        assert not isinstance(prefix, Fused)  # which is nothing that this one freezes
-        with torch.no_grad():
-            pyramid = self.glip.encode_image(prefix) if isinstance(prefix, ImageBatch) else prefix
-            return [self.glip.predict(self.glip.fuse(pyramid, text)) for text in self._texts]
-
-    def outputs(self, images: ImageBatch) -> list[HeadOutput]:
-        """Return raw predictions, one per caption; the pictures are encoded once."""
-        return self.finish(self.frozen_prefix(images))
+    @torch.no_grad()
+    def finish(self, prefix: FrozenState) -> list[Any]:
+        """Return the raw predictions that follow from a frozen state, one per caption; never with gradients."""
+        return super().finish(prefix)
 
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption, learned prompt included."""
@@ -164,7 +136,7 @@ class BakedGlip:
         folder = Path(folder)
         if (folder / DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
-        tensors = _network(self.glip) | _text_tensors(self._texts)
+        tensors = _all_tensors(self.network) | _text_tensors(self._texts)
         captions = tuple(
             CaptionSize(classes=text.token_map.shape[1], tokens=text.token_map.shape[2]) for text in self._texts
         )
@@ -173,20 +145,50 @@ class BakedGlip:
             description = BakedDescription(
                 method=self.method,
                 trunk=self.trunk,
-                image_frozen=self.image_frozen,
-                classes=self.classes,
+                image_frozen=self.frozen_state is Pyramid,
+                classes=self.prompts,
                 captions=captions,
                 sha256=sha256,
             )
             write_description(description, staging / BAKED_DESCRIPTION_FILE)
 
 
-def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedGlip:
-    """Return the model that ``BakedGlip.save`` wrote; it needs no trunk, no tokenizer and no text encoder.
+def bake(model: AdaptedModel) -> BakedModel:
+    """Return a model with its text as a constant, without text encoder and tokenizer: ``bake(model).save("baked")``.
+
+    Outputs stay the same to the last bit, unless factors of LoRA are folded into the weights, which rounds.
+
+    Raises:
+        ValueError: if the adapter adds tensors to the network that are neither text nor around a linear layer.
+    """
+    network = without_text(model.network, model.owned)
+    plain = model.trunk.network
+    fold(network, plain)
+    added = sorted(network.state_dict().keys() - plain.state_dict().keys())
+    if added:
+        raise ValueError(
+            f"A baked model has the layers of its trunk, but {model.adapter.name} adds {len(added)} tensors, such "
+            f"as {added[0]}, which are not around a linear layer. Such a model cannot be baked."
+        )
+    with torch.autocast(model.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+        texts = [model.network.text_prompt(text) for text in model.texts()]
+    return BakedModel(
+        trunk=model.identity,
+        network=network,
+        method=model.adapter.name,
+        frozen_state=ImageBatch if model.adapter.stage is Stage.ENCODE_IMAGE else Pyramid,
+        frozen_checksum=model.frozen_checksum,
+        prompts=model.prompts,
+        texts=texts,
+    )
+
+
+def load_baked(folder: str | Path, device: torch.device | str | None = None) -> BakedModel:
+    """Return the model that ``BakedModel.save`` wrote; it needs no trunk, no tokenizer and no text encoder.
 
     Args:
         folder: holds ``baked.safetensors`` and ``baked.json``.
-        device: where the network goes.
+        device: where the network goes; by default the GPU if there is one.
 
     Raises:
         FileNotFoundError: if there is no baked model in ``folder``.
@@ -194,7 +196,7 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
         ValueError: if it was made from a trunk that is not known here, or there is no such device.
     """
     folder = Path(folder)
-    check_device(device)
+    device = choose_device(device)
     file = folder / BAKED_DESCRIPTION_FILE
     if not file.is_file() and (folder / DESCRIPTION_FILE).is_file():
         raise FileNotFoundError(
@@ -205,7 +207,7 @@ def load_baked(folder: str | Path, device: torch.device | str = "cpu") -> BakedG
         return _load(folder, device)
 
 
-def _load(folder: Path, device: torch.device | str) -> BakedGlip:
+def _load(folder: Path, device: torch.device) -> BakedModel:
     """Return the model in a folder that nobody changes meanwhile."""
     file = folder / BAKED_DESCRIPTION_FILE
     description = read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
@@ -214,20 +216,20 @@ def _load(folder: Path, device: torch.device | str) -> BakedGlip:
             f"{file} names {len(description.classes)} classes, but its captions hold "
             f"{[caption.classes for caption in description.captions]}. Bake the model again."
         )
-    config = trunk_spec(description.trunk.name).config
+    spec = trunk_spec(description.trunk.name)
     with torch.device("meta"):  # neither memory nor time for weights that are replaced at once
-        glip = build_glip(config, text_encoder=nn.Identity())
-        blank = [_blank_text(caption, config.text.width) for caption in description.captions]
-    expected = _network(glip) | _text_tensors(blank)
+        network = spec.family.build(spec.config, with_text=False)
+        blank = [_blank_text(caption, network.text_width) for caption in description.captions]
+    expected = _all_tensors(network) | _text_tensors(blank)
     tensors = read_tensors(folder / BAKED_TENSORS_FILE, expected, description.sha256, device)
-    _fill(glip, tensors)
-    return BakedGlip(
+    _fill(network, tensors)
+    return BakedModel(
         trunk=description.trunk,
-        glip=glip.requires_grad_(False),
+        network=network.requires_grad_(False),
         method=description.method,
-        image_frozen=description.image_frozen,
+        frozen_state=Pyramid if description.image_frozen else ImageBatch,
         frozen_checksum=description.sha256,
-        classes=description.classes,
+        prompts=description.classes,
         texts=[
             replace(text, **{field.name: tensors[f"text.{i}.{field.name}"] for field in fields(text)})
             for i, text in enumerate(blank)
@@ -235,16 +237,16 @@ def _load(folder: Path, device: torch.device | str) -> BakedGlip:
     )
 
 
-def without_text_encoder(glip: Glip, owned: Collection[str]) -> Glip:
-    """Return the network without its text encoder and prompt; it shares all tensors but the ``owned``, copied ones."""
-    rest = Glip(image_encoder=glip.image_encoder, text_encoder=nn.Identity(), tower=glip.tower, head=glip.head)
-    shared = {id(tensor): tensor for name, tensor in _network(rest).items() if name not in owned}
+def without_text(network: Network, owned: Collection[str]) -> Network:
+    """Return the network without text encoder and prompt; it shares all tensors but the ``owned``, copied ones."""
+    rest = network.without_text()
+    shared = {id(tensor): tensor for name, tensor in _all_tensors(rest).items() if name not in owned}
     return copy.deepcopy(rest, shared).eval().requires_grad_(False)
 
 
-def _network(glip: Glip) -> dict[str, Tensor]:
-    """Return all tensors, the constants that a state dict leaves out included."""
-    return {**dict(glip.named_parameters()), **dict(glip.named_buffers())}
+def _all_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors, with the constants that a state dict leaves out."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _text_tensors(texts: Sequence[TextFeatures]) -> dict[str, Tensor]:
@@ -259,10 +261,10 @@ def _blank_text(caption: CaptionSize, width: int) -> TextFeatures:
     return TextFeatures(torch.empty(1, caption.tokens, width), mask, token_map)
 
 
-def _fill(glip: Glip, tensors: dict[str, Tensor]) -> None:
+def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put the tensors in the place of those without storage."""
-    for name, blank in _network(glip).items():
+    for name, blank in _all_tensors(network).items():
         parent, _, leaf = name.rpartition(".")
         tensor = tensors[name]
         filled = nn.Parameter(tensor, requires_grad=False) if isinstance(blank, nn.Parameter) else tensor
-        setattr(glip.get_submodule(parent), leaf, filled)
+        setattr(network.get_submodule(parent), leaf, filled)

@@ -10,15 +10,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from glip_adapt.adapters import attach, load_adapter
 from glip_adapt.adapters import storage as files
-from glip_adapt.adapters.base import FORMAT_VERSION, AdapterMismatchError, Stage
+from glip_adapt.adapters.protocol import Stage
+from glip_adapt.adapters.storage import FORMAT_VERSION, AdapterMismatchError
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.settings import ViewConfig
 from glip_adapt.data.transforms import collate
-from glip_adapt.engine.predict import PredictConfig, predict
-from glip_adapt.trunks.catalogue import Trunk, weights_checksum
+from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.load import load_adapter
+from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.glip.build import GLIP_T, build_glip
-from glip_adapt.trunks.glip.text import CaptionTooLongError
+from glip_adapt.trunks.tokenizer import CaptionTooLongError
+from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
@@ -75,7 +78,7 @@ def test_a_prompt_for_glip_t_stays_below_a_hundred_kilobytes(tiny_trunk, tmp_pat
 
 def test_saving_again_replaces_the_adapter(saved, tiny_trunk):
     attach(tiny_trunk, "linear_probe", classes=("box",)).save(saved)
-    assert load_adapter(tiny_trunk, saved).adapter.name == "linear_probe"
+    assert load_adapter(saved, trunk=tiny_trunk).adapter.name == "linear_probe"
     assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors"}
 
 
@@ -83,24 +86,24 @@ def test_settings_and_prompts_survive(tiny_trunk, tmp_path):
     classes = (ClassPrompt(name="kräftig", prefix="a ", suffix=" one"), "blue box")
     model = attach(tiny_trunk, "full", classes=classes, settings={"frozen": ("image_encoder", "tower.blocks.1")})
     model.save(tmp_path)
-    loaded = load_adapter(tiny_trunk, tmp_path, classes=classes)
-    assert (loaded.adapter, loaded.classes, loaded.owned) == (model.adapter, model.classes, model.owned)
+    loaded = load_adapter(tmp_path, trunk=tiny_trunk, classes=classes)
+    assert (loaded.adapter, loaded.prompts, loaded.owned) == (model.adapter, model.prompts, model.owned)
     assert "kräftig" in (tmp_path / "adapter.json").read_text(encoding="utf-8")
 
 
 def test_other_weights_are_refused_and_both_are_named(saved, tiny_trunk):
     other = replace(tiny_trunk, checksum="0123456789abcdef" * 4)
     with pytest.raises(AdapterMismatchError, match=rf"{tiny_trunk.checksum[:12]}.*this trunk.*0123456789ab"):
-        load_adapter(other, saved)
+        load_adapter(saved, trunk=other)
 
 
 def test_another_trunk_is_refused_and_both_are_named(saved, tiny_trunk):
     with pytest.raises(AdapterMismatchError, match=r"trained on glip-nano.*this trunk is glip-t "):
-        load_adapter(replace(tiny_trunk, name="glip-t"), saved)
+        load_adapter(saved, trunk=replace(tiny_trunk, name="glip-t"))
 
 
 def test_the_checksum_tells_trunks_apart_by_a_single_number(tiny_trunk):
-    glip = attach(tiny_trunk, "full", classes=CLASSES).glip
+    glip = attach(tiny_trunk, "full", classes=CLASSES).network
     assert weights_checksum(glip) == tiny_trunk.checksum
     with torch.no_grad():
         glip.head.bias0.add_(1e-6)
@@ -122,13 +125,13 @@ def test_the_checksum_tells_trunks_apart_by_a_single_number(tiny_trunk):
 def test_another_class_list_order_or_prompt_is_refused_and_both_are_named(saved, tiny_trunk, classes):
     asked = [c if isinstance(c, str) else f"{c.prefix}{c.name}{c.suffix}" for c in classes]
     with pytest.raises(AdapterMismatchError) as caught:
-        load_adapter(tiny_trunk, saved, classes=classes)
+        load_adapter(saved, trunk=tiny_trunk, classes=classes)
     assert repr(list(CLASSES)) in str(caught.value)
     assert repr(asked) in str(caught.value)
 
 
 def test_a_class_list_in_another_shape_is_the_same(saved, tiny_trunk):
-    assert load_adapter(tiny_trunk, str(saved), classes=[ClassPrompt(name=name) for name in CLASSES]).classes
+    assert load_adapter(str(saved), trunk=tiny_trunk, classes=[ClassPrompt(name=name) for name in CLASSES]).prompts
 
 
 def test_another_format_version_is_refused_and_both_are_named(saved, tiny_trunk):
@@ -136,26 +139,26 @@ def test_another_format_version_is_refused_and_both_are_named(saved, tiny_trunk)
     with pytest.raises(
         AdapterMismatchError, match=rf"version {FORMAT_VERSION + 8}; this version reads {FORMAT_VERSION}"
     ):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_an_unknown_method_lists_those_that_exist(saved, tiny_trunk):
     describe(saved, method="promt")
     with pytest.raises(ValueError, match=r"'promt'.*prompt"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_an_unknown_setting_is_refused_by_name(saved, tiny_trunk):
     describe(saved, config={"rows": 7})
     with pytest.raises(ValueError, match="rows"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
 def test_a_missing_file_is_named(saved, tiny_trunk, name):
     (saved / name).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_a_file_that_cannot_be_read_is_not_called_damaged(saved, tiny_trunk, monkeypatch):
@@ -164,26 +167,26 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(saved, tiny_trunk, mon
 
     monkeypatch.setattr(files, "load_file", refuse)
     with pytest.raises(PermissionError):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_a_missing_folder_is_named(tiny_trunk, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No adapter in .*nowhere"):
-        load_adapter(tiny_trunk, tmp_path / "nowhere")
+        load_adapter(tmp_path / "nowhere", trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b"{}", b"\xff\xfe\x00"])
 def test_what_is_no_description_is_refused_by_path(saved, tiny_trunk, content):
     (saved / "adapter.json").write_bytes(content)
     with pytest.raises(AdapterMismatchError, match=r"adapter\.json describes no adapter"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("key", ["format_version", "method", "config", "trunk", "classes", "sha256"])
 def test_a_description_that_lacks_an_entry_is_refused_by_path_and_entry(saved, tiny_trunk, key):
     describe(saved, **{key: None})
     with pytest.raises(AdapterMismatchError, match=rf"adapter\.json.*{key}"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +203,7 @@ def test_a_description_that_lacks_an_entry_is_refused_by_path_and_entry(saved, t
 def test_an_entry_of_the_wrong_shape_is_refused_by_path(saved, tiny_trunk, key, value):
     describe(saved, **{key: value})
     with pytest.raises(AdapterMismatchError, match=r"adapter\.json"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_an_entry_of_the_wrong_shape_is_refused_by_path(saved, tiny_trunk, key, 
 def test_wrong_tensors_are_refused_and_both_sides_are_named(saved, tiny_trunk, tensors, message):
     save_file(tensors, saved / "adapter.safetensors")
     with pytest.raises(AdapterMismatchError, match=message) as caught:
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
     assert "text_prompt.offset" in str(caught.value)
 
 
@@ -226,7 +229,7 @@ def test_a_damaged_tensor_file_is_refused_by_path(saved, tiny_trunk, keep):
     path = saved / "adapter.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("position", [-1, -100])
@@ -236,14 +239,14 @@ def test_a_flipped_bit_is_noticed(saved, tiny_trunk, position):
     content[position] ^= 1
     path.write_bytes(content)
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged.*SHA-256"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_the_tensors_of_another_adapter_of_the_same_shape_are_noticed(saved, tiny_trunk, tmp_path):
     attach(tiny_trunk, "prompt", classes=CLASSES).save(tmp_path / "other")
     os.replace(tmp_path / "other" / "adapter.safetensors", saved / "adapter.safetensors")
     with pytest.raises(AdapterMismatchError, match="belongs to another description"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -253,20 +256,20 @@ def test_numbers_that_are_not_finite_are_refused(tiny_trunk, tmp_path, value):
         model.owned_tensors()["text_prompt.offset"][1, 2] = value
     model.save(tmp_path)
     with pytest.raises(AdapterMismatchError, match=r"not finite, in text_prompt\.offset"):
-        load_adapter(tiny_trunk, tmp_path)
+        load_adapter(tmp_path, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize(("name", "size"), [("adapter.json", 2**21), ("adapter.safetensors", 2**40)])
 def test_a_file_too_large_is_refused_before_it_is_read(saved, tiny_trunk, name, size):
     os.truncate(saved / name, size)  # a hole, which takes no space: reading it would take the memory
     with pytest.raises(AdapterMismatchError, match=rf"{name} .*more than"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_a_description_nested_to_no_end_is_refused(saved, tiny_trunk):
     (saved / "adapter.json").write_text("[" * 100_000)
     with pytest.raises(AdapterMismatchError, match=r"adapter\.json describes no adapter"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;title\x07", "\ud800"])
@@ -275,7 +278,7 @@ def test_control_characters_in_a_description_reach_neither_terminal_nor_tokenize
     file = saved / "adapter.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change(text)))
     with pytest.raises(AdapterMismatchError, match="holds control characters") as caught:
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
     assert str(caught.value).isprintable()
 
 
@@ -283,7 +286,7 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(saved, tiny_tr
     header = json.dumps({"text_prompt.offset": {"dtype": "F32", "shape": [7, 32], "data_offsets": [0, 2**40]}}).encode()
     (saved / "adapter.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_a_pickle_is_never_opened(saved, tiny_trunk, tmp_path):
@@ -295,7 +298,7 @@ def test_a_pickle_is_never_opened(saved, tiny_trunk, tmp_path):
 
     torch.save({"text_prompt.offset": Bomb()}, saved / "adapter.safetensors")
     with pytest.raises(AdapterMismatchError, match=r"adapter\.safetensors is damaged"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -306,14 +309,14 @@ def test_a_link_to_what_is_no_file_is_refused(saved, tiny_trunk, tmp_path, name,
     (saved / name).unlink()
     (saved / name).symlink_to(tmp_path / target)
     with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
-        load_adapter(tiny_trunk, saved)
+        load_adapter(saved, trunk=tiny_trunk)
 
 
 def test_links_to_files_are_followed_as_in_the_cache_of_the_hub(saved, tiny_trunk, tmp_path):
     (tmp_path / "snapshot").mkdir()
     for file in saved.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
-    (loaded,) = load_adapter(tiny_trunk, tmp_path / "snapshot").owned_tensors().values()
+    (loaded,) = load_adapter(tmp_path / "snapshot", trunk=tiny_trunk).owned_tensors().values()
     assert torch.equal(loaded, load_file(saved / "adapter.safetensors")["text_prompt.offset"])
 
 
@@ -345,11 +348,11 @@ def test_predictions_over_several_captions_carry_the_labels_of_the_whole_list(ti
     """They equal those of one model per caption, put together by hand."""
     model = attach(tiny_trunk, "zero_shot", classes=MANY)
     image = Image.effect_noise((80, 64), 90).convert("RGB")
-    config = PredictConfig(short_side=64)
-    together, rows, start = predict(model, image, config), [], 0
+    config = ViewConfig(short_side=64)
+    together, rows, start = model.predict(image, view=config), [], 0
     for tokens in model.captions:
         count = tokens.token_map.shape[1]
-        part = predict(attach(tiny_trunk, "zero_shot", classes=MANY[start : start + count]), image, config)
+        part = attach(tiny_trunk, "zero_shot", classes=MANY[start : start + count]).predict(image, view=config)
         labels = (part.labels + start).tolist()
         rows += zip(part.scores.tolist(), labels, part.boxes_xyxy.tolist(), strict=True)
         start += count
@@ -389,7 +392,7 @@ def test_text_features_are_computed_again_only_when_their_weights_have_moved(tin
             model.owned_tensors()[name].add_(0.01)
         moved = model.texts()
     assert (moved[0] is not first[0]) == bool(trained) == (method in ("text_encoder", "full"))
-    assert torch.equal(moved[0].features, model.glip.encode_text(model.captions[0]).features)
+    assert torch.equal(moved[0].features, model.network.encode_text(model.captions[0]).features)
 
 
 def test_text_features_carry_gradients_where_the_text_is_trained(tiny_trunk):

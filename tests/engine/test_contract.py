@@ -12,17 +12,20 @@ import pytest
 import torch
 from conftest import write_split
 
-from glip_adapt.adapters import ADAPTERS, attach, load_adapter
-from glip_adapt.adapters.base import AdaptedGlip, Stage
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import View, collate, view_image
-from glip_adapt.engine.recipes import FitConfig
+from glip_adapt.engine.adapted import AdaptedModel, attach
+from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.train import fit
-from glip_adapt.trunks.catalogue import Trunk, weights_checksum
+from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.glip.build import GLIP_T, build_glip
 from glip_adapt.trunks.glip.names import public_name, public_names
+from glip_adapt.trunks.weights import weights_checksum
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
@@ -91,7 +94,7 @@ def changed(before, after):
 class Fitted:
     """A model after three steps, and what was seen on the way."""
 
-    model: AdaptedGlip
+    model: AdaptedModel
     before: dict[str, bytes]
     trunk_before: dict[str, bytes]
     modes: dict[str, set[bool]]
@@ -100,11 +103,11 @@ class Fitted:
 @pytest.fixture(scope="module")
 def trunk(tiny_trunk):
     """The tiny trunk with noise on every tensor: what starts at zero or one hides whether it is used."""
-    glip = copy.deepcopy(tiny_trunk.glip)
+    glip = copy.deepcopy(tiny_trunk.network)
     generator = torch.Generator().manual_seed(1)
     for parameter in glip.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-    return replace(tiny_trunk, glip=glip, checksum=weights_checksum(glip))
+    return replace(tiny_trunk, network=glip, checksum=weights_checksum(glip))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +121,12 @@ def dataset(tmp_path_factory):
 def fitted(request, trunk, dataset):
     torch.set_num_threads(1)
     model = build(request.param, trunk)
-    trunk_before = state_bits(trunk.glip)
-    before = state_bits(model.glip)
-    modes = {name: set() for name, _ in model.glip.named_modules()}
+    trunk_before = state_bits(trunk.network)
+    before = state_bits(model.network)
+    modes = {name: set() for name, _ in model.network.named_modules()}
 
     def note(step, total):
-        for name, module in model.glip.named_modules():
+        for name, module in model.network.named_modules():
             modes[name].add(module.training)
 
     history = fit(model, dataset.train, None, CONFIG, on_step=note)
@@ -140,54 +143,54 @@ def test_the_table_holds_every_method():
 def test_a_fresh_adapter_is_a_no_op_bit_for_bit(row, trunk):
     model, images = build(row, trunk), noise_picture()
     with torch.no_grad():
-        expected = trunk.glip(images, trunk.tokenizer.encode(build_caption(model.classes)))
+        expected = trunk.network(images, trunk.tokenizer.encode(build_caption(model.prompts)))
         (output,) = model.outputs(images)
         assert differing(output, expected) == []
-        (found,) = model.finish(model.frozen_prefix(images))
+        (found,) = model.finish(model.prefix(images))
         assert differing(found, expected) == []
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_owned_tensors_exist_once_and_count(row, trunk):
     model, expected = build(row, trunk), ROWS[row][2]
-    state = model.glip.state_dict(keep_vars=True)
+    state = model.network.state_dict(keep_vars=True)
     assert len(set(model.owned)) == len(model.owned)
     assert all(tensor is state[name] for name, tensor in model.owned_tensors().items())
     assert model.trained_parameters == sum(state[name].numel() for name in model.owned)
-    assert {n for n, p in model.glip.named_parameters() if p.requires_grad} == set(model.owned)
+    assert {n for n, p in model.network.named_parameters() if p.requires_grad} == set(model.owned)
     if expected is not None:
         assert (len(model.owned), model.trained_parameters) == expected(model.captions[0].ids.shape[1])
 
 
 def test_full_owns_all_but_what_is_below_the_frozen_modules(trunk):
     owned = set(build("full above a frozen bottom", trunk).owned)
-    rest = set(trunk.glip.state_dict()) - owned
-    assert rest == {n for module in BOTTOM for n in trunk.glip.state_dict() if n.startswith(f"{module}.")}
+    rest = set(trunk.network.state_dict()) - owned
+    assert rest == {n for module in BOTTOM for n in trunk.network.state_dict() if n.startswith(f"{module}.")}
     assert rest
     assert owned
 
 
 def test_three_steps_move_the_owned_tensors(fitted):
-    moved = changed(fitted.before, state_bits(fitted.model.glip))
+    moved = changed(fitted.before, state_bits(fitted.model.network))
     assert set(fitted.model.owned) <= moved
 
 
 def test_three_steps_change_no_other_tensor_by_a_bit(fitted):
-    moved = changed(fitted.before, state_bits(fitted.model.glip))
+    moved = changed(fitted.before, state_bits(fitted.model.network))
     assert moved <= set(fitted.model.owned)
 
 
 def test_three_steps_leave_the_trunk_as_it_was(fitted, trunk):
-    assert changed(fitted.trunk_before, state_bits(trunk.glip)) == set()
-    assert weights_checksum(trunk.glip) == trunk.checksum
-    assert not any(p.requires_grad or p.grad is not None for p in trunk.glip.parameters())
-    assert not any(module.training for module in trunk.glip.modules())
+    assert changed(fitted.trunk_before, state_bits(trunk.network)) == set()
+    assert weights_checksum(trunk.network) == trunk.checksum
+    assert not any(p.requires_grad or p.grad is not None for p in trunk.network.parameters())
+    assert not any(module.training for module in trunk.network.modules())
 
 
 def test_frozen_parts_stay_in_eval_mode_and_owned_ones_train(fitted):
     """A module trains when all parameters below it are owned, or when it is a part of one that does."""
     owned, trains = set(fitted.model.owned), {}
-    for name, module in fitted.model.glip.named_modules():
+    for name, module in fitted.model.network.named_modules():
         inner = {f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters()}
         trains[name] = bool(inner and inner <= owned) or any(
             trains[parent] for parent in trains if name.startswith(f"{parent}." if parent else "") and parent != name
@@ -197,67 +200,64 @@ def test_frozen_parts_stay_in_eval_mode_and_owned_ones_train(fitted):
 
 
 def test_everything_is_back_in_eval_mode_after_fitting(fitted):
-    assert not any(module.training for module in fitted.model.glip.modules())
+    assert not any(module.training for module in fitted.model.network.modules())
 
 
 def test_frozen_tensors_are_shared_with_the_trunk_and_owned_ones_are_not(fitted, trunk):
-    theirs = {t.data_ptr() for t in (*trunk.glip.parameters(), *trunk.glip.buffers())}
-    mine = fitted.model.glip.state_dict()
+    theirs = {t.data_ptr() for t in (*trunk.network.parameters(), *trunk.network.buffers())}
+    mine = fitted.model.network.state_dict()
     assert {name for name, tensor in mine.items() if tensor.data_ptr() not in theirs} == set(fitted.model.owned)
 
 
 def test_saving_and_loading_gives_bit_equal_outputs(fitted, trunk, tmp_path):
     fitted.model.save(tmp_path / "adapter")
-    loaded = load_adapter(trunk, tmp_path / "adapter")
-    assert (loaded.adapter, loaded.classes, loaded.owned) == (
-        fitted.model.adapter, fitted.model.classes, fitted.model.owned,
+    loaded = load_adapter(tmp_path / "adapter", trunk=trunk)
+    assert (loaded.adapter, loaded.prompts, loaded.owned) == (
+        fitted.model.adapter, fitted.model.prompts, fitted.model.owned,
     )  # fmt: skip
     with torch.no_grad():
         (mine,), (theirs,) = (model.outputs(noise_picture()) for model in (fitted.model, loaded))
     assert differing(mine, theirs) == []
-    assert changed(fitted.before, state_bits(loaded.glip)) == set(loaded.owned)
+    assert changed(fitted.before, state_bits(loaded.network)) == set(loaded.owned)
 
 
 def test_a_zero_shot_adapter_saves_and_loads_too(trunk, tmp_path):
     build("zero_shot", trunk).save(tmp_path)
-    assert load_adapter(trunk, tmp_path, classes=CLASSES).classes == build("zero_shot", trunk).classes
+    assert load_adapter(tmp_path, trunk=trunk, classes=CLASSES).prompts == build("zero_shot", trunk).prompts
 
 
 @pytest.mark.parametrize("row", TRAINED)
 def test_two_models_on_one_trunk_are_independent(row, trunk):
     one, two = build(row, trunk), build(row, trunk, ("blue box",))
-    before = state_bits(two.glip)
+    before = state_bits(two.network)
     with torch.no_grad():
         for tensor in one.owned_tensors().values():
             tensor.add_(1.0)
-    assert changed(before, state_bits(two.glip)) == set()
-    assert weights_checksum(trunk.glip) == trunk.checksum
-    assert len(two.classes) == 1
+    assert changed(before, state_bits(two.network)) == set()
+    assert weights_checksum(trunk.network) == trunk.checksum
+    assert len(two.prompts) == 1
     with torch.no_grad():
-        expected = trunk.glip(noise_picture(), trunk.tokenizer.encode(build_caption(two.classes)))
+        expected = trunk.network(noise_picture(), trunk.tokenizer.encode(build_caption(two.prompts)))
         assert differing(two.outputs(noise_picture())[0], expected) == []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Greedy:
+class Greedy(Adapter):
     """Asks for one tensor that exists and one that does not."""
 
     name: ClassVar[str] = "greedy"
     stage: ClassVar[Stage] = Stage.PREDICT
 
-    def insert(self, glip, tokens):
-        pass
-
-    def owned(self, glip):
+    def owned(self, network):
         return ("head.bias0", "head.no_such_layer.weight")
 
 
 def test_a_missing_target_raises_before_anything_changes(trunk):
-    before = state_bits(trunk.glip)
+    before = state_bits(trunk.network)
     with pytest.raises(ValueError, match=r"greedy asks for 1 tensors.*head\.no_such_layer\.weight"):
-        AdaptedGlip(trunk, Greedy(), CLASSES)
-    assert changed(before, state_bits(trunk.glip)) == set()
-    assert not any(p.requires_grad for p in trunk.glip.parameters())
+        attach(trunk, Greedy(), classes=CLASSES)
+    assert changed(before, state_bits(trunk.network)) == set()
+    assert not any(p.requires_grad for p in trunk.network.parameters())
 
 
 def test_freezing_a_module_that_does_not_exist_names_those_that_do(trunk):
@@ -266,7 +266,7 @@ def test_freezing_a_module_that_does_not_exist_names_those_that_do(trunk):
 
 
 def test_freezing_everything_is_refused_and_names_what_is_frozen(trunk):
-    everything = tuple(name for name, _ in trunk.glip.named_children())
+    everything = tuple(name for name, _ in trunk.network.named_children())
     with pytest.raises(ValueError, match=r"full has nothing to train: image_encoder, .*head.* are frozen"):
         attach(trunk, "full", classes=CLASSES, settings={"frozen": everything})
 
@@ -281,12 +281,12 @@ def test_an_unknown_method_or_setting_names_the_nearest(trunk, method, settings,
 
 
 def test_the_frozen_prefix_carries_no_gradient_and_the_rest_does(fitted):
-    prefix = fitted.model.frozen_prefix(noise_picture())
+    prefix = fitted.model.prefix(noise_picture())
     (output,) = fitted.model.finish(prefix)
     output.token_logits.sum().backward()
     assert any(tensor.grad is not None for tensor in fitted.model.owned_tensors().values())
-    frozen = set(fitted.model.glip.state_dict()) - set(fitted.model.owned)
-    state = fitted.model.glip.state_dict(keep_vars=True)
+    frozen = set(fitted.model.network.state_dict()) - set(fitted.model.owned)
+    state = fitted.model.network.state_dict(keep_vars=True)
     assert all(state[name].grad is None for name in frozen)
     for tensor in fitted.model.owned_tensors().values():
         tensor.grad = None
@@ -338,9 +338,9 @@ def test_the_same_picture_under_another_view_is_another_prefix(trunk, dataset):
     model = build("prompt", trunk)
     record = dataset.train.records[0]
     views = [collate([view_image(load_rgb(record.path), View(64, flip))]) for flip in (False, True, False)]
-    plain, mirrored, again = ([bits(level) for level in model.frozen_prefix(view).levels] for view in views)
+    plain, mirrored, again = ([bits(level) for level in model.prefix(view).levels] for view in views)
     with torch.no_grad():
         model.owned_tensors()["text_prompt.offset"].add_(1.0)
-    moved = [bits(level) for level in model.frozen_prefix(views[0]).levels]
+    moved = [bits(level) for level in model.prefix(views[0]).levels]
     assert plain == again == moved
     assert plain != mirrored

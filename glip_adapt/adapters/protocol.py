@@ -1,0 +1,67 @@
+"""The contract of an adaptation method: where it enters the network, and exactly which tensors it owns.
+
+A method is a frozen dataclass whose fields are its settings. Everything else follows from its answers: what is frozen
+and cached, trained, counted, saved and loaded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import ClassVar
+
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.protocol import Network
+
+
+class Stage(IntEnum):
+    """The first stage whose result depends on owned tensors; all stages before it run once, without gradients."""
+
+    ENCODE_IMAGE = 0
+    ENCODE_TEXT = 1
+    FUSE = 2
+    PREDICT = 3
+    NONE = 4
+
+
+class Adapter(ABC):
+    """An adaptation method.
+
+    Attributes:
+        name: in plans, files and on the command line.
+        caption_bound: whether the owned tensors belong to the tokens of one caption. Other methods serve any classes.
+        renamed: old names of settings → present ones, for saved adapters and plans.
+        purpose: what the method is for, and when to take it; one sentence.
+        cost: what it costs compared with the others; one sentence.
+        counted: how the owned numbers are counted where they depend on the caption; empty for other methods.
+    """
+
+    name: ClassVar[str]
+    caption_bound: ClassVar[bool] = False
+    renamed: ClassVar[Mapping[str, str]] = {}
+    purpose: ClassVar[str]
+    cost: ClassVar[str]
+    counted: ClassVar[str] = ""
+
+    @property
+    @abstractmethod
+    def stage(self) -> Stage:
+        """Where the method enters the network."""
+
+    def word(self, prompts: Sequence[ClassPrompt]) -> tuple[ClassPrompt, ...]:
+        """Return the classes as this method words them in the caption; by default as they are."""
+        return tuple(prompts)
+
+    def insert(self, network: Network, tokens: Tokens) -> None:  # noqa: B027  # most methods insert nothing
+        """Place new modules at the seams of ``network``; they change no output while fresh. By default none.
+
+        Args:
+            network: a copy of the trunk's.
+            tokens: of the caption; methods that are not ``caption_bound`` ignore them.
+        """
+
+    @abstractmethod
+    def owned(self, network: Network) -> Sequence[str]:
+        """Return the full state dict names of the tensors that are trained and saved."""

@@ -1,0 +1,316 @@
+"""Adapted models: a trunk with one method, for one list of classes.
+
+The trunk is never touched: attaching makes a copy of the network that shares every tensor but the owned ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glip_adapt.adapters import build_adapter
+from glip_adapt.adapters.protocol import Adapter, Stage
+from glip_adapt.adapters.storage import (
+    BAKED_DESCRIPTION_FILE,
+    DESCRIPTION_FILE,
+    TENSORS_FILE,
+    Description,
+    TrunkIdentity,
+    check_tensors,
+    replaced_pair,
+    write_description,
+    write_tensors,
+)
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import to_mapping
+from glip_adapt.core.structures import FrozenState, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.engine.detector import Detector
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.protocol import Network
+
+logger = logging.getLogger(__name__)
+
+
+def attach(
+    trunk: Trunk,
+    method: str | Adapter,
+    *,
+    classes: Sequence[str | ClassPrompt],
+    settings: Mapping[str, Any] | None = None,
+) -> AdaptedModel:
+    """Return a model that adapts ``trunk`` by a method: ``attach(trunk, Lora(rank=4), classes=data.classes)``.
+
+    The trunk stays untouched, and until the model is trained its outputs are those of the trunk for ``model.prompts``,
+    bit for bit.
+
+    Args:
+        trunk: from ``load_trunk``.
+        method: an adapter with its settings, or the name of one of ``ADAPTERS``.
+        classes: names, or prompts around names, in label order. ``context`` puts its free tokens before each.
+        settings: for a name: fields of the adapter that differ from its defaults and from ``TrunkSpec.settings``.
+
+    Raises:
+        ValueError: if the method or a setting is unknown, a class name is empty or maps to no token, the caption is too
+            long, or the trunk lacks a tensor that the method asks for.
+    """
+    return adapt(trunk, method, settings=settings).for_classes(classes)
+
+
+def adapt(trunk: Trunk, method: str | Adapter, *, settings: Mapping[str, Any] | None = None) -> AdaptedTrunk:
+    """Return a trunk with a method, for any classes: ``adapt(trunk, Lora()).for_classes(["cat", "dog"])``.
+
+    Args:
+        trunk: from ``load_trunk``.
+        method: as for ``attach``.
+        settings: as for ``attach``.
+
+    Raises:
+        ValueError: if the method or a setting is unknown, settings come beside an adapter that has its own, or the
+            trunk lacks a tensor that the method asks for.
+    """
+    if isinstance(method, str):
+        return AdaptedTrunk(trunk, build_adapter(method, {**trunk.spec.settings.get(method, {}), **(settings or {})}))
+    if settings:
+        raise ValueError(f"Write the settings into the adapter, {type(method).__name__}(…), or name it by a string.")
+    return AdaptedTrunk(trunk, method)
+
+
+class AdaptedTrunk:
+    """A trunk with one method attached, without classes.
+
+    Attributes:
+        trunk: the trunk, untouched.
+        adapter: the method and its settings.
+        moves: how often the owned weights may have changed unseen; kept text features are then computed again.
+    """
+
+    def __init__(self, trunk: Trunk, adapter: Adapter) -> None:
+        """Attach; see ``adapt``."""
+        self.trunk, self.adapter, self.moves = trunk, adapter, 0
+        self._shared = None if adapter.caption_bound else _insert(trunk.network, adapter, _no_tokens())
+
+    def for_classes(self, classes: Sequence[str | ClassPrompt]) -> AdaptedModel:
+        """Return a model for some classes.
+
+        Models of one adapted trunk share the owned tensors, unless these belong to the caption: then each model starts
+        with its own.
+
+        Raises:
+            ValueError: as for ``attach``.
+        """
+        return self.for_prompts(self.adapter.word(as_prompts(classes)))
+
+    def for_prompts(self, prompts: tuple[ClassPrompt, ...]) -> AdaptedModel:
+        """Return a model for classes that are worded already."""
+        tokenizer = self.trunk.tokenizer
+        captions = tokenizer.encode_in_chunks(prompts)
+        for doubt in tokenizer.doubts(prompts, captions):
+            _warn_once(doubt)
+        if len(captions) > 1 and self.adapter.stage is not Stage.NONE:
+            raise ValueError(
+                f"{len(prompts)} classes need {len(captions)} captions, and {self.adapter.name} trains on one. "
+                "Use fewer or shorter class names, or zero_shot."
+            )
+        first = captions[0].to(self.trunk.network.device)
+        network, owned = self._shared or _insert(self.trunk.network, self.adapter, first)
+        return AdaptedModel(self, network, owned, prompts, captions)
+
+
+class AdaptedModel(Detector):
+    """A trunk with one adapter, ready for one list of classes.
+
+    Attributes:
+        trunk: the trunk, untouched.
+        network: frozen tensors are the trunk's own, owned ones are copies.
+        adapter: the method and its settings.
+        prompts: wording of each class, in label order.
+        captions: tokens of the caption; several where zero-shot classes do not fit into one.
+        owned: state dict names of the trained tensors.
+    """
+
+    def __init__(
+        self,
+        adapted: AdaptedTrunk,
+        network: Network,
+        owned: tuple[str, ...],
+        prompts: tuple[ClassPrompt, ...],
+        captions: list[Tokens],
+    ) -> None:
+        """Put the parts together; see ``attach``."""
+        self.trunk, self.adapter, self._adapted = adapted.trunk, adapted.adapter, adapted
+        self.network, self.owned, self.prompts = network, owned, prompts
+        self.captions = [tokens.to(network.device) for tokens in captions]
+        self.trunk_name, self.view = self.trunk.name, self.trunk.spec.view
+        self.class_counts = tuple(tokens.token_map.shape[1] for tokens in captions)
+        self.frozen_state = _frozen_state(self.adapter.stage)
+        self.frozen_checksum = self.trunk.checksum
+        self.text_digest = _text_digest(captions) if self.frozen_state is Fused else ""
+        text_encoder = f"{network.seams.text_encoder}."
+        self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith(text_encoder)]
+        self._texts: list[TextFeatures] = []
+        self._texts_version: tuple[int, ...] | None = None
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers the adapter owns."""
+        return sum(tensor.numel() for tensor in self.owned_tensors().values())
+
+    def for_classes(self, classes: Sequence[str | ClassPrompt]) -> AdaptedModel:
+        """Return a model for other classes by the same tensors.
+
+        Raises:
+            ValueError: if the tensors belong to the caption, or as for ``attach``.
+        """
+        if self.adapter.caption_bound:
+            raise ValueError(
+                f"The tensors of {self.adapter.name} belong to the caption of these classes. Attach and train it for "
+                "the other classes."
+            )
+        return self._adapted.for_classes(classes)
+
+    def owned_tensors(self) -> dict[str, Tensor]:
+        """Return the owned tensors by their state dict names; they are the live ones, not copies."""
+        state = self.network.state_dict(keep_vars=True)
+        return {name: state[name] for name in self.owned}
+
+    def load_owned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into the owned tensors.
+
+        Raises:
+            AdapterMismatchError: if names, shapes or types differ from the owned set.
+        """
+        mine = self.owned_tensors()
+        check_tensors(tensors, mine, f"The tensors of {self.adapter.name}")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+    def train(self, training: bool = True) -> None:
+        """Set train mode where everything below a module is owned; frozen parts stay in eval mode."""
+        owned = {id(tensor) for tensor in self.owned_tensors().values()}
+        _set_mode(self.network, owned if training else set())
+        self._adapted.moves += training
+
+    def texts(self) -> list[TextFeatures]:
+        """Return the text features of each caption; outside of training, computed again only when weights moved."""
+        if self._text_weights and torch.is_grad_enabled():
+            self._adapted.moves += 1  # an optimiser step follows, and fused optimisers do not count their changes
+            return [self.network.encode_text(tokens) for tokens in self.captions]
+        version = (self._adapted.moves, *(weight._version for weight in self._text_weights))  # changes in place
+        if self._texts_version != version:
+            # In full precision whatever the caller runs in, since they stay; and fit for training later.
+            with (
+                torch.autocast(self.device.type, enabled=False),
+                torch.inference_mode(False),
+                torch.no_grad(),
+            ):
+                self._texts = [self.network.encode_text(tokens) for tokens in self.captions]
+            self._texts_version = version
+        return self._texts
+
+    @property
+    def identity(self) -> TrunkIdentity:
+        """Name and checksum of the trunk, as files hold them."""
+        return TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum)
+
+    def save(self, folder: str | Path, *, overwrite: bool = True) -> None:
+        """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``.
+
+        Both replace an earlier adapter in one step: whatever happens, the old one or the new one can be loaded.
+
+        Args:
+            folder: made if need be.
+            overwrite: whether an adapter that is there may be replaced.
+
+        Raises:
+            FileExistsError: if ``folder`` holds a baked model, which commands would go on using; or an adapter, and
+                ``overwrite`` is false.
+            OSError: if the files cannot be written.
+        """
+        folder = Path(folder)
+        if (folder / BAKED_DESCRIPTION_FILE).exists():
+            raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
+        with replaced_pair(folder, DESCRIPTION_FILE, overwrite=overwrite) as staging:
+            sha256 = write_tensors(self.owned_tensors(), staging / TENSORS_FILE, self.adapter.name)
+            description = Description(
+                method=self.adapter.name,
+                config=to_mapping(self.adapter),
+                trunk=self.identity,
+                classes=self.prompts,
+                trained_parameters=self.trained_parameters,
+                sha256=sha256,
+            )
+            write_description(description, staging / DESCRIPTION_FILE)
+
+
+def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
+    """Return classes as prompts; a plain name is its own wording."""
+    return tuple(ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
+
+
+def _insert(trunk_network: Network, adapter: Adapter, tokens: Tokens) -> tuple[Network, tuple[str, ...]]:
+    """Copy the network, sharing what stays frozen; verify the owned set before anything is made trainable."""
+    shared = {id(tensor): tensor for tensor in (*trunk_network.parameters(), *trunk_network.buffers())}
+    network = copy.deepcopy(trunk_network, dict(shared))
+    adapter.insert(network, tokens)
+    state = network.state_dict(keep_vars=True)
+    owned = tuple(adapter.owned(network))
+    missing = [name for name in owned if name not in state]
+    if missing:
+        raise ValueError(
+            f"{adapter.name} asks for {len(missing)} tensors that {type(network).__name__} does not have: "
+            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
+        )
+    for name in owned:
+        if id(state[name]) in shared:
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, copy.deepcopy(state[name]))
+    for parameter in (network.get_parameter(name) for name in owned if isinstance(state[name], nn.Parameter)):
+        parameter.requires_grad_(True)
+    return network, owned
+
+
+def _no_tokens() -> Tokens:
+    """Return an empty caption, for methods that do not look at it."""
+    nothing = torch.empty(1, 0)
+    return Tokens(nothing.long(), nothing.bool(), nothing[None].bool())
+
+
+def _frozen_state(stage: Stage) -> type[FrozenState]:
+    """Return the type of the last stage output that no owned tensor and, for several captions, no text enters."""
+    if stage is Stage.ENCODE_IMAGE:
+        return ImageBatch
+    return Fused if stage is Stage.PREDICT else Pyramid
+
+
+def _text_digest(captions: Sequence[Tokens]) -> str:
+    """Return a digest of the token ids of each caption, and of which tokens name which class."""
+    digest = hashlib.sha256()
+    for tokens in captions:
+        for tensor in (tokens.ids, tokens.mask, tokens.token_map):
+            digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    """Log a warning that later models for the same classes need not repeat."""
+    logger.warning(sentence)
+
+
+def _set_mode(module: nn.Module, owned: set[int]) -> None:
+    tensors = list(module.parameters())
+    if tensors and all(id(tensor) in owned for tensor in tensors):
+        module.train()
+        return
+    module.training = False
+    for child in module.children():
+        _set_mode(child, owned)

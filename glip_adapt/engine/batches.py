@@ -1,0 +1,39 @@
+"""Batches of small images of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from glip_adapt.core.structures import FrozenState, SizeHW
+
+BATCH_PIXELS = 2**19  # of small images together: beyond, a batch gains nothing and takes memory
+
+Item = TypeVar("Item")
+
+
+def in_batches(images: Iterable[tuple[Item, SizeHW]]) -> Iterator[list[Item]]:
+    """Yield neighbours of one padded size as one batch, up to ``BATCH_PIXELS``; larger images go by themselves.
+
+    Small networks on small images are bound by the number of operations, which a batch shares.
+
+    Args:
+        images: anything that stands for an image, and its padded (height, width).
+    """
+    held: list[Item] = []
+    held_hw: SizeHW | None = None
+    for item, shape_hw in images:
+        most = max(1, BATCH_PIXELS // (shape_hw[0] * shape_hw[1]))
+        if held and (len(held) == most or shape_hw != held_hw):
+            yield held
+            held = []
+        held.append(item)
+        held_hw = shape_hw
+    if held:
+        yield held
+
+
+def stack(states: Sequence[FrozenState]) -> FrozenState:
+    """Return the frozen states of several images of one padded size as one."""
+    parts: list[Any] = list(states)  # all of one kind
+    return parts[0] if len(parts) == 1 else type(parts[0]).stack(parts)

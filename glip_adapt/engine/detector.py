@@ -1,0 +1,180 @@
+"""Detectors: images in, ``Detections`` in their own pixels out.
+
+``Detector`` is what prediction, evaluation and the feature cache work with. Adapted models and baked ones both are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.precision import autocast
+from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures
+from glip_adapt.data.images import load_rgb, to_rgb
+from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
+from glip_adapt.engine.batches import in_batches
+from glip_adapt.trunks.protocol import Network
+
+AnyImage = str | Path | Image.Image | np.ndarray
+"""Path, PIL image of any mode, or (H, W, 3) uint8 array in RGB."""
+
+
+class Detector(ABC):
+    """A network and the text of one list of classes.
+
+    Attributes:
+        network: the network.
+        trunk_name: the trunk that it was made from.
+        view: how images are shown unless something else is asked for.
+        prompts: wording of each class, in label order.
+        class_counts: classes of each caption; there are several where zero-shot classes do not fit into one.
+        frozen_state: type of the last stage output that training cannot change. Methods that agree in it share their
+            features, such as zero-shot and prompt tuning.
+        frozen_checksum: of the weights that the frozen stages run with; detectors that agree in it share features.
+        text_digest: of the text that the frozen state depends on; empty if it depends on none.
+    """
+
+    network: Network
+    trunk_name: str
+    view: ViewConfig
+    prompts: tuple[ClassPrompt, ...]
+    class_counts: tuple[int, ...]
+    frozen_state: type[FrozenState]
+    frozen_checksum: str
+    text_digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.device
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in label order."""
+        return tuple(prompt.name for prompt in self.prompts)
+
+    @abstractmethod
+    def texts(self) -> list[TextFeatures]:
+        """Return the text features of each caption."""
+
+    @abstractmethod
+    def train(self, training: bool = True) -> None:
+        """Set train mode for trained parts, or eval mode for all."""
+
+    def prefix(self, images: ImageBatch) -> FrozenState:
+        """Return the result of the frozen stages; it is constant, so that it may be kept and reused."""
+        if self.frozen_state is ImageBatch:
+            return images
+        with torch.no_grad():
+            pyramid = self.network.encode_image(images)
+            return pyramid if self.frozen_state is Pyramid else self.network.fuse(pyramid, self.texts()[0])
+
+    def finish(self, prefix: FrozenState) -> list[Any]:
+        """Return the raw predictions that follow from a frozen state, one per caption."""
+        if isinstance(prefix, Fused):
+            return [self.network.predict(prefix)]
+        pyramid = self.network.encode_image(prefix) if isinstance(prefix, ImageBatch) else prefix
+        return [self.network.predict(self.network.fuse(pyramid, text)) for text in self.texts()]
+
+    def outputs(self, images: ImageBatch) -> list[Any]:
+        """Return raw predictions, one per caption; the images are encoded once."""
+        return self.finish(self.prefix(images))
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a string, and that an iterable of strings
+        self, images: AnyImage, *, threshold: float = ..., view: ViewConfig | None = ...
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self, images: Iterable[AnyImage], *, threshold: float = ..., view: ViewConfig | None = ...
+    ) -> list[Detections]: ...
+
+    def predict(
+        self, images: AnyImage | Iterable[AnyImage], *, threshold: float = 0.0, view: ViewConfig | None = None
+    ) -> Detections | list[Detections]:
+        """Detect the classes in images: ``model.predict(["a.jpg", "b.jpg"], threshold=0.3)``.
+
+        Args:
+            images: one image or several; see ``AnyImage``. Files are turned as their EXIF orientation says.
+            threshold: lowest score in [0, 1] of a box that is returned.
+            view: resizing and precision; by default those of the trunk.
+
+        Returns:
+            For one image its detections, for several a list: boxes in pixels of the image, best first, at most 100 per
+            caption (more only where scores tie), with ``class_names``.
+
+        Raises:
+            FileNotFoundError: if an image is missing.
+            ValueError: if a file cannot be decoded, or an array is not (H, W, 3) uint8.
+        """
+        if isinstance(images, AnyImage):
+            (found,) = self._predict_all([images], threshold, view or self.view)
+            return found
+        return list(self._predict_all(images, threshold, view or self.view))
+
+    @torch.no_grad()
+    def _predict_all(self, images: Iterable[AnyImage], threshold: float, view: ViewConfig) -> Iterator[Detections]:
+        self.train(False)
+        shown = View(view.short_side, flip=False)
+        opened = map(_open, images)
+        for batch in in_batches((image, _padded_hw(image, view)) for image in opened):
+            pixels = collate([view_image(image, shown, view.max_long_side) for image in batch])
+            with autocast(self.device, view.precision):
+                prefix = self.prefix(pixels.to(self.device))
+            for found in detections(self, prefix, [(image.height, image.width) for image in batch], view):
+                yield found.above(threshold)
+
+
+@torch.no_grad()
+def detections(model: Detector, prefix: FrozenState, sizes_hw: Sequence[SizeHW], view: ViewConfig) -> list[Detections]:
+    """Return the detections that follow from the frozen state of B images, in pixels of each of ``sizes_hw``.
+
+    The model must be in eval mode already when the frozen state is computed. As in the public code
+    (maskrcnn_benchmark/engine/inference.py), each caption keeps all its boxes: none suppresses a box of another
+    caption, and no limit holds over all of them.
+    """
+    with autocast(model.device, view.precision):
+        outputs = model.finish(prefix)
+    captions, first_label = [], 0
+    for output, count in zip(outputs, model.class_counts, strict=True):
+        found = model.network.decode(output, sizes_hw)
+        captions.append([replace(part, labels=part.labels + first_label) for part in found])
+        first_label += count
+    return [replace(merge(parts).cpu(), class_names=model.class_names) for parts in zip(*captions, strict=True)]
+
+
+def merge(parts: Sequence[Detections]) -> Detections:
+    """Return the detections of several captions in one image together, best first; parts must not share classes."""
+    together = Detections(
+        torch.cat([part.boxes_xyxy for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+    return together.select(together.scores.argsort(descending=True, stable=True))
+
+
+def _open(image: AnyImage) -> Image.Image:
+    """Return an image in RGB."""
+    if isinstance(image, str | Path):
+        return load_rgb(Path(image))
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"Expected an array of (height, width, 3) uint8 in RGB, got {image.shape} {image.dtype}. Convert it first."
+        )
+    return Image.fromarray(image)
+
+
+def _padded_hw(image: Image.Image, view: ViewConfig) -> SizeHW:
+    return padded_shape(resize_shape((image.height, image.width), view.short_side, view.max_long_side))

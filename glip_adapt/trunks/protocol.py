@@ -1,0 +1,186 @@
+"""The contract of a trunk family: a network of four stages, its seams for adapters, its objective, its files.
+
+Nothing outside the folder of a family knows a module path of its network. Adapters, feature cache, training,
+evaluation, baking and the benchmark work with what is declared here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, Target, TextFeatures, Tokens
+from glip_adapt.trunks.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seams:
+    """The places of a network that adapters use, by exact state dict or module name.
+
+    Attributes:
+        prediction_layers: tensors of the last layers, which a linear probe trains.
+        text_encoder: module that reads tokens.
+        word_embeddings: module inside it, ids → (…, D).
+        linear: part of the network → its linear layers, for low-rank factors. A part may be empty.
+        biases: last parts of the names of tensors that train as biases: twice the rate, no weight decay.
+    """
+
+    prediction_layers: tuple[str, ...]
+    text_encoder: str
+    word_embeddings: str
+    linear: Mapping[str, tuple[str, ...]]
+    biases: frozenset[str]
+
+
+class Objective(Protocol):
+    """The losses of a family. Images of a batch may go through the network one by one: ``scale`` joins them."""
+
+    def prepare(self, target: Target, padded_hw: SizeHW) -> Any:
+        """Return everything about a target that can be known before the forward pass.
+
+        Args:
+            target: of one image, on the device of the network.
+            padded_hw: (height, width) at which the network sees the image, pixels.
+        """
+
+    def scale(self, prepared: Sequence[Any]) -> Any:
+        """Return the divisors of the losses of a batch, from what ``prepare`` returned for its images."""
+
+    def losses(self, output: Any, prepared: Sequence[Any], scale: Any) -> dict[str, Tensor]:
+        """Return scalar losses by name; their sum is minimised.
+
+        Args:
+            output: of ``Network.predict`` for some images of a batch.
+            prepared: of ``prepare``, one for each of these images.
+            scale: of ``scale``, for the whole batch.
+        """
+
+
+class Network(nn.Module, ABC):
+    """A grounded detector: images and captions in, raw predictions out, in four stages.
+
+    Attributes:
+        text_prompt: seam for a learned prompt, text features → text features; the identity in a trunk.
+        text_width: channels D of the text features.
+        objective: what training minimises.
+    """
+
+    text_prompt: nn.Module
+    text_width: int
+    objective: Objective
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    @abstractmethod
+    def seams(self) -> Seams:
+        """The places that adapters use."""
+
+    @abstractmethod
+    def encode_image(self, images: ImageBatch) -> Pyramid:
+        """Return the feature maps of B images."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Tokens) -> TextFeatures:
+        """Return the features of each token, (B or 1, T, D)."""
+
+    @abstractmethod
+    def fuse(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
+        """Return both modalities after fusion; ``text_prompt`` is applied to the text first."""
+
+    @abstractmethod
+    def predict(self, fused: Fused) -> Any:
+        """Return raw predictions for B images, in the form that ``objective`` and ``decode`` of the family read."""
+
+    @abstractmethod
+    def decode(self, output: Any, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+        """Return the detections of each image, best first, in pixels of that image.
+
+        Args:
+            output: of ``predict`` for B images.
+            sizes_hw: (height, width) of each image before it was resized, pixels.
+        """
+
+    @abstractmethod
+    def without_text(self) -> Network:
+        """Return a network for text features that are known: it shares all modules but text encoder and prompt."""
+
+    def graph(self, texts: Sequence[TextFeatures]) -> tuple[nn.Module, int]:
+        """Return a module that ``torch.export`` can trace, and the smallest side of an image that it takes, pixels.
+
+        It maps one resized image, (1, 3, H, W) uint8 RGB, to boxes (N, 4), scores (N,) best first, and labels (N,).
+
+        Raises:
+            NotImplementedError: if this family cannot be traced.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be exported. Use its baked model in PyTorch.")
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Choose whether blocks are computed again in the backward pass: slower, much less memory. A hint only."""
+
+    def forward(self, images: ImageBatch, tokens: Tokens) -> Any:
+        """Return raw predictions for B images and one caption, or one caption per image."""
+        return self.predict(self.fuse(self.encode_image(images), self.encode_text(tokens)))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a checkpoint file.
+
+    Attributes:
+        state: complete state dict of the network.
+        prompt: (positions, D) table of a tuned prompt that lies beside the weights, or None.
+    """
+
+    state: Mapping[str, Tensor]
+    prompt: Tensor | None = None
+
+
+class Family(ABC):
+    """Makes the networks of one family, and reads their files. ``config`` is the family's own class of sizes."""
+
+    @abstractmethod
+    def build(self, config: Any, *, with_text: bool = True) -> Network:
+        """Return a network with random weights, in eval mode; without text as ``Network.without_text``."""
+
+    @abstractmethod
+    def tokenizer(self, config: Any, vocabulary: Path | None) -> Tokenizer:
+        """Return the tokenizer of a network: from a file, or from the Hub.
+
+        Raises:
+            FileNotFoundError: if the file is missing, or the Hub cannot be reached.
+            ValueError: if the vocabulary has another size than the text encoder.
+        """
+
+    @abstractmethod
+    def made_up_tokenizer(self, config: Any) -> Tokenizer:
+        """Return a tokenizer of made-up words ``w0 w1 …`` of the right size, for measurements without files."""
+
+    @abstractmethod
+    def read(self, path: Path, network: Network, name: str, configs: Mapping[str, Any], how_to_get: str) -> Weights:
+        """Return the weights in a checkpoint file.
+
+        Args:
+            path: file, public or our own.
+            network: that the weights are for.
+            name: of its trunk.
+            configs: of every trunk of the family, by name; tells whose file it is where it does not fit.
+            how_to_get: sentence for the error.
+
+        Raises:
+            CheckpointError: if the file is unreadable, holds more than data, or lacks a tensor that is needed.
+        """
+
+
+def owned_names(names: Collection[str], module: str) -> tuple[str, ...]:
+    """Return those of the state dict ``names`` that lie below a module."""
+    return tuple(name for name in names if name.startswith(f"{module}."))

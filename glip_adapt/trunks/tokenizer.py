@@ -1,0 +1,173 @@
+"""Caption → tokens: uncased WordPiece with the class → token map of grounded detectors.
+
+The map follows ``create_positive_dict`` of maskrcnn_benchmark/engine/inference.py of the public GLIP code.
+
+Shape letters: T tokens, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from glip_adapt.core.captions import Caption, ClassPrompt, build_caption
+from glip_adapt.core.errors import GlipAdaptError
+from glip_adapt.core.structures import Tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+MAX_TOKENS = 256  # with [CLS] and [SEP]; 254 remain for the caption
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class CaptionTooLongError(GlipAdaptError, ValueError):
+    """A caption has more tokens than the model reads."""
+
+
+class Tokenizer:
+    """Uncased WordPiece with the class → token map of GLIP."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        """Build from WordPiece entries in id order.
+
+        Raises:
+            ValueError: if one of the special tokens of BERT is missing.
+        """
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"A WordPiece vocabulary needs {', '.join(SPECIAL_TOKENS)}; {', '.join(missing)} missing among "
+                f"{len(vocabulary)} entries. Use the vocab.txt of bert-base-uncased."
+            )
+        from tokenizers.implementations import BertWordPieceTokenizer  # a baked model does without
+
+        self._tokenizer = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
+        self.size = len(vocabulary)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Tokenizer:
+        """Return the tokenizer of a ``vocab.txt``: one entry per line, UTF-8.
+
+        Raises:
+            FileNotFoundError: if the file is missing.
+            ValueError: if it is not UTF-8, or not a vocabulary.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"No vocabulary at {path}. Name the vocab.txt of bert-base-uncased.")
+        try:
+            return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a vocabulary: {error}") from error
+
+    def encode(self, caption: Caption) -> Tokens:
+        """Return the tokens of one caption, first dimension 1.
+
+        Raises:
+            CaptionTooLongError: if there are more than 256 tokens with [CLS] and [SEP].
+            ValueError: if a class name maps to no token.
+        """
+        encoding = self._tokenizer.encode(caption.text)
+        if len(encoding.ids) > MAX_TOKENS:
+            lengths = [len(span_to_tokens(encoding, span)) for span in caption.spans]
+            longest = caption.names[lengths.index(max(lengths))]
+            raise CaptionTooLongError(
+                f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; GLIP reads "
+                f"{MAX_TOKENS - 2}. The longest name, {_short(longest)}, has {max(lengths)}. Shorten the names or "
+                "prompts, or split the classes over several runs."
+            )
+        token_map = torch.zeros(len(caption.names), len(encoding.ids), dtype=torch.bool)
+        for row, span, name in zip(token_map, caption.spans, caption.names, strict=True):
+            tokens = span_to_tokens(encoding, span)
+            if not tokens:
+                raise ValueError(
+                    f"Class name {name!r} maps to no token of the caption {caption.text!r}. "
+                    "Give it a name with letters or digits."
+                )
+            row[list(tokens)] = True
+        ids = torch.tensor([encoding.ids])
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), token_map[None])
+
+    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt]) -> list[Tokens]:
+        """Return the tokens of as few captions as hold all classes in order.
+
+        Each chunk's ``token_map`` has one row per class of the *chunk*; rows over all chunks are the classes.
+        """
+        try:
+            return [self.encode(build_caption(classes))]
+        except CaptionTooLongError:
+            if len(classes) == 1:
+                raise
+        chunks, start = [], 0
+        while start < len(classes):
+            chunk, end = None, start
+            while end < len(classes):
+                try:
+                    chunk, end = self.encode(build_caption(classes[start : end + 1])), end + 1
+                except CaptionTooLongError:
+                    if chunk is None:
+                        raise
+                    break
+            assert chunk is not None
+            chunks.append(chunk)
+            start = end
+        return chunks
+
+    def doubts(self, classes: Sequence[ClassPrompt], captions: Sequence[Tokens]) -> list[str]:
+        """Return what a detector cannot know about classes, in sentences: unknown words, and names that read the same.
+
+        Args:
+            classes: in label order.
+            captions: their tokens, from ``encode_in_chunks``.
+        """
+        unknown, sentences = self._tokenizer.token_to_id("[UNK]"), []
+        seen: dict[tuple[Any, ...], str] = {}
+        owned = [ids[row].tolist() for tokens in captions for ids in tokens.ids for row in tokens.token_map[0]]
+        for prompt, ids in zip(classes, owned, strict=True):
+            if unknown in ids:
+                sentences.append(
+                    f"The class {_short(prompt.name)} holds words outside the vocabulary, which are all read as [UNK]. "
+                    "Use English names."
+                )
+            key = (*ids, prompt.prefix.casefold(), prompt.suffix.casefold())
+            if key in seen:
+                read = self._tokenizer.decode(ids, skip_special_tokens=False)
+                sentences.append(
+                    f"The classes {_short(seen[key])} and {_short(prompt.name)} have the same wording in the caption, "
+                    f"{_short(read)}, so a detector cannot tell them apart. Text in parentheses and upper case are not "
+                    "read: use other names."
+                )
+            seen[key] = prompt.name
+        return sentences
+
+    def words(self, tokens: Tokens) -> list[str]:
+        """Return the WordPiece of each id of the first caption."""
+        return [self._tokenizer.id_to_token(i) or "[UNK]" for i in tokens.ids[0].tolist()]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def span_to_tokens(encoding: Encoding, span: tuple[int, int]) -> range:
+    """Return the indices of the tokens that cover characters ``span`` (end exclusive); empty if there are none.
+
+    A character without a token (a space) is replaced by the next two to the right at the start of the span, and by
+    the next two to the left at its end.
+    """
+    start, end = span
+    first = _first_token(encoding, (start, start + 1, start + 2))
+    last = _first_token(encoding, (end - 1, end - 2, end - 3))
+    return range(0) if first is None or last is None else range(first, last + 1)
+
+
+def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
+    for character in characters:
+        token = encoding.char_to_token(character) if character >= 0 else None
+        if token is not None:
+            return token
+    return None
