@@ -107,7 +107,7 @@ def _detect_one(model: Any, path: Path, target: Path, threshold: float, shown: A
     with written_whole(target.with_name(f"{target.name}.json")) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
     with written_whole(target.with_name(f"{target.name}.png")) as temporary:
-        draw_detections(picture, best, model.class_names).save(temporary)
+        draw_detections(picture, best).save(temporary)
     return result, best
 
 

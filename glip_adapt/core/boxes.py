@@ -1,8 +1,9 @@
 """Convert, scale, flip and clip boxes; measure IoU and GIoU; class-aware NMS.
 
 ``boxes_xyxy`` are float32 pixels and include both corners (width = x2 - x1 + 1), as in the public code
-(maskrcnn_benchmark/structures/bounding_box.py and csrc/cuda/ml_nms.cu). Only ``generalized_iou`` measures plain
-coordinate differences, because the public loss does.
+(maskrcnn_benchmark/structures/bounding_box.py and csrc/cuda/ml_nms.cu). This file owns that convention: ``to_edges``
+converts boxes that leave the library. Only ``generalized_iou`` measures plain coordinate differences, because the
+public loss does.
 
 Shape letters: N, M boxes.
 """
@@ -26,6 +27,21 @@ def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
     """Convert inclusive corners (N, 4) to COCO boxes (N, 4)."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack((x1, y1, x2 - x1 + 1, y2 - y1 + 1), dim=-1)
+
+
+def to_edges(boxes_xyxy: Tensor) -> Tensor:
+    """Convert inclusive corners (N, 4) to edges (N, 4): right and bottom move by one pixel."""
+    return boxes_xyxy + boxes_xyxy.new_tensor((0.0, 0.0, 1.0, 1.0))
+
+
+def edges_to_xywh(edges_xyxy: Tensor) -> Tensor:
+    """Convert edges (N, 4) to COCO boxes (N, 4)."""
+    return torch.cat((edges_xyxy[:, :2], edges_xyxy[:, 2:] - edges_xyxy[:, :2]), dim=-1)
+
+
+def xywh_to_edges(boxes_xywh: Tensor) -> Tensor:
+    """Convert COCO boxes (N, 4) to edges (N, 4)."""
+    return torch.cat((boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]), dim=-1)
 
 
 def scale(boxes_xyxy: Tensor, from_hw: SizeHW, to_hw: SizeHW) -> Tensor:

@@ -2,8 +2,9 @@
 
 Nobody writes into a structure received: derive a new one with ``dataclasses.replace``.
 
-Box convention, one everywhere: ``boxes_xyxy`` are float32 pixel coordinates *inclusive* of both corners, as in the
-public GLIP code, so a COCO box ``(x, y, w, h)`` is ``(x, y, x + w - 1, y + h - 1)`` (``boxes.xywh_to_xyxy``).
+Box conventions: ``Detections.boxes_xyxy`` are *edges* in pixels, as in COCO, torchvision and supervision: a COCO box
+``(x, y, w, h)`` is ``(x, y, x + w, y + h)``. ``Target.boxes_xyxy`` include the last pixel, ``(x, y, x + w - 1,
+y + h - 1)``, as in the public GLIP code, which resizes and clips boxes in this form. ``core/boxes.py`` converts.
 
 Shape letters: B batch, T tokens, K classes, N boxes, A anchors over all levels (one per feature cell), L levels,
 C visual channels, D text channels, H W pixels, h w feature cells.
@@ -171,7 +172,7 @@ class Target:
     """Ground truth of one picture.
 
     Attributes:
-        boxes_xyxy: (N, 4) float32 pixels.
+        boxes_xyxy: (N, 4) float32, corners in pixels, the last pixel included.
         labels: (N,) int64 in 0..K-1.
     """
 
@@ -191,7 +192,7 @@ class Detections:
     """Final boxes of one image, best first.
 
     Attributes:
-        boxes_xyxy: (N, 4) float32 pixels.
+        boxes_xyxy: (N, 4) float32, left, top, right and bottom edge in pixels.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 in 0..K-1.
         class_names: name of label 0..K-1; empty inside the network, which knows none.

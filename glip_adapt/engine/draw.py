@@ -1,8 +1,6 @@
-"""Detections → annotated picture."""
+"""Draw detections on an image."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,17 +10,16 @@ from glip_adapt.core.structures import Detections
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
 
-def draw_detections(image: Image.Image, detections: Detections, names: Sequence[str]) -> Image.Image:
-    """Return a copy of an RGB picture with a labelled box per detection, the best on top.
+def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
+    """Return a copy of an RGB image with a labelled box per detection, the best on top.
 
     Args:
-        image: RGB picture.
-        detections: in pixels of ``image``.
-        names: name of label 0..K-1.
+        image: RGB image.
+        detections: in pixels of ``image``, with ``class_names``.
     """
-    picture = image.copy()
-    canvas = ImageDraw.Draw(picture)
-    side = max(picture.size)
+    drawn = image.copy()
+    canvas = ImageDraw.Draw(drawn)
+    side = max(drawn.size)
     font = ImageFont.load_default(max(11, side // 50))
     line = max(2, side // 300)
     for box, score, label in reversed(
@@ -30,10 +27,10 @@ def draw_detections(image: Image.Image, detections: Detections, names: Sequence[
     ):
         colour = COLOURS[label % len(COLOURS)]
         x1, y1, x2, y2 = box
-        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=line)
-        text = f"{names[label]} {score:.2f}"
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)  # last pixel included
+        text = f"{detections.class_names[label]} {score:.2f}"
         left, top, right, bottom = canvas.textbbox((x1, y1), text, font=font)
-        up = min(y1, bottom - top + 4)  # the tag sits above the box, or inside it at the upper edge of the picture
+        up = min(y1, bottom - top + 4)  # the tag sits above the box, or inside it at the upper edge of the image
         canvas.rectangle((left, y1 - up, right + 6, y1 - up + bottom - top + 4), fill=colour)
         canvas.text((x1 + 3, y1 - up + 2 - (top - y1)), text, fill="black", font=font)
-    return picture
+    return drawn

@@ -103,7 +103,7 @@ def to_coco_results(detections: Detections, image_id: int | str, category_ids: t
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(
-            boxes.xyxy_to_xywh(detections.boxes_xyxy).tolist(),
+            boxes.edges_to_xywh(detections.boxes_xyxy).tolist(),
             detections.scores.tolist(),
             detections.labels.tolist(),
             strict=True,

@@ -66,7 +66,7 @@ def test_as_many_boxes_are_shown_as_there_are_objects_and_those_the_best(results
     found = _best(results, key, record, split)
     assert len(record.target) == 2
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
-    assert torch.equal(found.boxes_xyxy, torch.tensor([[3.0, 4, 12, 23], [5, 6, 14, 25]]))
+    assert torch.equal(found.boxes_xyxy, torch.tensor([[3.0, 4, 13, 24], [5, 6, 15, 26]]))
     assert [split.classes[label] for label in found.labels] == ["blue box", "blue box"]
 
 

@@ -34,6 +34,14 @@ def test_corners_to_coco_boxes_and_back_change_nothing(boxes_xyxy):
 
 @given(box_lists())
 @few
+def test_edges_are_coco_boxes_by_their_corners(boxes_xyxy):
+    edges, boxes_xywh = boxes.to_edges(boxes_xyxy), boxes.xyxy_to_xywh(boxes_xyxy)
+    assert torch.equal(boxes.edges_to_xywh(edges), boxes_xywh)
+    assert torch.equal(boxes.xywh_to_edges(boxes_xywh), edges)
+
+
+@given(box_lists())
+@few
 def test_the_area_is_width_times_height_of_the_coco_box(boxes_xyxy):
     assert torch.equal(boxes.area(boxes_xyxy), boxes.xyxy_to_xywh(boxes_xyxy)[:, 2:].prod(-1))
 

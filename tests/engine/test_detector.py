@@ -19,6 +19,7 @@ from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
 from glip_adapt.trunks.glip.head import HeadOutput
 
 CLASSES = ("red box", "blue box")
+LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from inclusive corners to edges
 SMALL = ViewConfig(short_side=64, max_long_side=120)
 
 
@@ -72,7 +73,7 @@ def test_a_box_is_the_same_part_of_the_picture_at_every_size(size, left, top, ri
     found = model.predict(Image.new("RGB", size), view=SMALL)
     ((seen_height, seen_width),) = model.images.sizes_hw
     assert (seen_height, seen_width) == resize_shape(size[::-1], 64, 120)
-    share = found.boxes_xyxy / torch.tensor([*size, *size])
+    share = (found.boxes_xyxy - LAST_PIXEL) / torch.tensor([*size, *size])
     last_pixel = torch.tensor([1 - 1 / seen_width, 1 - 1 / seen_height] * 2)
     expected = torch.tensor([[left, top, right, bottom]]).minimum(last_pixel)
     torch.testing.assert_close(share, expected, atol=1e-3, rtol=0)
@@ -80,9 +81,9 @@ def test_a_box_is_the_same_part_of_the_picture_at_every_size(size, left, top, ri
 
 
 def test_a_hand_computed_box():
-    """160 × 128 is shown as 80 × 64: twice as many pixels each way, and corners scale as they are."""
+    """160 × 128 is shown as 80 × 64: corners scale as they are, before the last pixel is added."""
     found = Rigged((0.25, 0.5, 0.5, 0.75)).predict(Image.new("RGB", (160, 128)), view=SMALL)
-    torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[40.0, 64.0, 80.0, 96.0]]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.boxes_xyxy, torch.tensor([[40.0, 64.0, 81.0, 97.0]]), atol=1e-3, rtol=0)
     sigmoid = torch.tensor([6.0, 9.0]).sigmoid()
     torch.testing.assert_close(found.scores, sigmoid.prod(0, keepdim=True).sqrt())
 
@@ -91,7 +92,8 @@ def test_boxes_come_best_first_with_their_scores():
     boxes = [(0.1, 0.1, 0.3, 0.3), (0.6, 0.1, 0.9, 0.3), (0.1, 0.6, 0.3, 0.9), (0.6, 0.6, 0.9, 0.9)]
     found = Rigged(*boxes).predict(Image.new("RGB", (100, 80)), view=SMALL)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
-    torch.testing.assert_close(found.boxes_xyxy / torch.tensor([100, 80, 100, 80]), torch.tensor(boxes))
+    share = (found.boxes_xyxy - LAST_PIXEL) / torch.tensor([100, 80, 100, 80])
+    torch.testing.assert_close(share, torch.tensor(boxes))
 
 
 def test_the_picture_is_shown_unmirrored_in_eval_mode_and_without_gradients(coco_folder):

@@ -9,8 +9,10 @@ from glip_adapt.engine.draw import COLOURS, draw_detections
 
 def test_a_box_is_drawn_in_the_colour_of_its_class_on_a_copy():
     picture = Image.new("RGB", (200, 150), "white")
-    found = Detections(torch.tensor([[20.0, 60.0, 120.0, 130.0]]), torch.tensor([0.9]), torch.tensor([1]))
-    drawn = draw_detections(picture, found, ["cat", "dog"])
+    found = Detections(
+        torch.tensor([[20.0, 60.0, 121.0, 131.0]]), torch.tensor([0.9]), torch.tensor([1]), ("cat", "dog")
+    )
+    drawn = draw_detections(picture, found)
     colour = tuple(int(COLOURS[1][i : i + 2], 16) for i in (1, 3, 5))
     assert drawn.getpixel((20, 100)) == drawn.getpixel((120, 100)) == drawn.getpixel((70, 130)) == colour
     assert drawn.getpixel((70, 100)) == (255, 255, 255)
@@ -20,6 +22,6 @@ def test_a_box_is_drawn_in_the_colour_of_its_class_on_a_copy():
 def test_nothing_found_changes_nothing_and_boxes_at_the_border_are_fine():
     picture = Image.new("RGB", (60, 40), "white")
     nothing = Detections(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.int64))
-    assert draw_detections(picture, nothing, []).tobytes() == picture.tobytes()
-    edge = Detections(torch.tensor([[0.0, 0.0, 59.0, 39.0]]), torch.tensor([1.0]), torch.tensor([0]))
-    assert draw_detections(picture, edge, ["x"]).size == (60, 40)
+    assert draw_detections(picture, nothing).tobytes() == picture.tobytes()
+    edge = Detections(torch.tensor([[0.0, 0.0, 60.0, 40.0]]), torch.tensor([1.0]), torch.tensor([0]), ("x",))
+    assert draw_detections(picture, edge).size == (60, 40)

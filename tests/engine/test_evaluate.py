@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glip_adapt.core.boxes import to_edges
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections, Target
 from glip_adapt.data.dataset import load_dataset
@@ -29,16 +30,17 @@ ONE = pytest.approx(1)  # pycocotools divides by a little more than the number o
 
 
 def detections(boxes_xyxy, scores=None, labels=None):
+    """Detections whose last pixels are those of ``boxes_xyxy``."""
     count = len(boxes_xyxy)
     return Detections(
-        torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4),
+        to_edges(torch.tensor(boxes_xyxy, dtype=torch.float32).reshape(-1, 4)),
         torch.tensor([1.0] * count if scores is None else scores, dtype=torch.float32),
         torch.tensor([0] * count if labels is None else labels, dtype=torch.int64),
     )
 
 
 def truth_of(record):
-    return Detections(record.target.boxes_xyxy, torch.full((len(record.target),), 0.9), record.target.labels)
+    return Detections(to_edges(record.target.boxes_xyxy), torch.full((len(record.target),), 0.9), record.target.labels)
 
 
 def in_order(split, answer):
@@ -58,8 +60,8 @@ def one_picture(tmp_path):
 
     def build(boxes_xyxy, labels=None, image_id=5):
         Image.new("RGB", (200, 200)).save(tmp_path / "x.png")
-        found = detections(boxes_xyxy, labels=labels)
-        record = ImageRecord(image_id, tmp_path / "x.png", (200, 200), Target(found.boxes_xyxy, found.labels))
+        target = Target(torch.tensor(boxes_xyxy).float().reshape(-1, 4), detections(boxes_xyxy, labels=labels).labels)
+        record = ImageRecord(image_id, tmp_path / "x.png", (200, 200), target)
         return Split("toy/test", (record,), ("cat", "dog"), (0, 7), tmp_path / "boxes.json")
 
     return build

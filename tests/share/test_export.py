@@ -9,6 +9,7 @@ import torch
 from conftest import SHARED, TINY
 from PIL import Image
 
+from glip_adapt.core.boxes import to_edges
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
@@ -35,7 +36,7 @@ def pixels(height, width, seed=0):
 def as_model(model, picture):
     """What the model itself finds in a picture that needs no resizing: boxes, scores, labels."""
     found = merge(decode.decode(model.outputs(collate([picture]))[0]))
-    return found.boxes_xyxy, found.scores, found.labels
+    return to_edges(found.boxes_xyxy), found.scores, found.labels
 
 
 def assert_same(found, expected, pixels=0.5, scores=1e-3):
@@ -78,7 +79,7 @@ def test_labels_go_on_over_several_captions(tiny_trunk):
     best = merge(parts)
     found = DetectionGraph(model.network, model.texts())(pixels(160, 160)[None])
     assert found[2].max() >= outputs[0].token_map.shape[1]
-    assert_same(found, (best.boxes_xyxy, best.scores, best.labels), pixels=1e-3, scores=1e-6)
+    assert_same(found, (to_edges(best.boxes_xyxy), best.scores, best.labels), pixels=1e-3, scores=1e-6)
 
 
 def raw(token_logits, deltas=None):

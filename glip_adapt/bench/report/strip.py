@@ -68,7 +68,7 @@ def _name(key: RunKey) -> str:
 
 
 def _truth(record: ImageRecord) -> Detections:
-    return Detections(record.target.boxes_xyxy, torch.ones(len(record.target)), record.target.labels)
+    return Detections(boxes.to_edges(record.target.boxes_xyxy), torch.ones(len(record.target)), record.target.labels)
 
 
 def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detections:
@@ -79,7 +79,7 @@ def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detectio
         mine = [entry for entry in stored if entry["image_id"] == record.image_id]
         mine = sorted(mine, key=lambda entry: -entry["score"])[: len(record.target)]
         return Detections(
-            boxes.xywh_to_xyxy(torch.tensor([entry["bbox"] for entry in mine]).reshape(-1, 4)),
+            boxes.xywh_to_edges(torch.tensor([entry["bbox"] for entry in mine], dtype=torch.float32).reshape(-1, 4)),
             torch.tensor([entry["score"] for entry in mine]),
             torch.tensor([split.category_ids.index(entry["category_id"]) for entry in mine], dtype=torch.int64),
         )
@@ -92,4 +92,4 @@ def _draw_cell(record: ImageRecord, found: Detections, names: Sequence[str]) -> 
     image = record.load()
     fitted = ImageOps.contain(image, (CELL[1] - 6, CELL[0]))
     seen = boxes.scale(found.boxes_xyxy, (image.height, image.width), (fitted.height, fitted.width))
-    return draw_detections(fitted, Detections(seen, found.scores, found.labels), names)
+    return draw_detections(fitted, Detections(seen, found.scores, found.labels, tuple(names)))

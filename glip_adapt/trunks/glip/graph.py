@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from glip_adapt.core import boxes
 from glip_adapt.core.structures import DIVISOR, Detections, Pyramid, SizeHW, TextFeatures
 from glip_adapt.trunks.glip import anchors as codec
 from glip_adapt.trunks.glip.anchors import STRIDES
@@ -44,7 +45,7 @@ class DetectionGraph(nn.Module):
             self.register_buffer(f"token_map_{i}", text.token_map)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return boxes (N, 4) in inclusive pixels, scores (N,) best first, and labels (N,).
+        """Return edges of boxes (N, 4) in pixels, scores (N,) best first, and labels (N,).
 
         Args:
             pixels: (1, 3, H, W) uint8, RGB, 0–255; resized as ``ViewConfig`` says, not padded.
@@ -58,7 +59,7 @@ class DetectionGraph(nn.Module):
             parts.append(replace(found, labels=found.labels + first_label))
             first_label += text.token_map.shape[1]
         merged = _merge(parts)
-        return merged.boxes_xyxy, merged.scores, merged.labels
+        return boxes.to_edges(merged.boxes_xyxy), merged.scores, merged.labels
 
     def _encode(self, pixels: Tensor, size_hw: SizeHW) -> Pyramid:
         encoder = self.network.image_encoder

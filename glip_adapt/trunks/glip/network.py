@@ -101,9 +101,9 @@ class Glip(Network):
         return self.head(fused)
 
     def decode(self, output: HeadOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-        """Return the detections of each image, best first, in inclusive pixels of the image before resizing."""
+        """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""
         return [
-            Detections(boxes.scale(found.boxes_xyxy, seen_hw, size_hw), found.scores, found.labels)
+            Detections(boxes.to_edges(boxes.scale(found.boxes_xyxy, seen_hw, size_hw)), found.scores, found.labels)
             for found, seen_hw, size_hw in zip(decode(output), output.sizes_hw, sizes_hw, strict=True)
         ]
 
