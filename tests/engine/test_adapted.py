@@ -411,3 +411,20 @@ def test_an_image_batch_on_the_device_of_the_model_goes_through(tiny_trunk):
     images = collate([torch.zeros(3, 33, 40, dtype=torch.uint8)]).to(model.device)
     (output,) = model.outputs(images)
     assert output.token_logits.shape == (1, sum(h * w for h, w in output.level_shapes_hw), output.token_mask.shape[1])
+
+
+@pytest.mark.parametrize("method", ["text_encoder", "context"])
+def test_a_training_loop_of_ones_own_never_reads_stale_text(tiny_trunk, method):
+    """Fused optimisers change weights without raising the counter of changes."""
+    model = attach(tiny_trunk, method, classes=CLASSES)
+    optimiser = torch.optim.AdamW([t for t in model.owned_tensors().values() if t.requires_grad], lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            kept = [text.features.clone() for text in model.texts()]
+        optimiser.zero_grad()
+        model.texts()[0].features.pow(2).sum().backward()
+        optimiser.step()
+        with torch.no_grad():
+            fresh = [model.network.encode_text(tokens).features for tokens in model.captions]
+            assert torch.equal(model.texts()[0].features, fresh[0])
+        assert not torch.equal(fresh[0], kept[0])
