@@ -1,4 +1,4 @@
-"""A second trunk family, as unlike GLIP as can be: queries, set matching, normalised boxes, no anchors or centerness."""
+"""A second trunk family, as unlike GLIP as can be: queries, set matching, normalised boxes, no anchors."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,22 @@ def test_the_version_is_that_of_the_project_file():
 def test_a_name_that_is_gone_says_what_to_write_instead(old, new):
     with pytest.raises(AttributeError, match=f"no attribute '{old}'; write {new} instead"):
         getattr(glip_adapt, old)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("glip", "model.network"), ("classes", "model.prompts"), ("bake", "glip_adapt.bake(model)")]
+)
+def test_an_attribute_that_is_gone_says_what_to_write_instead(tiny_trunk, old, new):
+    model = glip_adapt.attach(tiny_trunk, "zero_shot", classes=["cat"])
+    with pytest.raises(AttributeError, match=re.escape(f"no attribute '{old}'; write {new} instead")):
+        getattr(model, old)
+    assert not hasattr(model, "no_such_thing")
+
+
+def test_old_argument_orders_say_what_to_write_instead(tiny_trunk, tmp_path):
+    with pytest.raises(TypeError, match=re.escape("load_adapter(folder, trunk=trunk)")):
+        glip_adapt.load_adapter(tiny_trunk, tmp_path)
+    with pytest.raises(TypeError, match=re.escape("from_hub(repository, trunk=trunk)")):
+        glip_adapt.from_hub(tiny_trunk, "me/raccoon")
+    with pytest.raises(AttributeError, match=re.escape("write trunk.network instead")):
+        tiny_trunk.glip  # noqa: B018

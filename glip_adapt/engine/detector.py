@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from PIL import Image
 
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.precision import autocast
+from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures
 from glip_adapt.data.images import load_rgb, to_rgb
@@ -51,6 +52,9 @@ class Detector(ABC):
     frozen_state: type[FrozenState]
     frozen_checksum: str
     text_digest: str
+
+    if not TYPE_CHECKING:
+        __getattr__ = renamed(glip="model.network", classes="model.prompts", bake="glip_adapt.bake(model)")
 
     @property
     def device(self) -> torch.device:

@@ -23,8 +23,8 @@ from glip_adapt.trunks.catalogue import Trunk, load_trunk
 
 def load_adapter(
     folder: str | Path,
-    *,
     trunk: Trunk | None = None,
+    *,
     classes: Sequence[str | ClassPrompt] | None = None,
     device: torch.device | str | None = None,
 ) -> AdaptedModel:

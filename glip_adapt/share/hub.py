@@ -105,9 +105,9 @@ def push_to_hub(
 
 def from_hub(
     repository: str,
+    trunk: Trunk | None = None,
     *,
     revision: str = "main",
-    trunk: Trunk | None = None,
     classes: Sequence[str | ClassPrompt] | None = None,
     device: torch.device | str | None = None,
 ) -> AdaptedModel:
@@ -115,8 +115,8 @@ def from_hub(
 
     Args:
         repository: ``"owner/name"``.
-        revision: branch, tag or commit.
         trunk: the one that it was trained on; by default it is loaded by the name in the file.
+        revision: branch, tag or commit.
         classes: if given, must be those that it was trained for.
         device: where a trunk goes that is loaded here; by default the GPU if there is one.
 

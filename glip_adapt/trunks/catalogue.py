@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from glip_adapt.core.config import unknown_name
+from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
 from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A
 from glip_adapt.trunks.glip.family import GlipFamily
@@ -98,6 +99,9 @@ class Trunk:
     network: Network
     tokenizer: Tokenizer
     checksum: str
+
+    if not TYPE_CHECKING:
+        __getattr__ = renamed(glip="trunk.network")
 
     @property
     def spec(self) -> TrunkSpec:
