@@ -74,8 +74,10 @@ def push_to_hub(
         HubError: if the Hub cannot be reached or refuses.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) if isinstance(model, AdaptedModel) else Path(model)
-        if isinstance(model, AdaptedModel):
+        if isinstance(model, str | Path):
+            folder = Path(model)
+        else:
+            folder = Path(scratch)
             model.save(folder)
         description = _check_saved(folder)
         card = build_card(

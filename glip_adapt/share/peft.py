@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from glip_adapt.adapters.lora import Lora, layer_names
 from glip_adapt.engine.adapted import AdaptedModel
@@ -50,5 +51,4 @@ def save_for_peft(model: AdaptedModel, folder: str | Path) -> None:
 def _lora_of(model: AdaptedModel) -> Lora:
     if model.adapter.name != Lora.name:
         raise ValueError(f"Expected a model adapted by lora, got {model.adapter.name}.")
-    assert isinstance(model.adapter, Lora)
-    return model.adapter
+    return cast(Lora, model.adapter)

@@ -46,7 +46,7 @@ class TaskSet(Mapping[str, AdaptedModel]):
         """
         if name in self._models:
             raise ValueError(f"There is a task {name!r} already. Remove it first, or choose another name.")
-        if not isinstance(model, AdaptedModel):
+        if isinstance(model, str | Path):
             model = load_adapter(model, trunk=self.trunk)
         if model.trunk is not self.trunk:
             raise ValueError(

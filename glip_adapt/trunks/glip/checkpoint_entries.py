@@ -8,12 +8,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from glip_adapt.core.plain_text import excerpt
 from glip_adapt.trunks.glip.build import GlipConfig, build_glip
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, in_our_names, is_ignored, our_names
-from glip_adapt.trunks.glip.network import Glip
 
 Shape = tuple[int, ...]
 
@@ -36,16 +35,18 @@ class Match:
     problems: list[str]
 
 
-def match_entries(entries: Mapping[str, Any], glip: Glip, config: GlipConfig, others: Iterable[GlipConfig]) -> Match:
-    """Match checkpoint entries with the weights that ``glip`` needs.
+def match_entries(
+    entries: Mapping[str, Any], network: nn.Module, config: GlipConfig, others: Iterable[GlipConfig]
+) -> Match:
+    """Match checkpoint entries with the weights that ``network`` needs.
 
     Args:
         entries: name → value, with our names or the public ones.
-        glip: the detector, with any weights.
-        config: of ``glip``.
+        network: the detector, with any weights.
+        config: of ``network``.
         others: configs of detectors whose entries are refused, not left out.
     """
-    expected = _shapes(glip)
+    expected = _shapes(network)
     stored = in_our_names(entries, expected, config)
     unknown = [key for key in stored if key not in expected and not is_ignored(key)]
     misfits = (_misfit(key, stored.get(key), shape) for key, shape in expected.items())
@@ -114,8 +115,8 @@ def _needed_by(configs: Iterable[GlipConfig]) -> set[str]:
     return needed
 
 
-def _shapes(glip: Glip) -> dict[str, Shape]:
-    return {key: tuple(value.shape) for key, value in glip.state_dict().items()}
+def _shapes(network: nn.Module) -> dict[str, Shape]:
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
 
 @cache

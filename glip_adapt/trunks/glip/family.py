@@ -49,7 +49,6 @@ class GlipFamily(Family):
 
     def read(self, path: Path, network: Network, name: str, configs: Mapping[str, Any], how_to_get: str) -> Weights:
         """Return the weights of a file; one warning names the entries that the network does not have."""
-        assert isinstance(network, Glip)
         entries = read_entries(path)
         match = match_entries(entries, network, configs[name], configs.values())
         if match.problems:
