@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from glip_adapt import cli
@@ -30,6 +32,11 @@ TINY = replace(
     joint_heads=2,
     fusion_dropout=0.1,
 )
+# Continuous integration draws the same examples each time and keeps none; elsewhere each run may find new ones.
+settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("search", deadline=None)
+settings.load_profile("ci" if "CI" in os.environ else "search")
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from glip_adapt.adapters import ADAPTERS, build_adapter
 from glip_adapt.bench.events import Work
-from glip_adapt.bench.executor import BuildGlipExecutor, threads_of
+from glip_adapt.bench.executor import BuildFitExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan
 from glip_adapt.bench.records import RunRecord, read_records
@@ -72,7 +72,7 @@ def run_benchmark(
     _check_datasets(plan, where)
     if isinstance(cache, FeatureCache) and (workers > 1 or ray):
         raise ValueError("cache: workers share no memory; give a folder that they can share, or leave it out.")
-    build = BuildGlipExecutor(plan=plan, device=device, vocabulary=vocabulary, cache=cache, workers=workers)
+    build = BuildFitExecutor(plan=plan, device=device, vocabulary=vocabulary, cache=cache, workers=workers)
     checksum = functools.cache(functools.partial(_load_checksum, plan, where, vocabulary))
     return run_plan(
         plan,
@@ -129,7 +129,7 @@ def update_config(method: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     return updated | {name: {**tables[name], **updated[name]} for name in tables if updated.get(name) is not None}
 
 
-def _choose_work(build: BuildGlipExecutor, ray: str | None) -> Work:
+def _choose_work(build: BuildFitExecutor, ray: str | None) -> Work:
     """Return the ``Work`` of this process, of worker processes, or of a Ray cluster."""
     if ray is not None:
         from glip_adapt.bench.ray_pool import RayPool

@@ -1,4 +1,4 @@
-"""One run for real: attach, fit, score, and what it cost."""
+"""Do one run: attach, fit, score, and measure its cost."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildGlipExecutor:
-    """How a worker makes what does its runs.
+class BuildFitExecutor:
+    """Makes the executor of a worker; it is sent to worker processes.
 
     Attributes:
         plan: checked, suites spelled out.
@@ -50,7 +50,7 @@ class BuildGlipExecutor:
     cache: FeatureCache | Path | None = None
     workers: int = 1
 
-    def __call__(self, worker: int) -> GlipExecutor:
+    def __call__(self, worker: int) -> FitExecutor:
         """Return the executor of the worker at a position from 0."""
         device = self.device
         if device == "cuda" and self.workers > 1 and torch.cuda.device_count():
@@ -61,16 +61,16 @@ class BuildGlipExecutor:
             cache = self.cache
         else:  # from there it is memory-mapped
             cache = FeatureCache(folder=self.cache, memory_bytes=0)
-        return GlipExecutor(self.plan, device, self.vocabulary, cache, self.workers)
+        return FitExecutor(self.plan, device, self.vocabulary, cache, self.workers)
 
 
-class GlipExecutor:
-    """Does runs, and keeps the trunk in use, which the order of a plan's keys keeps adjacent, and the datasets."""
+class FitExecutor:
+    """Does one run at a time; keeps the current trunk and all datasets. Keys of a plan come trunk by trunk."""
 
     def __init__(
         self, plan: BenchPlan, device: str, vocabulary: Path | str | None, cache: FeatureCache, workers: int
     ) -> None:
-        """Load nothing yet; see ``BuildGlipExecutor``."""
+        """Load nothing yet; see ``BuildFitExecutor``."""
         self.plan, self.device, self.vocabulary, self.cache, self.workers = plan, device, vocabulary, cache, workers
         self.load_dataset = functools.cache(load_dataset)
         self._capture = functools.cache(capture_environment)

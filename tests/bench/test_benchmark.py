@@ -189,7 +189,7 @@ def test_a_nano_trunk_has_one_thread_and_others_share_the_cores(plan, monkeypatc
 
 def test_workers_on_cuda_are_dealt_the_gpus_in_turn(plan, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    build = executor.BuildGlipExecutor(plan=plan, device="cuda", workers=3)
+    build = executor.BuildFitExecutor(plan=plan, device="cuda", workers=3)
     assert [build(worker).device for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert replace(build, device="cuda:1")(0).device == "cuda:1"
 
