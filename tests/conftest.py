@@ -34,8 +34,8 @@ TINY = replace(
 )
 # Continuous integration draws the same examples each time and keeps none; elsewhere each run may find new ones.
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
-settings.register_profile("search", deadline=None)
-settings.load_profile("ci" if "CI" in os.environ else "search")
+settings.register_profile("local", deadline=None)
+settings.load_profile("ci" if "CI" in os.environ else "local")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
