@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from glip_adapt import TaskSet, ViewConfig, attach, load_adapter, load_baked, load_trunk, predict
+from glip_adapt import TaskSet, ViewConfig, attach, load_adapter, load_baked, load_trunk
+from glip_adapt.core.memory import peak_bytes, used_bytes
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate, resize_shape
@@ -92,7 +92,7 @@ def start(arguments: argparse.Namespace) -> Numbers:
         trunk = load_trunk(arguments.trunk, checkpoint=arguments.checkpoint, vocabulary=arguments.vocabulary)
         model = load_adapter(arguments.start, trunk=trunk)
         model.texts()
-    return {"cpu_seconds": time.process_time(), "peak_gb": peak_gigabytes()}
+    return {"cpu_seconds": time.process_time(), "peak_gb": peak_bytes() / 1e9}
 
 
 def run_fresh(command: list[str]) -> Numbers:
@@ -119,17 +119,17 @@ def compare_starts(arguments: argparse.Namespace, folder: Path) -> Numbers:
 
 def measure_tasks(trunk: Trunk, folder: Path) -> Numbers:
     """Return milliseconds and megabytes of ten adapters on one trunk, and whether it is the same afterwards."""
-    checksum, before = weights_checksum(trunk.network), resident_gigabytes()
+    checksum, before = weights_checksum(trunk.network), used_bytes()
     tasks, seconds = TaskSet(trunk), []
     for i in range(TASKS):
         seconds.append(clock(tasks.add, f"task {i}", folder / "adapter")[0])
-    held = resident_gigabytes() - before
+    held = used_bytes() - before
     names = list(tasks)
     swap = min(clock(tasks.__getitem__, name)[0] for name in names)
     picture = Image.effect_noise((320, 240), 90).convert("RGB")
     expected = attach(trunk, "zero_shot", classes=CLASSES).predict(picture)
     together, _ = clock(tasks.predict, [picture] * TASKS, names)
-    apart = sum(clock(predict, tasks[name], picture)[0] for name in names)
+    apart = sum(clock(tasks[name].predict, picture)[0] for name in names)
     leave = max(clock(tasks.remove, name)[0] for name in names)
     same = weights_checksum(trunk.network) == checksum and equal(
         attach(trunk, "zero_shot", classes=CLASSES).predict(picture), expected
@@ -138,7 +138,7 @@ def measure_tasks(trunk: Trunk, folder: Path) -> Numbers:
         "attach_ms": 1e3 * min(seconds),
         "swap_ms": 1e3 * swap,
         "detach_ms": 1e3 * leave,
-        "mb_per_task": 1e3 * held / TASKS,
+        "mb_per_task": held / 1e6 / TASKS,
         "one_picture_apart_over_together": apart / together,
         "bit_exact": float(same),
     }
@@ -214,15 +214,6 @@ def clock(work: Callable[..., T], *arguments: Any) -> tuple[float, T]:
     started = time.perf_counter()
     result = work(*arguments)
     return time.perf_counter() - started, result
-
-
-def peak_gigabytes() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()  # getrusage starts at the peak of the parent process
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM"))
-
-
-def resident_gigabytes() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e9
 
 
 if __name__ == "__main__":

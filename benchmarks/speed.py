@@ -34,6 +34,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from glip_adapt.adapters.prompt import TextOffset
+from glip_adapt.core import memory
 from glip_adapt.core.precision import Precision, autocast
 from glip_adapt.core.structures import ImageBatch, Target, TextFeatures, Tokens, split_levels
 from glip_adapt.engine.adapted import AdaptedModel, attach
@@ -258,28 +259,14 @@ def peak_in_own_process(side: str, task: str) -> int:
 def peak_bytes(arguments: argparse.Namespace, side: str, task: str) -> int:
     """Return the peak of a step beyond what the process holds when the network is loaded and has run once."""
     trunk = random_trunk(arguments.trunk, arguments.device)
-    on_gpu = torch.device(arguments.device).type == "cuda"
     warm_up = build_workload(trunk, "inference", arguments, (64, 64), arguments.classes)
     getattr(warm_up, side)()  # loads the libraries' kernels
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if on_gpu else reset_peak()
+    memory.reset_peak(arguments.device)
+    before = memory.used_bytes(arguments.device)
     work = build_workload(trunk, task, arguments, tuple(arguments.size), arguments.classes)
     for _ in range(1 + (task == "full")):  # the optimiser's moments exist from the end of the first step
         getattr(work, side)()
-    return (torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")) - before
-
-
-def reset_peak() -> int:
-    """Forget the highest resident size of this process (Linux) and return the present one, in bytes."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
-
-
-def resident(field: str) -> int:
-    """Return a memory figure of this process in bytes (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return memory.peak_bytes(arguments.device) - before
 
 
 def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[str, float]]]:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping
+from glip_adapt.core.memory import peak_bytes, reset_peak
 from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.data.dataset import Dataset, load_dataset
 from glip_adapt.data.split import Split
@@ -99,7 +99,7 @@ class FitExecutor:
     def _execute(
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
     ) -> RunOutcome:
-        _reset_peak(self.device)
+        reset_peak(self.device)
         data, trunk = self.load_dataset(key.dataset), self.trunk(key.trunk)
         started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
@@ -120,7 +120,7 @@ class FitExecutor:
         cost = RunCost(
             trained_parameters=model.trained_parameters,
             adapter_bytes=adapter_bytes,
-            peak_bytes=_peak_bytes(self.device),
+            peak_bytes=peak_bytes(self.device),
             seconds=time.perf_counter() - started,
         )
         others = [entry for entry in protocol.retention if entry != key.dataset]
@@ -201,24 +201,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _reset_peak(device: str) -> None:
-    """Forget the highest memory in use so far, where the system allows it, so that a run reports its own."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux
-
-
-def _peak_bytes(device: str) -> int:
-    """Return the highest memory in use since ``_reset_peak``: of the GPU, or of this process."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS, in bytes, of the whole process
 
 
 def _describe(device: str) -> str:

@@ -1,0 +1,45 @@
+"""Measure the memory of this process, or of its GPU, in bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+
+def reset_peak(device: torch.device | str = "cpu") -> None:
+    """Forget the highest use of memory so far, where the system allows it: on Linux, and on a GPU."""
+    if _is_gpu(device):
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the highest use of memory since ``reset_peak``, or since the start, in bytes.
+
+    Args:
+        device: a CUDA device for the memory of this GPU; any other one for the memory of this process.
+    """
+    return torch.cuda.max_memory_allocated(device) if _is_gpu(device) else _of_process("VmHWM")
+
+
+def used_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the present use of memory in bytes; on macOS the peak of the process."""
+    return torch.cuda.memory_allocated(device) if _is_gpu(device) else _of_process("VmRSS")
+
+
+def _of_process(field: str) -> int:
+    """Return a field of Linux's process status; elsewhere the peak of the process."""
+    with contextlib.suppress(OSError):  # getrusage starts at the peak of the parent process, so it comes second
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts in bytes
+
+
+def _is_gpu(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cuda"

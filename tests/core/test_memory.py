@@ -1,0 +1,26 @@
+"""Memory in use by this process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glip_adapt.core import memory
+
+LARGE = 64 * 2**20  # bytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_a_peak_lasts_until_it_is_reset():
+    before = memory.used_bytes()
+    held = torch.ones(LARGE, dtype=torch.uint8)
+    assert memory.used_bytes() > before + 0.9 * len(held)
+    del held
+    assert memory.peak_bytes() > before + 0.9 * LARGE
+    memory.reset_peak()
+    assert memory.peak_bytes() < before + 0.5 * LARGE
+
+
+def test_without_the_process_status_of_linux_the_peak_is_in_bytes_too(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
+    assert memory.peak_bytes() > 50 * 2**20  # torch alone takes more
