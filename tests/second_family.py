@@ -29,7 +29,7 @@ class QueryOutput:
     boxes_norm: torch.Tensor
     token_map: torch.Tensor
     padded_hw: tuple[int, int]
-    sizes_hw: tuple[tuple[int, int], ...]
+    image_sizes_hw: tuple[tuple[int, int], ...]
 
 
 class SetMatching:
@@ -95,7 +95,7 @@ class QueryDetector(Network):
 
     def encode_image(self, images):
         maps = self.backbone(images.pixels.float() / 255 - 0.5)
-        return Pyramid.from_levels([maps], images.sizes_hw)
+        return Pyramid.from_levels([maps], images.image_sizes_hw)
 
     def encode_text(self, tokens):
         return self.text_encoder(tokens)
@@ -103,16 +103,18 @@ class QueryDetector(Network):
     def fuse(self, pyramid, text):
         text = self.text_prompt(text)
         mixed = F.linear(pyramid.cells, *matrix(self.mixer)).tanh()
-        return Fused(Pyramid(mixed + text.features.mean(1, keepdim=True), pyramid.shapes_hw, pyramid.sizes_hw), text)
+        return Fused(
+            Pyramid(mixed + text.features.mean(1, keepdim=True), pyramid.level_shapes_hw, pyramid.image_sizes_hw), text
+        )
 
     def predict(self, fused):
         cells = fused.pyramid.cells
         attention = (self.queries @ cells.transpose(-1, -2)).softmax(-1)  # (B, Q, A)
         seen = attention @ cells + self.queries
         logits = self.name_layer(seen) @ fused.text.features.transpose(-1, -2)
-        ((h, w),) = fused.pyramid.shapes_hw
+        ((h, w),) = fused.pyramid.level_shapes_hw
         boxes_norm = self.box_layer(seen).sigmoid()
-        return QueryOutput(logits, boxes_norm, fused.text.token_map, (h * STRIDE, w * STRIDE), fused.sizes_hw)
+        return QueryOutput(logits, boxes_norm, fused.text.token_map, (h * STRIDE, w * STRIDE), fused.image_sizes_hw)
 
     def decode(self, output, sizes_hw):
         weights = output.token_map.float() / output.token_map.sum(-1, keepdim=True)
@@ -120,7 +122,7 @@ class QueryDetector(Network):
         centre, size = output.boxes_norm.chunk(2, dim=-1)
         edges = torch.cat((centre - size / 2, centre + size / 2), dim=-1)
         found = []
-        for i, (seen_hw, size_hw) in enumerate(zip(output.sizes_hw, sizes_hw, strict=True)):
+        for i, (seen_hw, size_hw) in enumerate(zip(output.image_sizes_hw, sizes_hw, strict=True)):
             factor = [p / s * o for p, s, o in zip(output.padded_hw, seen_hw, size_hw, strict=True)]
             boxes_xyxy = edges[i] * edges.new_tensor([factor[1], factor[0]] * 2)
             found.append(Detections(boxes_xyxy, scores[i], labels[i]).select(scores[i].argsort(descending=True)))

@@ -28,11 +28,11 @@ class ImageBatch:
 
     Attributes:
         pixels: (B, 3, H, W) uint8, RGB, 0–255; H and W are multiples of 32; padding is zero.
-        sizes_hw: real (height, width) of each picture inside the padding, in pixels.
+        image_sizes_hw: real (height, width) of each picture inside the padding, in pixels.
     """
 
     pixels: Tensor
-    sizes_hw: tuple[SizeHW, ...]
+    image_sizes_hw: tuple[SizeHW, ...]
 
     @classmethod
     def stack(cls, parts: Sequence[ImageBatch]) -> ImageBatch:
@@ -41,7 +41,7 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return the batch on ``device``."""
-        return ImageBatch(self.pixels.to(device), self.sizes_hw)
+        return ImageBatch(self.pixels.to(device), self.image_sizes_hw)
 
 
 @dataclass(frozen=True)
@@ -50,35 +50,35 @@ class Pyramid:
 
     Attributes:
         cells: (B, A, C) float, levels finest first, row by row within a level.
-        shapes_hw: L pairs (h, w) with Σ h·w = A.
-        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+        level_shapes_hw: L pairs (h, w) with Σ h·w = A.
+        image_sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
     """
 
     cells: Tensor
-    shapes_hw: tuple[SizeHW, ...]
-    sizes_hw: tuple[SizeHW, ...]
+    level_shapes_hw: tuple[SizeHW, ...]
+    image_sizes_hw: tuple[SizeHW, ...]
 
     @classmethod
-    def from_levels(cls, levels: Sequence[Tensor], sizes_hw: tuple[SizeHW, ...]) -> Pyramid:
+    def from_levels(cls, levels: Sequence[Tensor], image_sizes_hw: tuple[SizeHW, ...]) -> Pyramid:
         """Return the pyramid of L maps (B, C, h, w), finest first."""
         cells = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
-        return cls(cells, tuple((level.shape[2], level.shape[3]) for level in levels), sizes_hw)
+        return cls(cells, tuple((level.shape[2], level.shape[3]) for level in levels), image_sizes_hw)
 
     @classmethod
     def stack(cls, parts: Sequence[Pyramid]) -> Pyramid:
         """Return several pyramids of the same level shapes as one."""
-        return cls(torch.cat([part.cells for part in parts]), parts[0].shapes_hw, _sizes(parts))
+        return cls(torch.cat([part.cells for part in parts]), parts[0].level_shapes_hw, _sizes(parts))
 
     @property
     def levels(self) -> tuple[Tensor, ...]:
         """L views (B, C, h, w) of the buffer."""
-        return split_levels(self.cells, self.shapes_hw)
+        return split_levels(self.cells, self.level_shapes_hw)
 
 
-def split_levels(cells: Tensor, shapes_hw: Sequence[SizeHW]) -> tuple[Tensor, ...]:
+def split_levels(cells: Tensor, level_shapes_hw: Sequence[SizeHW]) -> tuple[Tensor, ...]:
     """Return one view (B, C, h, w), channels last, of (B, A, C) for each of the shapes."""
-    parts = cells.split([h * w for h, w in shapes_hw], dim=1)
-    return tuple(part.unflatten(1, hw).permute(0, 3, 1, 2) for part, hw in zip(parts, shapes_hw, strict=True))
+    parts = cells.split([h * w for h, w in level_shapes_hw], dim=1)
+    return tuple(part.unflatten(1, hw).permute(0, 3, 1, 2) for part, hw in zip(parts, level_shapes_hw, strict=True))
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class Fused:
         return cls(Pyramid.stack([part.pyramid for part in parts]), text)
 
     @property
-    def sizes_hw(self) -> tuple[SizeHW, ...]:
+    def image_sizes_hw(self) -> tuple[SizeHW, ...]:
         """Real picture sizes in pixels."""
-        return self.pyramid.sizes_hw
+        return self.pyramid.image_sizes_hw
 
 
 FrozenState = ImageBatch | Pyramid | Fused
@@ -164,7 +164,7 @@ FrozenState = ImageBatch | Pyramid | Fused
 
 
 def _sizes(parts: Sequence[ImageBatch | Pyramid]) -> tuple[SizeHW, ...]:
-    return tuple(size_hw for part in parts for size_hw in part.sizes_hw)
+    return tuple(size_hw for part in parts for size_hw in part.image_sizes_hw)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from torch.nn.functional import pad
 from glip_adapt.core.files import file_sha256
 from glip_adapt.core.structures import FrozenState, Fused, ImageBatch, Pyramid, TextFeatures
 
-FORMAT_VERSION = 1  # raise it when the file format or the arithmetic of a stage changes; older entries then never match
+FORMAT_VERSION = 2  # raise it when the file format or the arithmetic of a stage changes; older entries then never match
 ALIGNMENT = 64  # bytes, as torch allocates; a dot product rounds differently where its operand starts elsewhere
 ENTRIES = f"{'[0-9a-f]' * 2}/{'[0-9a-f]' * 64}.safetensors"  # nothing else in the folder is counted or deleted
 LEFTOVERS = f"{'[0-9a-f]' * 2}/.{'[0-9a-f]' * 64}-*.partial"

@@ -128,13 +128,13 @@ class _Encoded:
 
     def of(self, model: AdaptedModel, rows: list[int]) -> ImageBatch | Pyramid:
         """Return the last result for some of the pictures that the model shares with the trunk."""
-        sizes_hw = tuple(self._batch.sizes_hw[row] for row in rows)
+        sizes_hw = tuple(self._batch.image_sizes_hw[row] for row in rows)
         if model.frozen_state is ImageBatch:
             return ImageBatch(self._batch.pixels[rows], sizes_hw)
         if self._pyramid is None:
             with autocast(model.device, self._view.precision):
                 self._pyramid = self._trunk.network.encode_image(self._batch)
-        return replace(self._pyramid, cells=self._pyramid.cells[rows], sizes_hw=sizes_hw)
+        return replace(self._pyramid, cells=self._pyramid.cells[rows], image_sizes_hw=sizes_hw)
 
 
 def _batches(images: Sequence[Image.Image], view: ViewConfig) -> Iterator[list[Image.Image]]:

@@ -146,7 +146,7 @@ def stand_in_image(seed, height, width):
 def test_a_batch_holds_every_image_and_pads_with_zeros(sizes):
     images = [torch.randint(1, 256, (3, *size_hw), dtype=torch.uint8) for size_hw in sizes]
     batch = collate(images)
-    assert batch.sizes_hw == tuple(sizes)
+    assert batch.image_sizes_hw == tuple(sizes)
     assert batch.pixels.dtype == torch.uint8
     height, width = batch.pixels.shape[2:]
     assert (height % 32, width % 32) == (0, 0)

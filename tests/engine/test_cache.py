@@ -174,7 +174,7 @@ def test_each_field_of_the_key_tells_results_apart(tmp_path, field):
 
 
 def test_the_digest_of_a_key_is_the_same_in_every_process():
-    assert KEY.digest == "0a6a10fcbe7a7933afe706eddfa08e8d216d2e8e04f09a46221f634de616be24"
+    assert KEY.digest == "edf7ad465c04370bdaad8cc98b63174bbb3a5b9b947ce7c65d044875c6b5cdb0"
 
 
 def test_what_fits_nowhere_is_computed_each_time_and_said_once(caplog):
@@ -329,7 +329,9 @@ STRUCTURES = {
     "no fields": lambda state: state | {"fields": {}},
     "a list of fields": lambda state: state | {"fields": [1, 2]},
     "numbers for a tensor": lambda state: state | {"fields": state["fields"] | {"cells": [1, 2]}},
-    "a tensor for numbers": lambda state: state | {"fields": state["fields"] | {"shapes_hw": state["fields"]["cells"]}},
+    "a tensor for numbers": lambda state: (
+        state | {"fields": state["fields"] | {"level_shapes_hw": state["fields"]["cells"]}}
+    ),
     "a deep nest": lambda state: functools.reduce(lambda inner, _: [inner], range(900), state),
     "strides out of bounds": lambda state: (
         state | {"fields": state["fields"] | {"cells": state["fields"]["cells"] | {"strides": [10**9, 1, 1]}}}
@@ -431,7 +433,7 @@ for run in range(3):
     for i in [*range(20), *range(20)]:
         expected = ImageBatch(torch.full((1, 3, 32, 32), i, dtype=torch.uint8), ((i, i),))
         found = cache.get(CacheKey("", str(i), "", "", "", ""), lambda: expected)
-        assert torch.equal(found.pixels, expected.pixels) and found.sizes_hw == expected.sizes_hw
+        assert torch.equal(found.pixels, expected.pixels) and found.image_sizes_hw == expected.image_sizes_hw
 """
 
 
@@ -449,7 +451,7 @@ def test_a_result_moves_to_a_device_and_stays_the_same_where_nothing_moves(name)
     moved = to(state, torch.device("meta"))
     tensors = [moved.pyramid.cells, moved.text.mask] if isinstance(moved, Fused) else list(vars(moved).values())
     assert {tensor.device.type for tensor in tensors if isinstance(tensor, torch.Tensor)} == {"meta"}
-    assert getattr(moved, "sizes_hw", None) == getattr(state, "sizes_hw", None)
+    assert getattr(moved, "image_sizes_hw", None) == getattr(state, "image_sizes_hw", None)
 
 
 def test_a_picture_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):

@@ -49,9 +49,9 @@ class Rigged(Detector):
     def finish(self, images):
         self.images = images
         self.keeps_graph = torch.is_grad_enabled()
-        ((height, width),) = images.sizes_hw
-        shapes_hw = level_shapes(tuple(images.pixels.shape[-2:]))
-        anchors = anchor_grid(shapes_hw)
+        ((height, width),) = images.image_sizes_hw
+        level_shapes_hw = level_shapes(tuple(images.pixels.shape[-2:]))
+        anchors = anchor_grid(level_shapes_hw)
         logits, deltas = torch.full((1, len(anchors), 4), -9.0), torch.zeros(1, len(anchors), 4)
         for rank, box in enumerate(self.boxes_norm):
             box_xyxy = torch.tensor([box]) * torch.tensor([width, height, width, height])
@@ -60,7 +60,9 @@ class Rigged(Detector):
         token_map = torch.tensor([[[False, True, False, False], [False, False, True, False]]])
         centerness = torch.full((1, len(anchors)), 9.0)
         mask = torch.ones(1, 4, dtype=torch.bool)
-        return [HeadOutput(logits, deltas, centerness, anchors, shapes_hw, mask, token_map, images.sizes_hw)]
+        return [
+            HeadOutput(logits, deltas, centerness, anchors, level_shapes_hw, mask, token_map, images.image_sizes_hw)
+        ]
 
 
 @given(
@@ -71,7 +73,7 @@ class Rigged(Detector):
 def test_a_box_is_the_same_part_of_the_picture_at_every_size(size, left, top, right, bottom):
     model = Rigged((left, top, right, bottom))
     found = model.predict(Image.new("RGB", size), view=SMALL)
-    ((seen_height, seen_width),) = model.images.sizes_hw
+    ((seen_height, seen_width),) = model.images.image_sizes_hw
     assert (seen_height, seen_width) == resize_shape(size[::-1], 64, 120)
     share = (found.boxes_xyxy - LAST_PIXEL) / torch.tensor([*size, *size])
     last_pixel = torch.tensor([1 - 1 / seen_width, 1 - 1 / seen_height] * 2)
@@ -109,7 +111,7 @@ def test_the_picture_is_shown_unmirrored_in_eval_mode_and_without_gradients(coco
 def test_the_long_side_is_limited():
     model = Rigged((0.1, 0.1, 0.5, 0.5))
     model.predict(Image.new("RGB", (500, 50)), view=SMALL)
-    assert model.images.sizes_hw == ((12, 120),)
+    assert model.images.image_sizes_hw == ((12, 120),)
 
 
 @pytest.mark.parametrize(("trunk", "seen_hw"), [("glip-t", (800, 1066)), ("glip-nano", (160, 213))])
@@ -117,7 +119,7 @@ def test_the_default_is_what_the_trunk_is_used_to(trunk, seen_hw):
     model = Rigged((0.1, 0.1, 0.5, 0.5))
     model.view = trunk_spec(trunk).view
     model.predict(Image.new("RGB", (40, 30)))
-    assert model.images.sizes_hw == (seen_hw,)
+    assert model.images.image_sizes_hw == (seen_hw,)
 
 
 def test_the_public_test_setting_is_the_default_of_the_public_trunks():

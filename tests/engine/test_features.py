@@ -43,7 +43,7 @@ def encoded(monkeypatch):
     sizes, forward = [], ImageEncoder.forward
 
     def spy(self, images):
-        sizes.append(images.sizes_hw)
+        sizes.append(images.image_sizes_hw)
         return forward(self, images)
 
     monkeypatch.setattr(ImageEncoder, "forward", spy)
@@ -222,7 +222,7 @@ def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build
     model = build(method)
     prefixes = [of(model, None, record) for record in data.train.records[:3]]
     (output,) = model.finish(stack(prefixes))
-    assert output.sizes_hw == tuple(prefix.sizes_hw[0] for prefix in prefixes)
+    assert output.image_sizes_hw == tuple(prefix.image_sizes_hw[0] for prefix in prefixes)
     for row, prefix in enumerate(prefixes):
         (alone,) = model.finish(prefix)
         for name in ("token_logits", "box_deltas", "centerness"):

@@ -94,7 +94,7 @@ def raw(token_logits, deltas=None):
         level_shapes_hw=((2, 2), (1, 1)),
         token_mask=torch.ones(1, classes, dtype=torch.bool),
         token_map=torch.eye(classes, dtype=torch.bool)[None],
-        sizes_hw=((16, 16),),
+        image_sizes_hw=((16, 16),),
     )
 
 

@@ -52,7 +52,9 @@ def encoded(tiny_trunk, monkeypatch):
     """The number of pictures in each batch that the trunk's image encoder sees."""
     batches, original = [], tiny_trunk.network.encode_image
     monkeypatch.setattr(
-        tiny_trunk.network, "encode_image", lambda images: batches.append(len(images.sizes_hw)) or original(images)
+        tiny_trunk.network,
+        "encode_image",
+        lambda images: batches.append(len(images.image_sizes_hw)) or original(images),
     )
     return batches
 

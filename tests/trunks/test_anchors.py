@@ -41,12 +41,12 @@ def test_encoding_then_decoding_returns_the_boxes(boxes_xyxy, levels, cell):
 @given(padded_sides, padded_sides, st.sampled_from([4, ANCHOR_SCALE]))
 @few
 def test_the_grid_has_one_anchor_per_cell_centred_on_it(height, width, scale):
-    shapes_hw = level_shapes((height, width))
-    grid = anchor_grid(shapes_hw, scale=scale)
+    level_shapes_hw = level_shapes((height, width))
+    grid = anchor_grid(level_shapes_hw, scale=scale)
     assert grid.dtype == torch.float32
     expected = [
         (stride * x + (stride - 1) / 2, stride * y + (stride - 1) / 2, scale * stride)
-        for (h, w), stride in zip(shapes_hw, STRIDES, strict=True)
+        for (h, w), stride in zip(level_shapes_hw, STRIDES, strict=True)
         for y in range(h)
         for x in range(w)
     ]

@@ -21,10 +21,10 @@ def logit(probability):
     return math.log(probability / (1 - probability))
 
 
-def blank(padded_hw=(64, 96), sizes_hw=((64, 96),)):
+def blank(padded_hw=(64, 96), image_sizes_hw=((64, 96),)):
     """An output that scores everything at zero, with boxes that do not overlap on the finest level."""
-    shapes_hw, batch = level_shapes(padded_hw), len(sizes_hw)
-    anchors = anchor_grid(shapes_hw)
+    level_shapes_hw, batch = level_shapes(padded_hw), len(image_sizes_hw)
+    anchors = anchor_grid(level_shapes_hw)
     deltas = torch.zeros(batch, len(anchors), 4)
     deltas[..., 2:] = SMALL
     return HeadOutput(
@@ -32,10 +32,10 @@ def blank(padded_hw=(64, 96), sizes_hw=((64, 96),)):
         box_deltas=deltas,
         centerness=torch.zeros(batch, len(anchors)),
         anchors_xyxy=anchors,
-        level_shapes_hw=shapes_hw,
+        level_shapes_hw=level_shapes_hw,
         token_mask=torch.ones(1, 5, dtype=torch.bool),
         token_map=TOKEN_MAP[None],
-        sizes_hw=tuple(sizes_hw),
+        image_sizes_hw=tuple(image_sizes_hw),
     )
 
 
@@ -43,14 +43,14 @@ def blank(padded_hw=(64, 96), sizes_hw=((64, 96),)):
 @settings(max_examples=15, deadline=None)
 def test_detections_are_sorted_inside_their_picture_and_do_not_overlap_within_a_class(seed):
     generator = torch.Generator().manual_seed(seed)
-    output = blank(sizes_hw=((50, 96), (64, 70)))
+    output = blank(image_sizes_hw=((50, 96), (64, 70)))
     output = replace(
         output,
         token_logits=2 * torch.randn(output.token_logits.shape, generator=generator) - 2,
         box_deltas=2 * torch.randn(output.box_deltas.shape, generator=generator),
         centerness=torch.randn(output.centerness.shape, generator=generator),
     )
-    for found, (height, width) in zip(decode(output), output.sizes_hw, strict=True):
+    for found, (height, width) in zip(decode(output), output.image_sizes_hw, strict=True):
         assert 0 < len(found) <= 100
         assert (found.scores.diff() <= 0).all()
         assert ((found.scores > 0) & (found.scores < 1)).all()
@@ -62,12 +62,14 @@ def test_detections_are_sorted_inside_their_picture_and_do_not_overlap_within_a_
 
 
 def test_a_batch_equals_single_pictures():
-    output = blank(sizes_hw=((64, 96), (40, 50)))
+    output = blank(image_sizes_hw=((64, 96), (40, 50)))
     output = replace(output, token_logits=torch.randn(output.token_logits.shape) - 2)
     alone = [
         replace(
             output,
-            **{k: getattr(output, k)[i : i + 1] for k in ("token_logits", "box_deltas", "centerness", "sizes_hw")},
+            **{
+                k: getattr(output, k)[i : i + 1] for k in ("token_logits", "box_deltas", "centerness", "image_sizes_hw")
+            },
         )
         for i in range(2)
     ]
@@ -112,7 +114,7 @@ def test_a_worse_box_of_the_same_class_is_suppressed_and_of_another_is_not():
 
 @pytest.mark.parametrize(("better", "tied", "expected"), [(99, 6, 105), (100, 6, 100), (0, 130, 130), (70, 20, 90)])
 def test_at_most_a_hundred_stay_but_for_ties_with_the_last(better, tied, expected):
-    output = blank(padded_hw=(128, 128), sizes_hw=((128, 128),))
+    output = blank(padded_hw=(128, 128), image_sizes_hw=((128, 128),))
     output.token_logits[0, :better, 1] = torch.linspace(1, 2, better)
     output.token_logits[0, better : better + tied, 1] = 0.5
     (found,) = decode(output)
@@ -121,7 +123,7 @@ def test_at_most_a_hundred_stay_but_for_ties_with_the_last(better, tied, expecte
 
 
 def test_another_limit_keeps_the_first_of_the_same_boxes():
-    output = blank(padded_hw=(128, 128), sizes_hw=((128, 128),))
+    output = blank(padded_hw=(128, 128), image_sizes_hw=((128, 128),))
     output.token_logits[0, :150, 1] = torch.linspace(1, 2, 150)
     (all_of_them,), (few,) = decode(output, limit=300), decode(output, limit=7)
     assert (len(all_of_them), len(few)) == (150, 7)
@@ -129,7 +131,7 @@ def test_another_limit_keeps_the_first_of_the_same_boxes():
 
 
 def test_a_level_hands_on_its_best_thousand():
-    output = blank(padded_hw=(320, 320), sizes_hw=((320, 320),))  # 40 × 40 cells on the finest level
+    output = blank(padded_hw=(320, 320), image_sizes_hw=((320, 320),))  # 40 × 40 cells on the finest level
     output.token_logits[0, :1600, 1] = 1.0  # all tied, so none is cut off later
     output.token_logits[0, 1600:1603, 1] = 1.0  # the next level has room of its own
     (found,) = decode(output)
@@ -137,7 +139,7 @@ def test_a_level_hands_on_its_best_thousand():
 
 
 def test_the_best_thousand_are_chosen_by_the_product_with_centerness():
-    output = blank(padded_hw=(320, 320), sizes_hw=((320, 320),))
+    output = blank(padded_hw=(320, 320), image_sizes_hw=((320, 320),))
     output.token_logits[0, :1600, 1] = 1.0
     output.token_logits[0, :600, 1] = 2.0  # the best classes …
     output.centerness[0, :600] = -3.0  # … but the worst products
@@ -147,7 +149,7 @@ def test_the_best_thousand_are_chosen_by_the_product_with_centerness():
 
 
 def test_a_box_of_any_level_belongs_to_its_own_anchor():
-    output = blank(padded_hw=(256, 384), sizes_hw=((256, 384),))
+    output = blank(padded_hw=(256, 384), image_sizes_hw=((256, 384),))
     starts, places = [0], []
     for h, w in output.level_shapes_hw:
         starts.append(starts[-1] + h * w)
@@ -162,7 +164,7 @@ def test_a_box_of_any_level_belongs_to_its_own_anchor():
 
 
 def test_boxes_are_clipped_to_the_real_size_of_their_picture():
-    output = blank(sizes_hw=((64, 96), (33, 50)))
+    output = blank(image_sizes_hw=((64, 96), (33, 50)))
     output.box_deltas[..., 2:] = 5 * math.log(4)  # 256 pixels: the whole picture and more
     output.token_logits[:, 40, 1] = 3.0
     first, second = decode(output)
@@ -171,7 +173,7 @@ def test_boxes_are_clipped_to_the_real_size_of_their_picture():
 
 
 def test_pictures_without_detections_keep_their_shapes_and_types():
-    for found in decode(blank(sizes_hw=((64, 96), (40, 50)))):
+    for found in decode(blank(image_sizes_hw=((64, 96), (40, 50)))):
         assert (found.boxes_xyxy.shape, found.boxes_xyxy.dtype) == ((0, 4), torch.float32)
         assert (found.scores.shape, found.scores.dtype) == ((0,), torch.float32)
         assert (found.labels.shape, found.labels.dtype) == ((0,), torch.int64)

@@ -55,7 +55,7 @@ def block_and_levels():
 def run(block, levels):
     """The block, called with maps and answering with maps."""
     pyramid = Pyramid.from_levels(levels, ())
-    return replace(pyramid, cells=block(pyramid.cells, pyramid.shapes_hw)).levels
+    return replace(pyramid, cells=block(pyramid.cells, pyramid.level_shapes_hw)).levels
 
 
 def test_a_block_keeps_every_shape():

@@ -31,8 +31,8 @@ def test_a_batch_of_one_size_equals_single_images(backbone):
     network, batch = encoder(backbone), images((64, 90), (64, 90), (64, 90), padded_hw=(64, 96))
     with torch.no_grad():
         together = network(batch)
-        alone = [network(ImageBatch(batch.pixels[i : i + 1], batch.sizes_hw[i : i + 1])) for i in range(3)]
-    assert together.sizes_hw == batch.sizes_hw
+        alone = [network(ImageBatch(batch.pixels[i : i + 1], batch.image_sizes_hw[i : i + 1])) for i in range(3)]
+    assert together.image_sizes_hw == batch.image_sizes_hw
     for level, singles in zip(together.levels, zip(*(p.levels for p in alone), strict=True), strict=True):
         torch.testing.assert_close(level, torch.cat(singles), rtol=1e-4, atol=1e-5)
 

@@ -250,7 +250,7 @@ def test_captions_of_different_length_in_one_batch_do_not_touch_each_other():
     with torch.no_grad():
         together = network(images, TextFeatures(text.features, mask, text.token_map))
         short = TextFeatures(text.features[1:, :4], mask[1:, :4], text.token_map[1:, :, :4])
-        alone = network(Pyramid(images.cells[1:], images.shapes_hw, images.sizes_hw[1:]), short)
+        alone = network(Pyramid(images.cells[1:], images.level_shapes_hw, images.image_sizes_hw[1:]), short)
     torch.testing.assert_close(together.text.features[1:, :4], alone.text.features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(together.pyramid.cells[1:], alone.pyramid.cells, rtol=1e-4, atol=1e-4)
 
@@ -258,10 +258,10 @@ def test_captions_of_different_length_in_one_batch_do_not_touch_each_other():
 def test_a_block_fuses_then_each_modality_looks_at_itself():
     (block,), images, text = tower(blocks=1).blocks, pyramid(), caption()
     with torch.no_grad():
-        found, words = block(images.cells, images.shapes_hw, text.features, text.mask)
+        found, words = block(images.cells, images.level_shapes_hw, text.features, text.mask)
         image, fused_words = block.fusion(images.cells, text.features, text.mask)
         torch.testing.assert_close(words, block.text_layer(fused_words, text.mask))
-        torch.testing.assert_close(found, block.dyhead(image, images.shapes_hw))
+        torch.testing.assert_close(found, block.dyhead(image, images.level_shapes_hw))
 
 
 def test_one_caption_for_a_batch_equals_one_per_picture():

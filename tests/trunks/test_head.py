@@ -39,7 +39,7 @@ def test_every_anchor_gets_a_box_a_centerness_and_a_logit_per_token(batch, token
     assert output.centerness.shape == (batch, anchors)
     assert output.level_shapes_hw == SHAPES_HW
     assert torch.equal(output.anchors_xyxy, anchor_grid(SHAPES_HW))
-    assert output.sizes_hw == inputs.pyramid.sizes_hw
+    assert output.image_sizes_hw == inputs.pyramid.image_sizes_hw
     assert output.token_mask is inputs.text.mask
     assert output.token_map is inputs.text.token_map
 

@@ -32,7 +32,7 @@ def assert_close(found, expected):
     torch.testing.assert_close(found.token_logits, expected.token_logits, **close)
     torch.testing.assert_close(found.box_deltas, expected.box_deltas, **close)
     torch.testing.assert_close(found.centerness, expected.centerness, **close)
-    assert found.sizes_hw == expected.sizes_hw
+    assert found.image_sizes_hw == expected.image_sizes_hw
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def test_forward_is_the_four_stages_in_a_row(glip, tokens):
     assert torch.equal(whole.token_logits, staged.token_logits)
     assert torch.equal(whole.box_deltas, staged.box_deltas)
     assert torch.equal(whole.centerness, staged.centerness)
-    assert whole.sizes_hw == images.sizes_hw
+    assert whole.image_sizes_hw == images.image_sizes_hw
     assert whole.token_map.shape[1:] == (2, tokens.ids.shape[1])
 
 
@@ -52,11 +52,11 @@ def test_a_batch_of_one_size_equals_single_pictures(glip, tokens):
     images = pictures((64, 96), (64, 96))
     together = glip(images, tokens)
     for i in range(2):
-        alone = glip(ImageBatch(images.pixels[i : i + 1], images.sizes_hw[i : i + 1]), tokens)
+        alone = glip(ImageBatch(images.pixels[i : i + 1], images.image_sizes_hw[i : i + 1]), tokens)
         part = replace(
             together,
             **{name: getattr(together, name)[i : i + 1] for name in ("token_logits", "box_deltas", "centerness")},
-            sizes_hw=together.sizes_hw[i : i + 1],
+            image_sizes_hw=together.image_sizes_hw[i : i + 1],
         )
         assert_close(alone, part)
 

@@ -43,7 +43,7 @@ def random_output(batch, seed=0):
         level_shapes_hw=SHAPES_HW,
         token_mask=torch.ones(1, TOKENS, dtype=torch.bool),
         token_map=TOKEN_MAP[None],
-        sizes_hw=(PADDED_HW,) * batch,
+        image_sizes_hw=(PADDED_HW,) * batch,
     )
 
 
@@ -116,7 +116,7 @@ def picture(output, i):
         token_logits=output.token_logits[i : i + 1],
         box_deltas=output.box_deltas[i : i + 1],
         centerness=output.centerness[i : i + 1],
-        sizes_hw=output.sizes_hw[i : i + 1],
+        image_sizes_hw=output.image_sizes_hw[i : i + 1],
     )
 
 

@@ -259,7 +259,7 @@ def test_several_captions_give_what_the_public_code_gives(parity, goldens, trunk
 
 def normalised_in_float64(self, images):
     pixels = (images.pixels.flip(1).to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
-    for picture, (height, width) in zip(pixels, images.sizes_hw, strict=True):
+    for picture, (height, width) in zip(pixels, images.image_sizes_hw, strict=True):
         picture[:, height:] = 0
         picture[:, :, width:] = 0
     return pixels

@@ -34,7 +34,7 @@ def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     centerness = output.centerness.float().sigmoid()
     return [
         _best(_decode_picture(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw), limit)
-        for i, size_hw in enumerate(output.sizes_hw)
+        for i, size_hw in enumerate(output.image_sizes_hw)
     ]
 
 

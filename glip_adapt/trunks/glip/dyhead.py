@@ -33,18 +33,18 @@ class DyHeadBlock(nn.Module):
         self.scale_attention = nn.Conv2d(width, 1, kernel_size=1)
         self.activation = DynamicReLU(width)
 
-    def forward(self, cells: Tensor, shapes_hw: tuple[SizeHW, ...]) -> Tensor:
+    def forward(self, cells: Tensor, level_shapes_hw: tuple[SizeHW, ...]) -> Tensor:
         """Return (B, N, C) for (B, N, C): levels of the given shapes, finest first."""
-        levels = split_levels(cells, shapes_hw)
+        levels = split_levels(cells, level_shapes_hw)
         predicted = [self.offset(level) for level in levels]
         offsets = [p[:, : 2 * TAPS] for p in predicted]
         masks = [p[:, 2 * TAPS :].sigmoid() for p in predicted]
         finest, coarsest = levels[0][0, 0].numel(), levels[-1][0, 0].numel()
-        same = self.same(cells, shapes_hw, offsets, masks)
-        finer = self.finer(cells[:, :-coarsest], shapes_hw[:-1], offsets[1:], masks[1:])
-        coarser = self.coarser(cells[:, finest:], shapes_hw[1:], offsets[:-1], masks[:-1])
+        same = self.same(cells, level_shapes_hw, offsets, masks)
+        finer = self.finer(cells[:, :-coarsest], level_shapes_hw[:-1], offsets[1:], masks[1:])
+        coarser = self.coarser(cells[:, finest:], level_shapes_hw[1:], offsets[:-1], masks[:-1])
         outputs = []
-        for i, size_hw in enumerate(shapes_hw):
+        for i, size_hw in enumerate(level_shapes_hw):
             branches = [same[i], *finer[max(i - 1, 0) : i]]
             for x in coarser[i : i + 1]:
                 branches.append(F.interpolate(x, size=size_hw, mode="bilinear", align_corners=True))
@@ -70,24 +70,24 @@ class DeformableConvNorm(nn.Module):
         self.norm = nn.GroupNorm(norm_groups, width)
 
     def forward(
-        self, cells: Tensor, shapes_hw: Sequence[SizeHW], offsets: Sequence[Tensor], masks: Sequence[Tensor]
+        self, cells: Tensor, level_shapes_hw: Sequence[SizeHW], offsets: Sequence[Tensor], masks: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
         """Return (B, C, h, w) for each input level.
 
         Args:
             cells: (B, N, C).
-            shapes_hw: of the input levels; none of them is an empty result.
+            level_shapes_hw: of the input levels; none of them is an empty result.
             offsets: for each (B, 18, h', w') cells, (dy, dx) per tap, predicted at a level that may be larger than the
                 output.
             masks: for each (B, 9, h', w') in [0, 1].
         """
-        if not shapes_hw:
+        if not level_shapes_hw:
             return ()
-        sizes_hw = [((h - 1) // self.stride + 1, (w - 1) // self.stride + 1) for h, w in shapes_hw]
+        sizes_hw = [((h - 1) // self.stride + 1, (w - 1) // self.stride + 1) for h, w in level_shapes_hw]
         offsets = [flat_prefix(x, size_hw) for x, size_hw in zip(offsets, sizes_hw, strict=True)]
         masks = [flat_prefix(x, size_hw) for x, size_hw in zip(masks, sizes_hw, strict=True)]
         weight, bias = self.conv.weight, self.conv.get_parameter("bias")
-        maps = deformable_conv(cells, shapes_hw, offsets, masks, weight, bias, stride=self.stride)
+        maps = deformable_conv(cells, level_shapes_hw, offsets, masks, weight, bias, stride=self.stride)
         return tuple(self.norm(x) for x in maps)
 
 

@@ -45,14 +45,14 @@ class ImageEncoder(nn.Module):
         """
         mean, std = self.pixel_mean.float(), self.pixel_std.float()
         pixels = ((images.pixels.flip(1).to(mean) - mean) / std).to(self.pixel_mean)
-        for image, (height, width) in zip(pixels, images.sizes_hw, strict=True):
+        for image, (height, width) in zip(pixels, images.image_sizes_hw, strict=True):
             image[:, height:] = 0
             image[:, :, width:] = 0
         return pixels
 
     def forward(self, images: ImageBatch) -> Pyramid:
         """Return five feature maps of strides 8 … 128."""
-        return Pyramid.from_levels(self.fpn(self.backbone(self.normalise(images))), images.sizes_hw)
+        return Pyramid.from_levels(self.fpn(self.backbone(self.normalise(images))), images.image_sizes_hw)
 
 
 class TimmBackbone(nn.Module):

@@ -189,13 +189,13 @@ class TowerBlock(nn.Module):
         self.dyhead = dyhead
 
     def forward(
-        self, image: Tensor, shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
+        self, image: Tensor, level_shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return image (B, N, C) and text (B, T, D) one block further."""
         if self.fusion is not None and self.text_layer is not None:
             image, text = self.fusion(image, text, text_mask)
             text = self.text_layer(text, text_mask)
-        return self.dyhead(image, shapes_hw), text
+        return self.dyhead(image, level_shapes_hw), text
 
 
 class FusionTower(nn.Module):
@@ -208,8 +208,8 @@ class FusionTower(nn.Module):
 
     def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
         """Return both modalities after all blocks; one caption for the whole batch is repeated per picture."""
-        image, batch = pyramid.cells, len(pyramid.sizes_hw)
+        image, batch = pyramid.cells, len(pyramid.image_sizes_hw)
         features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
         for block in self.blocks:
-            image, features = run_block(block, image, pyramid.shapes_hw, features, mask, recompute=self.recompute)
+            image, features = run_block(block, image, pyramid.level_shapes_hw, features, mask, recompute=self.recompute)
         return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))

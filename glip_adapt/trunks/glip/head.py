@@ -34,7 +34,7 @@ class HeadOutput:
         anchors_xyxy: (A, 4) float32, pixels of the padded picture.
         level_shapes_hw: L pairs (h, w) with Σ h·w = A.
         token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
-        sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+        image_sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
     """
 
     token_logits: Tensor
@@ -44,7 +44,7 @@ class HeadOutput:
     level_shapes_hw: tuple[SizeHW, ...]
     token_mask: Tensor
     token_map: Tensor
-    sizes_hw: tuple[SizeHW, ...]
+    image_sizes_hw: tuple[SizeHW, ...]
 
 
 class AlignmentHead(nn.Module):
@@ -81,16 +81,16 @@ class AlignmentHead(nn.Module):
         """Return raw predictions over all anchors."""
         pyramid, text = fused.pyramid, fused.text
         deltas = _over_cells(self.box_deltas, pyramid.cells)
-        per_level = deltas.split([h * w for h, w in pyramid.shapes_hw], dim=1)
+        per_level = deltas.split([h * w for h, w in pyramid.level_shapes_hw], dim=1)
         return HeadOutput(
             token_logits=self._align(pyramid.cells, text.features),
             box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
             centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
-            anchors_xyxy=self.anchors(pyramid.shapes_hw, pyramid.cells.device),
-            level_shapes_hw=pyramid.shapes_hw,
+            anchors_xyxy=self.anchors(pyramid.level_shapes_hw, pyramid.cells.device),
+            level_shapes_hw=pyramid.level_shapes_hw,
             token_mask=text.mask,
             token_map=text.token_map,
-            sizes_hw=pyramid.sizes_hw,
+            image_sizes_hw=pyramid.image_sizes_hw,
         )
 
     def anchors(self, level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu") -> Tensor:

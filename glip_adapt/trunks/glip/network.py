@@ -104,7 +104,7 @@ class Glip(Network):
         """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""
         return [
             Detections(boxes.to_edges(boxes.scale(found.boxes_xyxy, seen_hw, size_hw)), found.scores, found.labels)
-            for found, seen_hw, size_hw in zip(decode(output), output.sizes_hw, sizes_hw, strict=True)
+            for found, seen_hw, size_hw in zip(decode(output), output.image_sizes_hw, sizes_hw, strict=True)
         ]
 
     def graph(self, texts: Sequence[TextFeatures]) -> tuple[nn.Module, int]:

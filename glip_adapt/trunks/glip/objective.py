@@ -77,9 +77,9 @@ class GlipObjective:
 
     def prepare(self, target: Target, padded_hw: SizeHW) -> Prepared:
         """Return the target with its ATSS assignment, for an image padded to ``padded_hw``."""
-        shapes_hw = codec.level_shapes(padded_hw)
-        anchors = codec.anchor_grid(shapes_hw, target.boxes_xyxy.device, self.anchor_scale)
-        return Prepared(target, assign(anchors, shapes_hw, target))
+        level_shapes_hw = codec.level_shapes(padded_hw)
+        anchors = codec.anchor_grid(level_shapes_hw, target.boxes_xyxy.device, self.anchor_scale)
+        return Prepared(target, assign(anchors, level_shapes_hw, target))
 
     def scale(self, prepared: Sequence[Prepared]) -> LossScale:
         """Return the divisors of the losses of a batch."""
@@ -110,8 +110,8 @@ def detection_loss(
         ValueError: if there are more or fewer targets than pictures, or a label is no class or has no token in its
             caption, which would teach the model nothing.
     """
-    if len(targets) != len(output.sizes_hw):
-        raise ValueError(f"Expected one target for each of {len(output.sizes_hw)} pictures, got {len(targets)}.")
+    if len(targets) != len(output.image_sizes_hw):
+        raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} pictures, got {len(targets)}.")
     if assignments is None:
         assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
