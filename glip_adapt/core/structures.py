@@ -24,11 +24,11 @@ DIVISOR = 32  # pixels; sides of a padded image are multiples of it
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """RGB pictures padded on the right and at the bottom to one size.
+    """RGB images padded on the right and at the bottom to one size.
 
     Attributes:
         pixels: (B, 3, H, W) uint8, RGB, 0–255; H and W are multiples of 32; padding is zero.
-        image_sizes_hw: real (height, width) of each picture inside the padding, in pixels.
+        image_sizes_hw: real (height, width) of each image inside the padding, in pixels.
     """
 
     pixels: Tensor
@@ -51,7 +51,7 @@ class Pyramid:
     Attributes:
         cells: (B, A, C) float, levels finest first, row by row within a level.
         level_shapes_hw: L pairs (h, w) with Σ h·w = A.
-        image_sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+        image_sizes_hw: real image sizes in pixels, carried from the ``ImageBatch``.
     """
 
     cells: Tensor
@@ -83,7 +83,7 @@ def split_levels(cells: Tensor, level_shapes_hw: Sequence[SizeHW]) -> tuple[Tens
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised captions, one per picture or one for the whole batch (first dimension 1), trimmed to real tokens.
+    """Tokenised captions, one per image or one for the whole batch (first dimension 1), trimmed to real tokens.
 
     Attributes:
         ids: (B or 1, T) int64, WordPiece ids with [CLS] first and [SEP] last.
@@ -123,7 +123,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Encoded captions, one per picture or one for the whole batch (first dimension 1).
+    """Encoded captions, one per image or one for the whole batch (first dimension 1).
 
     Attributes:
         features: (B or 1, T, D) float, last hidden layer of the text encoder.
@@ -145,7 +145,7 @@ class Fused:
 
     @classmethod
     def stack(cls, parts: Sequence[Fused]) -> Fused:
-        """Return several results for one caption as one; text features differ from picture to picture by now."""
+        """Return several results for one caption as one; text features differ from image to image by now."""
         text = TextFeatures(
             torch.cat([part.text.features for part in parts]),
             torch.cat([part.text.mask for part in parts]),
@@ -155,7 +155,7 @@ class Fused:
 
     @property
     def image_sizes_hw(self) -> tuple[SizeHW, ...]:
-        """Real picture sizes in pixels."""
+        """Real image sizes in pixels."""
         return self.pyramid.image_sizes_hw
 
 
@@ -169,7 +169,7 @@ def _sizes(parts: Sequence[ImageBatch | Pyramid]) -> tuple[SizeHW, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """Ground truth of one picture.
+    """Ground truth of one image.
 
     Attributes:
         boxes_xyxy: (N, 4) float32, corners in pixels, the last pixel included.

@@ -262,7 +262,7 @@ def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Findin
     elif min(box[2:]) <= 0:
         yield "zero or negative box size", f"has bbox {box}"
     elif is_outside(box, size_hw):
-        yield "box outside the picture", f"has bbox {box} in image {entry['image_id']}"
+        yield "box outside the image", f"has bbox {box} in image {entry['image_id']}"
 
 
 def _scan_pixels(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:

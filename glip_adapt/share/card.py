@@ -29,7 +29,7 @@ class TrainingFacts:
     data: str
     "what it was trained on"
     shots: int | Literal["all"]
-    "pictures per class"
+    "images per class"
     seed: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     "by name, in [0, 1]"

@@ -35,7 +35,7 @@ class TaskSet(Mapping[str, AdaptedModel]):
     def add(self, name: str, model: AdaptedModel | str | Path) -> None:
         """Take a model of this trunk, or load one from its folder.
 
-        Its text is encoded now, so that its first picture waits for nothing.
+        Its text is encoded now, so that its first image waits for nothing.
 
         Args:
             name: of the task.
@@ -83,25 +83,25 @@ class TaskSet(Mapping[str, AdaptedModel]):
     def predict(
         self, images: Sequence[Image.Image], tasks: Sequence[str], view: ViewConfig | None = None
     ) -> list[Detections]:
-        """Return what each task finds in its picture, best first, as ``predict`` of its model alone does.
+        """Return what each task finds in its image, best first, as ``predict`` of its model alone does.
 
-        Small pictures of one padded size are encoded together, and one that several tasks look at is encoded once. A
-        task that trains the image encoder encodes its pictures itself.
+        Small images of one padded size are encoded together, and one that several tasks look at is encoded once. A
+        task that trains the image encoder encodes its images itself.
 
         Args:
-            images: N RGB pictures of any size; the same object may come several times.
+            images: N RGB images of any size; the same object may come several times.
             tasks: the name of the task for each of them.
             view: resizing and precision; by default those of the trunk.
 
         Raises:
-            ValueError: if there are not as many tasks as pictures.
+            ValueError: if there are not as many tasks as images.
             KeyError: if there is no such task.
         """
         if len(images) != len(tasks):
-            raise ValueError(f"Expected one task for each of {len(images)} pictures, got {len(tasks)}.")
+            raise ValueError(f"Expected one task for each of {len(images)} images, got {len(tasks)}.")
         models = {name: self[name] for name in dict.fromkeys(tasks)}
         view = view or self.trunk.spec.view
-        held = list(images)  # once, since a lazy sequence opens a picture anew at each access
+        held = list(images)  # once, since a lazy sequence opens an image anew at each access
         keys = [(id(image), name) for image, name in zip(held, tasks, strict=True)]
         asked = set(keys)
         found: dict[tuple[int, str], Detections] = {}
@@ -118,7 +118,7 @@ class TaskSet(Mapping[str, AdaptedModel]):
 
 
 class _Encoded:
-    """A batch of pictures, and what the image encoder of the trunk makes of it once somebody asks."""
+    """A batch of images, and what the image encoder of the trunk makes of it once somebody asks."""
 
     def __init__(self, trunk: Trunk, images: Sequence[Image.Image], view: ViewConfig) -> None:
         shown = View(view.short_side, flip=False)
@@ -127,7 +127,7 @@ class _Encoded:
         self._pyramid: Pyramid | None = None
 
     def of(self, model: AdaptedModel, rows: list[int]) -> ImageBatch | Pyramid:
-        """Return the last result for some of the pictures that the model shares with the trunk."""
+        """Return the last result for some of the images that the model shares with the trunk."""
         sizes_hw = tuple(self._batch.image_sizes_hw[row] for row in rows)
         if model.frozen_state is ImageBatch:
             return ImageBatch(self._batch.pixels[rows], sizes_hw)
@@ -138,7 +138,7 @@ class _Encoded:
 
 
 def _batches(images: Sequence[Image.Image], view: ViewConfig) -> Iterator[list[Image.Image]]:
-    """Yield the distinct pictures in batches of one padded size."""
+    """Yield the distinct images in batches of one padded size."""
     shaped = [
         (image, padded_shape(resize_shape((image.height, image.width), view.short_side, view.max_long_side)))
         for image in {id(image): image for image in images}.values()

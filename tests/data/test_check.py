@@ -91,7 +91,7 @@ def test_check_lists_every_defect_with_counts_and_five_examples(tmp_path):
         "malformed entry": 2,
         "duplicate file name": 1,
         "missing image file": 1,
-        "box outside the picture": 8,
+        "box outside the image": 8,
         "doubled box": 7,
         "duplicate annotation id": 1,
         "unknown category": 1,
@@ -99,7 +99,7 @@ def test_check_lists_every_defect_with_counts_and_five_examples(tmp_path):
         "unreadable image": 1,
         "declared size differs from real size": 1,
     }
-    assert len(defects["box outside the picture"].examples) == 5
+    assert len(defects["box outside the image"].examples) == 5
     assert defects["declared size differs from real size"] == Defect(
         "declared size differs from real size", 1, ("6.png: declared (height, width) (30, 50), stored (30, 40)",)
     )

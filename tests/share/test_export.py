@@ -20,7 +20,7 @@ from glip_adapt.trunks.catalogue import load_trunk, trunk_spec
 from glip_adapt.trunks.glip import decode
 from glip_adapt.trunks.glip.build import SwinConfig, build_glip
 from glip_adapt.trunks.glip.deform import deformable_conv
-from glip_adapt.trunks.glip.graph import DetectionGraph, decode_picture, least_side
+from glip_adapt.trunks.glip.graph import DetectionGraph, decode_image, least_side
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.swin import SwinBackbone
 
@@ -102,7 +102,7 @@ def raw(token_logits, deltas=None):
 def test_however_few_candidates_there_are(count):
     logits = torch.full((5, 2), -9.0)
     logits[:count, 1] = 2.0 - torch.arange(count)
-    found = decode_picture(raw(logits), (16, 16))
+    found = decode_image(raw(logits), (16, 16))
     (expected,) = decode.decode(raw(logits))
     assert len(found) == len(expected)
     assert_same((found.boxes_xyxy, found.scores, found.labels), (expected.boxes_xyxy, expected.scores, expected.labels))
@@ -113,7 +113,7 @@ def test_a_box_suppresses_those_of_its_own_class_only():
     logits[0], logits[1, 0] = torch.tensor([3.0, 2.0]), 1.0
     deltas = torch.zeros(5, 4)
     deltas[1, 0] = -10 * 8 / 9  # the second anchor moves onto the first: IoU 1
-    found = decode_picture(raw(logits, deltas), (16, 16))
+    found = decode_image(raw(logits, deltas), (16, 16))
     assert sorted(zip(found.labels.tolist(), found.scores.tolist(), strict=True)) == [
         (label, pytest.approx(torch.tensor(logit).sigmoid().sqrt().item(), abs=1e-6))
         for label, logit in ((0, 3.0), (1, 2.0))
@@ -122,7 +122,7 @@ def test_a_box_suppresses_those_of_its_own_class_only():
 
 def test_boxes_are_clipped_to_the_picture_and_not_to_its_padding():
     logits = torch.full((5, 1), 3.0)
-    found = decode_picture(raw(logits), (12, 14))
+    found = decode_image(raw(logits), (12, 14))
     assert found.boxes_xyxy.max(0).values.tolist() == [8, 8, 13, 11]
 
 

@@ -189,5 +189,5 @@ def test_an_unknown_task_lists_those_that_exist(tasks, ask):
 
 
 def test_a_task_too_few_is_refused(tasks):
-    with pytest.raises(ValueError, match="one task for each of 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="one task for each of 2 images, got 1"):
         tasks.predict([picture(0)] * 2, ["prompt"])

@@ -280,5 +280,5 @@ def test_a_label_that_is_no_class_is_named():
 
 
 def test_as_many_targets_as_pictures_are_asked_for():
-    with pytest.raises(ValueError, match="each of 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="each of 2 images, got 1"):
         detection_loss(random_output(2), [NOTHING])

@@ -37,7 +37,7 @@ def anchor_grid(
 
 
 def level_shapes(padded_hw: SizeHW) -> tuple[SizeHW, ...]:
-    """Return (h, w) of each level for a picture padded to ``padded_hw``, multiples of 32."""
+    """Return (h, w) of each level for an image padded to ``padded_hw``, multiples of 32."""
     return tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
 
 

@@ -19,21 +19,21 @@ from glip_adapt.trunks.glip.head import HeadOutput
 SCORE_THRESHOLD = 0.05  # on the class score, before centerness
 CANDIDATES_PER_LEVEL = 1000
 NMS_IOU = 0.6
-MAX_DETECTIONS = 100  # of a picture, from one caption
+MAX_DETECTIONS = 100  # of an image, from one caption
 
 
 @torch.no_grad()
 def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
-    """Return the detections of each picture, in pixels of that picture as the network saw it.
+    """Return the detections of each image, in pixels of that image as the network saw it.
 
     Args:
-        output: predictions for B pictures.
-        limit: how many boxes of a picture stay, the best ones; what ties with the last of them stays too.
+        output: predictions for B images.
+        limit: how many boxes of an image stay, the best ones; what ties with the last of them stays too.
     """
     class_scores = class_probabilities(output)
     centerness = output.centerness.float().sigmoid()
     return [
-        _best(_decode_picture(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw), limit)
+        _best(_decode_image(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw), limit)
         for i, size_hw in enumerate(output.image_sizes_hw)
     ]
 
@@ -45,7 +45,7 @@ def class_probabilities(output: HeadOutput) -> Tensor:
     return output.token_logits.float().sigmoid() @ weights.transpose(-1, -2)
 
 
-def _decode_picture(
+def _decode_image(
     output: HeadOutput, class_scores: Tensor, centerness: Tensor, deltas: Tensor, size_hw: SizeHW
 ) -> Detections:
     anchor, label = (class_scores > SCORE_THRESHOLD).nonzero(as_tuple=True)  # by anchor, hence level by level

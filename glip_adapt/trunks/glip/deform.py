@@ -5,7 +5,7 @@ tap and weighs them (bilinear weight × mask), and both steps go chunk by chunk 
 the nine samples per cell never exist as a whole. Elsewhere, and while a graph is traced, it is torchvision's operator,
 map by map.
 
-Shape letters: B batch, R rows of a table of cells (all pictures and maps), P output cells, C channels,
+Shape letters: B batch, R rows of a table of cells (all images and maps), P output cells, C channels,
 H W cells of an input map, h w cells of an output map.
 """
 
@@ -99,7 +99,7 @@ class _Sites:
     start: Tensor
 
 
-@lru_cache(maxsize=64)  # a handful of picture sizes is in use at a time
+@lru_cache(maxsize=64)  # a handful of image sizes is in use at a time
 def _sites(shapes_hw: tuple[SizeHW, ...], output_shapes_hw: tuple[SizeHW, ...], stride: int) -> _Sites:
     tap = torch.arange(TAPS)
     parts, start = [], 0

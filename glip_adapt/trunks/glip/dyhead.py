@@ -92,7 +92,7 @@ class DeformableConvNorm(nn.Module):
 
 
 def flat_prefix(x: Tensor, size_hw: SizeHW) -> Tensor:
-    """Return (B, C, h, w): the first C·h·w numbers of each picture's buffer, read with the output's strides.
+    """Return (B, C, h, w): the first C·h·w numbers of each image's buffer, read with the output's strides.
 
     The convolution on the coarser level gets the offsets of the finer one, and the public CUDA kernel
     (maskrcnn_benchmark/csrc/cuda/deform_conv_kernel_cuda.cu) indexes that buffer with the strides of its smaller
@@ -104,7 +104,7 @@ def flat_prefix(x: Tensor, size_hw: SizeHW) -> Tensor:
 
 
 class DynamicReLU(nn.Module):
-    """DyReLU-B (arXiv 2003.10027): per channel the larger of two lines whose coefficients depend on the picture."""
+    """DyReLU-B (arXiv 2003.10027): per channel the larger of two lines whose coefficients depend on the image."""
 
     def __init__(self, width: int, *, reduction: int = 4) -> None:
         super().__init__()

@@ -207,7 +207,7 @@ class FusionTower(nn.Module):
         self.recompute = False
 
     def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
-        """Return both modalities after all blocks; one caption for the whole batch is repeated per picture."""
+        """Return both modalities after all blocks; one caption for the whole batch is repeated per image."""
         image, batch = pyramid.cells, len(pyramid.image_sizes_hw)
         features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
         for block in self.blocks:

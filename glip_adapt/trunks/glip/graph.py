@@ -55,7 +55,7 @@ class DetectionGraph(nn.Module):
         parts, first_label = [], 0
         for i in range(self.captions):
             text = TextFeatures(*(self.get_buffer(f"{name}_{i}") for name in ("features", "mask", "token_map")))
-            found = _best(decode_picture(self.network.predict(self.network.fuse(pyramid, text)), size_hw))
+            found = _best(decode_image(self.network.predict(self.network.fuse(pyramid, text)), size_hw))
             parts.append(replace(found, labels=found.labels + first_label))
             first_label += text.token_map.shape[1]
         merged = _merge(parts)
@@ -69,7 +69,7 @@ class DetectionGraph(nn.Module):
         return Pyramid.from_levels(encoder.fpn(encoder.backbone(padded)), (size_hw,))
 
 
-def decode_picture(output: HeadOutput, size_hw: SizeHW) -> Detections:
+def decode_image(output: HeadOutput, size_hw: SizeHW) -> Detections:
     """Return the detections of ``decode.decode`` for one image, before the limit of 100 and in no order.
 
     Candidates below the threshold take part with a score of zero, and are dropped at the end.

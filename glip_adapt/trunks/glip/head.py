@@ -31,10 +31,10 @@ class HeadOutput:
         token_logits: (B, A, T) float, alignment of each anchor with each token.
         box_deltas: (B, A, 4) float, box codec units (dx, dy, dw, dh).
         centerness: (B, A) float, logits.
-        anchors_xyxy: (A, 4) float32, pixels of the padded picture.
+        anchors_xyxy: (A, 4) float32, pixels of the padded image.
         level_shapes_hw: L pairs (h, w) with Σ h·w = A.
         token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
-        image_sizes_hw: real picture sizes in pixels, carried from the ``ImageBatch``.
+        image_sizes_hw: real image sizes in pixels, carried from the ``ImageBatch``.
     """
 
     token_logits: Tensor

@@ -28,7 +28,7 @@ BOX_LOSS_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which anchors of one picture answer for which of its boxes.
+    """Which anchors of one image answer for which of its boxes.
 
     Attributes:
         matched: (A,) int64, index of the box, -1 where an anchor answers for none.
@@ -43,7 +43,7 @@ class Assignment:
 class LossScale:
     """What the losses of a batch are divided by; known before any forward pass.
 
-    With it, the pictures of a batch may go through the network one by one and their losses add up to the batch's.
+    With it, the images of a batch may go through the network one by one and their losses add up to the batch's.
 
     Attributes:
         positives: anchors with a box, at least 1.
@@ -55,7 +55,7 @@ class LossScale:
 
     @classmethod
     def of(cls, assignments: Sequence[Assignment]) -> LossScale:
-        """Return the scale of a batch of pictures."""
+        """Return the scale of a batch of images."""
         total = torch.stack([a.centerness.sum() for a in assignments]).sum().item()
         return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
 
@@ -101,17 +101,17 @@ def detection_loss(
     They are float32, and float64 for a network of that type.
 
     Args:
-        output: predictions for B pictures.
-        targets: ground truth of the B pictures, on the device of ``output``.
-        scale: of the whole batch where ``output`` is a part of it; by default that of these B pictures.
+        output: predictions for B images.
+        targets: ground truth of the B images, on the device of ``output``.
+        scale: of the whole batch where ``output`` is a part of it; by default that of these B images.
         assignments: of ``assign`` for each target, where they are known already.
 
     Raises:
-        ValueError: if there are more or fewer targets than pictures, or a label is no class or has no token in its
+        ValueError: if there are more or fewer targets than images, or a label is no class or has no token in its
             caption, which would teach the model nothing.
     """
     if len(targets) != len(output.image_sizes_hw):
-        raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} pictures, got {len(targets)}.")
+        raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} images, got {len(targets)}.")
     if assignments is None:
         assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
     scale = scale or LossScale.of(assignments)
@@ -128,7 +128,7 @@ def detection_loss(
 
 @torch.no_grad()
 def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
-    """Return the ATSS assignment of one picture.
+    """Return the ATSS assignment of one image.
 
     Of the 9 anchors per level closest to a box, those stay whose IoU reaches mean + standard deviation of all
     candidates and whose centre lies in the box; an anchor wanted by several boxes goes to the one of highest IoU.
