@@ -41,7 +41,7 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.train import parameter_groups
 from glip_adapt.trunks.catalogue import TRUNKS, Trunk, published_recipe, random_trunk
 from glip_adapt.trunks.glip import dyhead
-from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer, Order
+from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.glip.objective import detection_loss
@@ -49,7 +49,11 @@ from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")
-ORDERS: tuple[Order, ...] = ("auto", "reassociated", "dense")
+ORDERS: dict[str, Callable[..., object]] = {
+    "auto": CrossAttention.forward,
+    "reassociated": CrossAttention.reassociated,
+    "dense": CrossAttention.dense,
+}
 GROWTH_TOKENS = (15, 31, 63, 127, 191, 253)  # two per class and one more
 GROWTH_SIZES_HW = ((256, 320), (320, 448), (480, 640), (640, 832), (800, 1088))
 
@@ -82,17 +86,11 @@ def main() -> None:
 
 
 @contextmanager
-def reference_arithmetic(model: AdaptedModel) -> Iterator[None]:
-    """While open, the network computes as the public code does."""
-    attentions = [module for module in model.network.modules() if isinstance(module, CrossAttention)]
-    for attention in attentions:
-        attention.order = "dense"
-    try:
-        with mock.patch.object(dyhead, "deformable_conv", map_by_map):
-            yield
-    finally:
-        for attention in attentions:
-            attention.order = "auto"
+def reference_arithmetic() -> Iterator[None]:
+    """While open, networks compute as the public code does."""
+    dense = mock.patch.object(CrossAttention, "forward", CrossAttention.dense)
+    with dense, mock.patch.object(dyhead, "deformable_conv", map_by_map):
+        yield
 
 
 def map_by_map(
@@ -154,7 +152,7 @@ class Workload:
         assert isinstance(glip, Glip)
         glip.set_recompute(False)
         with (
-            reference_arithmetic(self.model),
+            reference_arithmetic(),
             autocast(self.model.device, self.precision),
             torch.set_grad_enabled(self.trains),
         ):
@@ -279,7 +277,9 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
         with torch.no_grad():
             image = work.model.network.encode_image(work.images).cells
             (text,) = work.model.texts()
-        sides: dict[str, Callable[[], object]] = {o: partial(fuse, trunk, o, image, text) for o in ORDERS}
+        sides: dict[str, Callable[[], object]] = {
+            name: partial(fuse, trunk, order, image, text) for name, order in ORDERS.items()
+        }
         growth["tokens"][tokens] = interleaved(sides, arguments.repeats)
         progress(f"{tokens} tokens: {growth['tokens'][tokens]}")
     for size in GROWTH_SIZES_HW:
@@ -294,12 +294,11 @@ def measure_growth(arguments: argparse.Namespace) -> dict[str, dict[float, dict[
 
 
 @torch.no_grad()
-def fuse(trunk: Trunk, order: Order, image: Tensor, text: TextFeatures) -> None:
+def fuse(trunk: Trunk, order: Callable[..., object], image: Tensor, text: TextFeatures) -> None:
     """Run the first fusion layer in one order of its products."""
     layer = next(module for module in trunk.network.modules() if isinstance(module, FusionLayer))
-    layer.attention.order = order
-    layer(image, text.features.expand(len(image), -1, -1), text.mask.expand(len(image), -1))
-    layer.attention.order = "auto"
+    with mock.patch.object(CrossAttention, "forward", order):
+        layer(image, text.features.expand(len(image), -1, -1), text.mask.expand(len(image), -1))
 
 
 # What people see -----------------------------------------------------------------------------------------------------

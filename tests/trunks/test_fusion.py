@@ -28,7 +28,7 @@ def randomised(module, seed=0):
 
 
 def values_and_gradients(layer, order, image, text, mask):
-    layer.order = order
+    layer.forward = getattr(layer, order)
     image, text = image.clone().requires_grad_(), text.clone().requires_grad_()
     outputs = layer(image, text, mask)
     pull = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for x in outputs]
@@ -76,7 +76,7 @@ def test_both_orders_agree_where_dropout_has_thinned_the_probabilities():
 @pytest.mark.parametrize("order", ORDERS)
 def test_dropout_acts_only_while_training(order):
     layer = randomised(CrossAttention(**SIZES, dropout=0.5))
-    layer.order = order
+    layer.forward = getattr(layer, order)
     inputs = torch.randn(1, 20, 6), torch.randn(1, 4, 5), torch.ones(1, 4, dtype=torch.bool)
     assert all(torch.equal(a, b) for a, b in zip(layer.eval()(*inputs), layer(*inputs), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(layer.train()(*inputs), layer(*inputs), strict=True))
@@ -87,7 +87,7 @@ def test_auto_picks_the_cheaper_order(tokens, expected, monkeypatch):
     # Per position 3 × 12 channels × 2 heads × tokens multiplications, or 3 × 16 joint channels × (12 + tokens).
     layer, picked = CrossAttention(**{**SIZES, "image_width": 12}, dropout=0.0), []
     for order in ORDERS:
-        monkeypatch.setattr(layer, f"_{order}", lambda *_, order=order: picked.append(order))
+        monkeypatch.setattr(layer, order, lambda *_, order=order: picked.append(order))
     layer(torch.zeros(1, 3, 12), torch.zeros(1, tokens, 5), torch.ones(1, tokens, dtype=torch.bool))
     assert picked == [expected]
 
@@ -116,7 +116,7 @@ def saved_for_backward():
 def test_nothing_of_positions_times_joint_width_exists_in_the_reassociated_order(order, small):
     batch, positions, tokens, joint_width = 2, 101, 5, 64
     layer = CrossAttention(image_width=16, text_width=12, joint_width=joint_width, heads=2, dropout=0.1)
-    layer.order = order
+    layer.forward = getattr(layer, order)
     image = torch.randn(batch, positions, 16, requires_grad=True)
     text = torch.randn(batch, tokens, 12, requires_grad=True)
     with saved_for_backward() as saved, LargestTensor() as largest:
@@ -129,7 +129,7 @@ def test_nothing_of_positions_times_joint_width_exists_in_the_reassociated_order
 @pytest.mark.parametrize("order", ORDERS)
 def test_scores_beyond_the_limit_are_tied(order):
     layer = CrossAttention(image_width=1, text_width=1, joint_width=1, heads=1, dropout=0.0)
-    layer.order = order
+    layer.forward = getattr(layer, order)
     with torch.no_grad():
         for projection in layer.children():
             projection.weight.fill_(1.0)
@@ -195,14 +195,14 @@ def test_the_text_layer_survives_scores_that_half_precision_would_not():
     torch.testing.assert_close(layer(text, torch.ones(1, 2, dtype=torch.bool)), expected)
 
 
-def tower(blocks=2, deep_fusion=True, order="auto"):
+def tower(blocks=2, deep_fusion=True, order="forward"):
     torch.manual_seed(0)
 
     def block():
         if not deep_fusion:
             return TowerBlock(DyHeadBlock(32), None, None)
         fusion = FusionLayer(image_width=32, text_width=12, joint_width=32, heads=2, dropout=0.1, initial_scale=0.5)
-        fusion.attention.order = order
+        fusion.attention.forward = getattr(fusion.attention, order)
         return TowerBlock(DyHeadBlock(32), fusion, TextLayer(12, heads=2, hidden_width=24, dropout=0.1))
 
     return FusionTower([block() for _ in range(blocks)]).eval()

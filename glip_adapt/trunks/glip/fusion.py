@@ -10,7 +10,6 @@ channels, k heads, d = E / k.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,6 @@ from glip_adapt.trunks.linear import matrix
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
 
-Order = Literal["auto", "dense", "reassociated"]
-
 
 class CrossAttention(nn.Module):
     """Image → text and text → image attention that share one score matrix."""
@@ -33,7 +30,6 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.order: Order = "auto"
         self.query_image = nn.Linear(image_width, joint_width)
         self.key_text = nn.Linear(text_width, joint_width)
         self.value_image = nn.Linear(image_width, joint_width)
@@ -44,25 +40,21 @@ class CrossAttention(nn.Module):
             (nn.init.zeros_ if name.endswith(".bias") else nn.init.xavier_uniform_)(parameter)
 
     def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each modality learns from the other: (B, N, C) and (B, T, D).
-
-        The same numbers come in two orders of multiplication. ``dense`` projects every image position to E channels,
-        as the public code does. ``reassociated`` multiplies the T-sized factors first, so that nothing of size N × E
-        exists; ``auto`` picks the one with fewer multiplications, which for the public sizes is always the latter.
+        """Return the updates of image and text, (B, N, C) and (B, T, D), by the order with fewer multiplications.
 
         Args:
             image: (B, N, C).
             text: (B, T, D).
-            text_mask: (B, T) bool, True where a real token is.
+            text_mask: (B, T) bool, True for real tokens.
         """
         tokens, width, joint_width = text.shape[1], image.shape[2], self.query_image.out_features
-        # Per position, in units of three: scores, to image, to text.
-        costs = {"reassociated": width * self.heads * tokens, "dense": joint_width * (width + tokens)}
-        cheaper = min(costs, key=costs.__getitem__)
-        order = cheaper if self.order == "auto" else self.order
-        return (self._reassociated if order == "reassociated" else self._dense)(image, text, text_mask)
+        # Multiplications per position, in units of three: scores, to image, to text. The public sizes favour the first.
+        if width * self.heads * tokens <= joint_width * (width + tokens):
+            return self.reassociated(image, text, text_mask)
+        return self.dense(image, text, text_mask)
 
-    def _dense(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def dense(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Project every image position to E channels, as the public code does; arguments as for ``forward``."""
         query = self._split_heads(self.query_image(image)) * self._scale
         key = self._split_heads(self.key_text(text))
         over_tokens, over_positions = self._probabilities((query @ key.transpose(-1, -2)).transpose(1, 2), text_mask)
@@ -70,7 +62,8 @@ class CrossAttention(nn.Module):
         to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
         return self.out_image(_merge_heads(to_image)), self.out_text(_merge_heads(to_text))
 
-    def _reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply the factors of size T first, without tensors of size N × E; arguments as for ``forward``."""
         batch, tokens = text.shape[:2]
         heads = (self.heads, -1)  # the joint channels of a weight, head by head
 
