@@ -28,23 +28,6 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairedTest:
-    """Result of a paired permutation test.
-
-    Attributes:
-        difference: mean over the pairs.
-        p: two-sided probability of a mean at least as far from 0 if the sign of every pair were a coin toss.
-        pairs: number of pairs.
-        exact: whether all choices of signs were counted, rather than random ones.
-    """
-
-    difference: float
-    p: float
-    pairs: int
-    exact: bool
-
-
 def resample_means(values: NDArray[np.float64], draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
     """Return means over datasets and seeds: of the values as they are, then of each bootstrap draw.
 
@@ -76,11 +59,11 @@ def interval_of(means: NDArray[np.float64]) -> Interval:
     return Interval(value=float(value), low=float(low), high=float(high))
 
 
-def permutation_test(differences: Sequence[float] | NDArray[np.float64], draws: int = DRAWS) -> PairedTest:
-    """Return the paired permutation test of "the two are alike": under it the sign of every difference is arbitrary.
+def permutation_test(differences: Sequence[float] | NDArray[np.float64], draws: int = DRAWS) -> float:
+    """Return the two-sided p of a paired permutation test, in which the sign of every difference is a coin toss.
 
     Up to 14 pairs, all 2^P choices of signs are counted. With more, ``draws`` random ones are, and the data count as
-    one of them, so that p is never 0: p = (1 + at least as extreme) / (1 + draws).
+    one of them, so that p is never 0. (SciPy doubles a one-sided p instead, which is another number.)
 
     Args:
         differences: (P,), one per pair, of pairs that are independent of each other.
@@ -97,8 +80,7 @@ def permutation_test(differences: Sequence[float] | NDArray[np.float64], draws: 
     sums = values.sum() - 2 * np.einsum("rp,p->r", flipped, values)  # one thread: BLAS spins on a busy machine
     slack = 1e-9 * np.abs(values).sum()  # equal sums may differ in their last digits
     extreme = int((np.abs(sums) >= abs(values.sum()) - slack).sum())
-    p = extreme / len(sums) if exact else (1 + extreme) / (1 + draws)
-    return PairedTest(difference=float(values.mean()), p=p, pairs=len(values), exact=exact)
+    return extreme / len(sums) if exact else (1 + extreme) / (1 + draws)
 
 
 @functools.lru_cache(maxsize=4)

@@ -287,9 +287,8 @@ def _test_pairs(differences: pd.Series) -> tuple[float, float, float, int, int, 
     missing = len(differences) - len(found)
     if found.empty:
         return math.nan, math.nan, math.nan, 0, 0, missing
-    per_dataset = found.groupby("dataset").sum()
-    runs, datasets = permutation_test(found.to_numpy()), permutation_test(per_dataset.to_numpy())
-    return runs.difference, runs.p, datasets.p, runs.pairs, datasets.pairs, missing
+    runs, datasets = found.to_numpy(), found.groupby("dataset").sum().to_numpy()
+    return float(runs.mean()), permutation_test(runs), permutation_test(datasets), len(runs), len(datasets), missing
 
 
 def _as_json(values: object) -> str | None:
