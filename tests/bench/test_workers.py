@@ -1,4 +1,8 @@
-"""Processes that share a plan: nearly every test starts real ones, so that each takes seconds."""
+"""Processes that share a plan: nearly every test starts real ones.
+
+Most come from a server that has torch in memory already, which saves seconds each. The first test and those that start
+a runner of their own spawn workers as users do.
+"""
 
 import errno
 import logging
@@ -20,6 +24,16 @@ from glip_adapt.bench.claims import claim_run
 from glip_adapt.bench.records import read_record, read_records
 from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan, walk
 from glip_adapt.bench.workers import Ended, ProcessPool, in_workers, starting_places
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["glip_adapt.bench.runner"])
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def quick_start(monkeypatch):
+    """Have pools take workers from the server."""
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: SERVER)
 
 
 def run(out, build, size=2, **more):
@@ -53,7 +67,7 @@ def test_workers_give_the_records_of_one_process_and_tell_of_every_run(tmp_path,
         assert [what for what, run in events if run == name] == ["start", 1, 2, "finish"]
 
 
-def test_each_worker_stays_with_a_dataset_while_there_is_one_for_it(tmp_path):
+def test_each_worker_stays_with_a_dataset_while_there_is_one_for_it(quick_start, tmp_path):
     run(tmp_path / "out", BuildFake(tmp_path / "log", seconds=0.3))
     for worker, dataset in ((0, "a"), (1, "b")):
         mine = [entry["run"].split("--")[1] for entry in read_log(tmp_path / "log") if entry["worker"] == worker]
@@ -101,21 +115,21 @@ def test_workers_that_are_heard_in_another_order_than_they_spoke_count_their_own
     assert sorted(started) == sorted(finished) == sorted(NAMES)
 
 
-def test_a_failing_run_is_a_record_and_the_rest_go_on(tmp_path):
+def test_a_failing_run_is_a_record_and_the_rest_go_on(quick_start, tmp_path):
     trouble = {NAMES[2]: ValueError("no boxes")}
     summary = run(tmp_path / "out", BuildFake(tmp_path / "log", trouble=trouble))
     assert summary == RunSummary(done=7, skipped=0, failed=1)
     assert read_record(tmp_path / "out" / NAMES[2]).error.startswith("ValueError: no boxes\nTraceback")
 
 
-def test_a_run_whose_worker_dies_is_tried_again(tmp_path, serial):
+def test_a_run_whose_worker_dies_is_tried_again(quick_start, tmp_path, serial):
     trouble = {NAMES[1]: "die once"}
     assert run(tmp_path / "out", BuildFake(tmp_path / "log", trouble=trouble)).done == 8
     assert [entry["run"] for entry in read_log(tmp_path / "log")].count(NAMES[1]) == 2
     assert stored(tmp_path / "out") == serial
 
 
-def test_a_run_that_kills_every_worker_fails_and_the_rest_go_on(tmp_path):
+def test_a_run_that_kills_every_worker_fails_and_the_rest_go_on(quick_start, tmp_path):
     finished = []
     build = BuildFake(tmp_path / "log", trouble={NAMES[5]: "die"})
     summary = run(tmp_path / "out", build, on_finish=finished.append)
@@ -127,18 +141,18 @@ def test_a_run_that_kills_every_worker_fails_and_the_rest_go_on(tmp_path):
     assert visible(tmp_path / "out") == sorted(NAMES)
 
 
-def test_workers_that_cannot_start_are_one_error(tmp_path):
+def test_workers_that_cannot_start_are_one_error(quick_start, tmp_path):
     with pytest.raises(RuntimeError, match="ValueError: there is no such device"):
         run(tmp_path / "out", BuildFake(tmp_path / "log", fails=True))
 
 
-def test_workers_that_die_at_the_start_are_one_error(tmp_path, monkeypatch):
+def test_workers_that_die_at_the_start_are_one_error(quick_start, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_work", os._exit)  # with anything but a whole number: an error, hence exit code 1
     with pytest.raises(RuntimeError, match="Workers die before they start a run: a worker ended with exit code 1"):
         run(tmp_path / "out", BuildFake(tmp_path / "log"))
 
 
-def test_a_full_disk_in_a_worker_stops_all_and_leaves_nothing(tmp_path):
+def test_a_full_disk_in_a_worker_stops_all_and_leaves_nothing(quick_start, tmp_path):
     trouble = {name: OSError(errno.ENOSPC, "No space left on device") for name in NAMES}
     with pytest.raises(OSError, match=r"is full; run .* was not stored") as caught:
         run(tmp_path / "out", BuildFake(tmp_path / "log", trouble=trouble))
@@ -146,7 +160,7 @@ def test_a_full_disk_in_a_worker_stops_all_and_leaves_nothing(tmp_path):
     assert visible(tmp_path / "out") == []
 
 
-def test_an_error_here_ends_the_workers(tmp_path):
+def test_an_error_here_ends_the_workers(quick_start, tmp_path):
     def interrupt(*event):
         raise KeyboardInterrupt
 
@@ -160,30 +174,26 @@ def test_an_error_here_ends_the_workers(tmp_path):
 SCRIPT = """
 import pathlib, sys
 from fake_runs import PLAN, BuildFake
-from glip_adapt.bench.runner import in_process, run_plan
+from glip_adapt.bench.runner import run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
 
 if __name__ == "__main__":
-    out, log, seconds, size = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
-    build = BuildFake(log, seconds)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(run_plan(PLAN, out, in_process(build(0)) if size == 1 else in_workers(ProcessPool(build, size))))
+    run_plan(PLAN, pathlib.Path(sys.argv[1]), in_workers(ProcessPool(BuildFake(pathlib.Path(sys.argv[2]), 1.0), 2)))
 """
 
 
+def run_all(tmp_path, seconds, size, barrier):
+    build = BuildFake(tmp_path / "log", seconds)
+    barrier.wait()
+    run_plan(PLAN, tmp_path / "out", in_process(build(0)) if size == 1 else in_workers(ProcessPool(build, size)))
+
+
 def start(tmp_path, seconds, size, count=1):
-    """Return ``count`` processes that begin at the same time, however long each took to import."""
-    (tmp_path / "runner.py").write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    arguments = [tmp_path / "runner.py", tmp_path / "out", tmp_path / "log", seconds, size]
-    command = [sys.executable, *map(str, arguments)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    children = [subprocess.Popen(command, env=environment, start_new_session=True, **pipes) for _ in range(count)]
-    assert [child.stdout.readline() for child in children] == ["ready\n"] * count
+    """Return ``count`` runners, processes that begin at the same time; their workers are spawned."""
+    barrier = FORK.Barrier(count)
+    children = [FORK.Process(target=run_all, args=(tmp_path, seconds, size, barrier)) for _ in range(count)]
     for child in children:
-        child.stdin.write("\n")
-        child.stdin.flush()
+        child.start()
     return children
 
 
@@ -195,9 +205,10 @@ def wait_for(condition, seconds=60):
 
 
 def test_two_runners_on_one_folder_share_the_work(tmp_path, serial):
-    runners = start(tmp_path, 0.5, 1, count=2)
-    answers = [child.communicate() for child in runners]
-    assert [child.returncode for child in runners] == [0, 0], answers
+    runners = start(tmp_path, 0.2, 1, count=2)
+    for child in runners:
+        child.join()
+    assert [child.exitcode for child in runners] == [0, 0]
     done = read_log(tmp_path / "log")
     assert sorted(entry["run"] for entry in done) == sorted(NAMES)  # each once
     assert {entry["process"] for entry in done} == {child.pid for child in runners}
@@ -206,7 +217,10 @@ def test_two_runners_on_one_folder_share_the_work(tmp_path, serial):
 
 
 def test_ctrl_c_ends_runner_and_workers_and_keeps_what_is_finished(tmp_path):
-    (child,) = start(tmp_path, 1.0, 2)
+    (tmp_path / "runner.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, *(str(tmp_path / name) for name in ("runner.py", "out", "log"))]
+    child = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(read_records(tmp_path / "out")) >= 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to the workers too
@@ -222,8 +236,8 @@ def test_workers_go_with_their_runner_in_the_middle_of_a_run(tmp_path):
     (child,) = start(tmp_path, 60.0, 2)
     wait_for(lambda: len(read_log(tmp_path / "log")) == 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
+    child.kill()
+    child.join()
     wait_for(lambda: not any(map(is_running, processes)), seconds=20)
 
 
@@ -234,8 +248,8 @@ def test_kill_9_ten_times_then_resume_equals_an_undisturbed_run(tmp_path, serial
     for _ in range(10):
         (child,) = start(tmp_path, 0.2, size)
         time.sleep(times.uniform(0.0, 0.6 if size == 1 else 6.0))
-        os.kill(child.pid, signal.SIGKILL)
-        child.communicate()
+        child.kill()
+        child.join()
         found = {record.key.name: record for record in read_records(tmp_path / "out")}
         assert seen.items() <= found.items()
         seen = found
@@ -260,7 +274,7 @@ def warn_in_a_worker():
 
 
 def test_a_worker_prints_warnings_without_control_codes(capfd):
-    child = multiprocessing.get_context("spawn").Process(target=warn_in_a_worker)
+    child = FORK.Process(target=warn_in_a_worker)
     child.start()
     child.join()
     assert capfd.readouterr().err == "warning: file \\x1b[2J.png\n"
