@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-if sys.platform != "win32":
-    import fcntl
 
 _SUFFIX = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,9 +65,6 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
         folder: folder to lock.
         wait: whether to wait for a process that holds the lock.
     """
-    if sys.platform == "win32":
-        yield True
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         yield _lock(descriptor, wait)

@@ -7,7 +7,7 @@ evaluation, baking and the benchmark work with what is declared here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -179,8 +179,3 @@ class Family(ABC):
         Raises:
             CheckpointError: if the file is unreadable, holds more than data, or lacks a tensor that is needed.
         """
-
-
-def owned_names(names: Collection[str], module: str) -> tuple[str, ...]:
-    """Return those of the state dict ``names`` that lie below a module."""
-    return tuple(name for name in names if name.startswith(f"{module}."))

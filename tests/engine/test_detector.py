@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from codec import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +15,7 @@ from glip_adapt.data.transforms import resize_shape
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.detector import Detector
 from glip_adapt.trunks.catalogue import default_recipe, trunk_spec
-from glip_adapt.trunks.glip.anchors import anchor_grid, encode, level_shapes
+from glip_adapt.trunks.glip.anchors import anchor_grid, level_shapes
 from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
 from glip_adapt.trunks.glip.head import HeadOutput
 

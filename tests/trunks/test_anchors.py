@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from codec import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from glip_adapt.trunks.glip.anchors import (
     anchor_grid,
     centres,
     decode,
-    encode,
     level_shapes,
 )
 

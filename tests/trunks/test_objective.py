@@ -4,12 +4,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from codec import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import sigmoid_focal_loss
 
 from glip_adapt.core.structures import Target
-from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, encode, level_shapes
+from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, level_shapes
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.objective import LossScale, assign, centerness_targets, detection_loss, focal_loss
 

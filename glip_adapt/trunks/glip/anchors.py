@@ -41,19 +41,11 @@ def level_shapes(padded_hw: SizeHW) -> tuple[SizeHW, ...]:
     return tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
 
 
-def encode(boxes_xyxy: Tensor, anchors_xyxy: Tensor) -> Tensor:
-    """Return (N, 4) deltas (dx, dy, dw, dh) that turn anchors (N, 4) into boxes (N, 4)."""
-    box_centre, box_size = _centre_size(boxes_xyxy)
-    anchor_centre, anchor_size = _centre_size(anchors_xyxy)
-    deltas = torch.cat(((box_centre - anchor_centre) / anchor_size, (box_size / anchor_size).log()), dim=-1)
-    return deltas * deltas.new_tensor(CODEC_WEIGHTS)
-
-
 def decode(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return boxes (N, 4) for deltas (N, 4) at anchors (N, 4); sides are limited to 62.5 times the anchor's."""
     shift, log_scale = (deltas / deltas.new_tensor(CODEC_WEIGHTS)).chunk(2, dim=-1)
-    anchor_centre, anchor_size = _centre_size(anchors_xyxy)
-    centre = shift * anchor_size + anchor_centre
+    anchor_size = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2] + 1
+    centre = shift * anchor_size + centres(anchors_xyxy)
     half = 0.5 * (log_scale.clamp(max=MAX_LOG_SCALE).exp() * anchor_size - 1)
     return torch.cat((centre - half, centre + half), dim=-1)
 
@@ -61,7 +53,3 @@ def decode(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
 def centres(boxes_xyxy: Tensor) -> Tensor:
     """Return (N, 2) centres (x, y)."""
     return (boxes_xyxy[..., :2] + boxes_xyxy[..., 2:]) / 2
-
-
-def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    return centres(boxes_xyxy), boxes_xyxy[..., 2:] - boxes_xyxy[..., :2] + 1

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
-from glip_adapt.trunks.glip.recompute import run_block
 from glip_adapt.trunks.linear import matrix
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
@@ -204,5 +204,6 @@ class FusionTower(nn.Module):
         image, batch = pyramid.cells, len(pyramid.image_sizes_hw)
         features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
         for block in self.blocks:
-            image, features = run_block(block, image, pyramid.level_shapes_hw, features, mask, recompute=self.recompute)
+            inputs = (image, pyramid.level_shapes_hw, features, mask)
+            image, features = checkpoint(block, *inputs, use_reentrant=False) if self.recompute else block(*inputs)
         return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))

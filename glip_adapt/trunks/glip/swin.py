@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models.swin_transformer import PatchMerging, get_relative_position_index
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from glip_adapt.trunks.glip.recompute import run_block
 from glip_adapt.trunks.glip.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
 from glip_adapt.trunks.linear import Linear
 
@@ -96,11 +96,11 @@ class SwinStage(nn.Module):
         )
 
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
-        """Return (B, h, w, C) at the stage's resolution; ``recompute`` as in ``run_block``."""
+        """Return (B, h, w, C) at the stage's resolution; ``recompute`` keeps no activations inside of blocks."""
         x = self.downsample(x)
         mask = shifted_window_mask(padded_hw((x.shape[1], x.shape[2]), self.window), self.window).to(x)
         for block in self.blocks:
-            x = run_block(block, x, mask, recompute=recompute)
+            x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
         return x
 
 
