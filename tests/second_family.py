@@ -154,6 +154,7 @@ class QueryFamily(Family):
 
 
 SPEC = TrunkSpec(
+    purpose="for tests",
     family=QueryFamily(),
     config=950,
     public_file="queries.safetensors",

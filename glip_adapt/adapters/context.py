@@ -35,8 +35,10 @@ class Context(Adapter):
     name: ClassVar[str] = "context"
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
     caption_bound: ClassVar[bool] = True
-    purpose: ClassVar[str] = "Learned words before each name (CoOp). Take it to compare prompts before and after BERT."
-    cost: ClassVar[str] = "image features are computed once; BERT, fusion and head run at each step"
+    purpose: ClassVar[str] = (
+        "Learned words before each class name (CoOp). Take it to compare prompts inside and behind the text encoder."
+    )
+    cost: ClassVar[str] = "medium: image features are computed once; text encoder, fusion and head run at each step"
     counted: ClassVar[str] = "classes × free tokens × text width"
 
     tokens: int = 4

@@ -18,8 +18,8 @@ class Full(Adapter):
 
     name: ClassVar[str] = "full"
     stage: ClassVar[Stage] = Stage.ENCODE_IMAGE
-    purpose: ClassVar[str] = "All weights. Take it for the best AP from 3 shots on, if memory and file size allow."
-    cost: ClassVar[str] = "the most time and memory; the adapter is as large as the trunk"
+    purpose: ClassVar[str] = "Training of nearly all weights. Take it for the best AP, if memory and file size allow."
+    cost: ClassVar[str] = "highest in time and memory: nothing is computed once; an adapter is as large as the trunk"
 
     frozen: tuple[str, ...] = ()
     "modules that stay as they are, by exact name; ``TrunkSpec.settings`` names those of the published recipe"
@@ -48,8 +48,10 @@ class TextEncoderTuning(Adapter):
 
     name: ClassVar[str] = "text_encoder"
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
-    purpose: ClassVar[str] = "The language model only. Take it to compare with the paper; prompt costs less."
-    cost: ClassVar[str] = "image features are computed once; fusion and head run at each step"
+    purpose: ClassVar[str] = (
+        "Training of the text encoder alone. Take it to compare with the paper; prompt does as well for less."
+    )
+    cost: ClassVar[str] = "medium: image features are computed once; text encoder, fusion and head run at each step"
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return all tensors of the text encoder."""

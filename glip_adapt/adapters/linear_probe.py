@@ -19,8 +19,10 @@ class LinearProbe(Adapter):
 
     name: ClassVar[str] = "linear_probe"
     stage: ClassVar[Stage] = Stage.PREDICT
-    purpose: ClassVar[str] = "Last layers only. Take it for many experiments on one machine."
-    cost: ClassVar[str] = "the cheapest: everything before the head is computed once per image"
+    purpose: ClassVar[str] = (
+        "Training of the last layers alone. Take it for many quick experiments, and as the simplest trained baseline."
+    )
+    cost: ClassVar[str] = "lowest: all features before the head are computed once"
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return the prediction layers."""

@@ -29,8 +29,11 @@ class Lora(Adapter):
 
     name: ClassVar[str] = "lora"
     renamed: ClassVar[Mapping[str, str]] = {"target": "part"}
-    purpose: ClassVar[str] = "Small updates everywhere but in the image encoder. Take it as a middle way."
-    cost: ClassVar[str] = "image features are computed once; about 1 % of the weights are trained and saved"
+    purpose: ClassVar[str] = (
+        "Small updates in text encoder, fusion and head. Take it if full costs too much, above all with 10 shots or "
+        "more."
+    )
+    cost: ClassVar[str] = "medium: image features are computed once; about 1 % of the weights are trained and saved"
 
     part: LoraPart = "all"
     """the layers: cross attention and text layers of the fusion, the text encoder, the head, or all three; never the

@@ -24,8 +24,11 @@ class Prompt(Adapter):
     name: ClassVar[str] = "prompt"
     stage: ClassVar[Stage] = Stage.FUSE
     caption_bound: ClassVar[bool] = True
-    purpose: ClassVar[str] = "A learned caption. Take it from 1 shot on, and for many tasks on one trunk."
-    cost: ClassVar[str] = "image features are computed once; a few kilobytes per adapter"
+    purpose: ClassVar[str] = (
+        "Learned changes to the text features of the class names. Take it first: from 1 shot on, and for many tasks on "
+        "one trunk."
+    )
+    cost: ClassVar[str] = "low: image features are computed once; an adapter takes kilobytes"
     counted: ClassVar[str] = "tokens × text width"
 
     def insert(self, network: Network, tokens: Tokens) -> None:

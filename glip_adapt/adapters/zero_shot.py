@@ -15,8 +15,10 @@ class ZeroShot(Adapter):
 
     name: ClassVar[str] = "zero_shot"
     stage: ClassVar[Stage] = Stage.NONE
-    purpose: ClassVar[str] = "The trunk without training. Take it without labels, and as the baseline."
-    cost: ClassVar[str] = "nothing"
+    purpose: ClassVar[str] = (
+        "Detection by class names, without training. Take it when there are no labels, and as the baseline."
+    )
+    cost: ClassVar[str] = "none"
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return no name."""

@@ -34,6 +34,7 @@ class TrunkSpec:
     """All that is true of one released detector.
 
     Attributes:
+        purpose: when to take it.
         family: builds the network and reads its files.
         config: sizes, as the family takes them.
         public_file: file name in ``repository``; None where weights and vocabulary come with the package.
@@ -46,6 +47,7 @@ class TrunkSpec:
         threads: CPU threads of a benchmark run; None takes what the machine has.
     """
 
+    purpose: str
     family: Family
     config: Any
     public_file: str | None
@@ -70,16 +72,42 @@ _RENDERED: dict[str, Any] = {
 _SWIN: dict[str, Any] = {"family": _GLIP, "settings": {"full": {"frozen": PUBLISHED_FROZEN}}}
 
 TRUNKS: dict[str, TrunkSpec] = {
-    "glip-nano": TrunkSpec(config=GLIP_NANO, **_RENDERED),
-    "glip-nano-a": TrunkSpec(config=GLIP_NANO_A, **_RENDERED),
-    "glip-t-a": TrunkSpec(config=GLIP_T_A, public_file="glip_a_tiny_o365.pth", data="O365", **_SWIN),
-    "glip-t-b": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365.pth", data="O365", **_SWIN),
-    "glip-t-c": TrunkSpec(config=GLIP_T, public_file="glip_tiny_model_o365_goldg.pth", data="O365, GoldG", **_SWIN),
+    "glip-nano": TrunkSpec(purpose="to try things out; knows pictograms only", config=GLIP_NANO, **_RENDERED),
+    "glip-nano-a": TrunkSpec(purpose="to compare with glip-nano", config=GLIP_NANO_A, **_RENDERED),
+    "glip-t-a": TrunkSpec(
+        purpose="to compare with glip-t-b",
+        config=GLIP_T_A,
+        public_file="glip_a_tiny_o365.pth",
+        data="O365",
+        **_SWIN,
+    ),
+    "glip-t-b": TrunkSpec(
+        purpose="to compare pre-training data",
+        config=GLIP_T,
+        public_file="glip_tiny_model_o365.pth",
+        data="O365",
+        **_SWIN,
+    ),
+    "glip-t-c": TrunkSpec(
+        purpose="to compare pre-training data",
+        config=GLIP_T,
+        public_file="glip_tiny_model_o365_goldg.pth",
+        data="O365, GoldG",
+        **_SWIN,
+    ),
     "glip-t": TrunkSpec(
-        config=GLIP_T, public_file="glip_tiny_model_o365_goldg_cc_sbu.pth", data="O365, GoldG, CC3M, SBU", **_SWIN
+        purpose="for photographs",
+        config=GLIP_T,
+        public_file="glip_tiny_model_o365_goldg_cc_sbu.pth",
+        data="O365, GoldG, CC3M, SBU",
+        **_SWIN,
     ),
     "glip-l": TrunkSpec(
-        config=GLIP_L, public_file="glip_large_model.pth", data="FourODs, GoldG, CC3M+12M, SBU", **_SWIN
+        purpose="for photographs: more accurate, slower",
+        config=GLIP_L,
+        public_file="glip_large_model.pth",
+        data="FourODs, GoldG, CC3M+12M, SBU",
+        **_SWIN,
     ),
 }
 
