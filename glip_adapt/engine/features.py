@@ -12,7 +12,8 @@ from glip_adapt.core.precision import Precision, autocast
 from glip_adapt.core.structures import FrozenState, ImageBatch, SizeHW
 from glip_adapt.data.split import ImageRecord
 from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
-from glip_adapt.engine.cache import CacheKey, FeatureCache, image_digest, to
+from glip_adapt.engine.cache import FeatureCache, image_digest, to
+from glip_adapt.engine.cache_files import CacheKey
 from glip_adapt.engine.detector import Detector
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "pillow")  # a release may move the last bits
