@@ -16,9 +16,10 @@ import shutil
 from pathlib import Path
 
 from glip_adapt.bench.records import read_records, to_json
-from glip_adapt.bench.report.document import build_document, format_markdown
+from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.tables import load_table
 from glip_adapt.bench.report.write import write_report
+from glip_adapt.bench.report.writers import format_markdown
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("data_efficiency", "cost")

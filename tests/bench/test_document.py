@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 from made_up import RECORDS, record
 
-from glip_adapt.bench.report.document import Section, build_document, format_latex, format_markdown, pivot
+from glip_adapt.bench.report.document import build_document, pivot
 from glip_adapt.bench.report.tables import load_table, summarize_datasets, summarize_mean
+from glip_adapt.bench.report.writers import Section, format_latex, format_markdown
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import base64
 import re
 from html.parser import HTMLParser
 
@@ -5,16 +6,12 @@ import pandas as pd
 import pytest
 from made_up import RECORDS
 
-from glip_adapt.bench.report.document import Section, build_document
-from glip_adapt.bench.report.page import format_page
+from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.tables import load_table
+from glip_adapt.bench.report.writers import Section, format_page
 
-SVG = (
-    '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg xmlns="http://www.w3.org/2000/svg" width="100pt" height="50pt">'
-    "<metadata>by http://example.org</metadata>"
-    '<path id="p" style="fill: #0072b2; stroke: #123456"/><use href="#p" clip-path="url(#p)"/></svg>'
-)
-VOID = {"meta", "link", "img", "br", "path", "use", "hr", "input"}
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><path id="p"/></svg>'
+VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 class Checker(HTMLParser):
@@ -29,12 +26,8 @@ class Checker(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
-        self.seen.append((tag, dict(attributes)))
-
     def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
 
 def parsed(page):
@@ -52,42 +45,28 @@ def page():
 def test_tags_close_in_order_and_every_link_has_its_place(page):
     tags = parsed(page)
     ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
-    assert len(set(ids)) == len(ids)  # two figures of the same ids as well
+    assert len(set(ids)) == len(ids)
     targets = [attributes["href"][1:] for _, attributes in tags if attributes.get("href", "").startswith("#")]
-    assert targets
-    assert set(targets) <= set(ids)
+    assert targets == ids
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
-    assert not re.search(r"\b(src|href)=[\"'](?!#)", page)
-    assert "@import" not in page
-    assert not re.search(r"url\((?!#)", page)
-    addresses = set(re.findall(r"https?://[^\"'\s<)]+", page))
-    assert addresses <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(src|href)=[\"'](?!#|data:image/svg\+xml;base64,)", page)
+    assert not re.search(r"@import|url\(|https?:|<script", page)
 
 
 def test_every_section_and_figure_is_there_and_named(page):
     for section in build_document(load_table(RECORDS)):
         assert section.title in page
-    figures = [attributes for tag, attributes in parsed(page) if tag == "svg"]
-    assert [attributes["aria-label"] for attributes in figures] == ["Curves <1>", "Costs"]
-    assert {attributes["role"] for attributes in figures} == {"img"}
+    figures = [attributes for tag, attributes in parsed(page) if tag == "img"]
+    assert [attributes["alt"] for attributes in figures] == ["Curves <1>", "Costs"]
+    assert [base64.b64decode(attributes["src"].partition(",")[2]) for attributes in figures] == [SVG, SVG]
     assert "Untrained &amp; made up." in page
     assert page.count("<table>") == 7
 
 
-def test_colours_follow_the_page_and_unknown_ones_stay(page):
-    assert "fill: var(--0072B2); stroke: #123456" in page
-    assert "prefers-color-scheme: dark" in page
-    used = set(re.findall(r"var\((--\w+)\)", page))
-    light, dark = re.findall(r":root \{ (.*?) \}", page)
-    for definitions in (light, dark):
-        assert used <= set(re.findall(r"(--\w+):", definitions))
-
-
-def test_cells_are_escaped_and_the_missing_are_marked():
-    table = pd.DataFrame({"run": ["<b>&", "–"], "5": ["– (1 of 2 missing)", "1.0"], "error": ["x" * 80, "y"]})
+def test_cells_are_escaped_and_words_stand_on_the_left():
+    table = pd.DataFrame({"run": ["<b>&", "–"], "5": ["– (1 of 2 missing)", "1.0"]})
     page = format_page([Section("Head"), Section("Body", table=table)], {})
-    assert '<td class="label">&lt;b&gt;&amp;</td><td class="missing">– (1 of 2 missing)</td>' in page
-    assert '<td class="label long">' + "x" * 80 in page
+    assert '<td class="label">&lt;b&gt;&amp;</td><td class="number">– (1 of 2 missing)</td>' in page
     parsed(page)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.report.curves import draw_data_efficiency
-from glip_adapt.bench.report.document import build_document, format_latex, format_markdown
+from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
-from glip_adapt.bench.report.page import format_page
 from glip_adapt.bench.report.tables import load_table, summarize_retention
+from glip_adapt.bench.report.writers import format_latex, format_markdown, format_page
 from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
 from glip_adapt.data.glyphs13 import rendered_datasets
@@ -72,7 +72,7 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
     sections, drawn = build_document(table, note), {}
     with matplotlib.rc_context({"text.parse_math": False}):  # names from elsewhere are no formulas
         for stem, figure in _draw(table, note):
-            drawn[figure.get_suptitle()] = _save(figure, folder / stem)
+            drawn[figure.get_suptitle()] = save_figure(figure, folder / stem)
     files = ReportFiles(
         csv=folder / "table.csv",
         parquet=folder / "table.parquet",
@@ -81,21 +81,35 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
         page=folder / "index.html",
         figures=tuple(path for saved in drawn.values() for path in saved),
     )
-    with written_whole(files.csv) as temporary:
-        table.map(_no_formula).to_csv(temporary, index=False)
     with written_whole(files.parquet) as temporary:
         table.astype({"shots": "str"}).to_parquet(temporary, index=False)  # numbers and "all" share the column
-    vectors = {title: vector.read_text(encoding="utf-8") for title, (_, vector) in drawn.items()}
     for path, text in (
+        (files.csv, table.map(_no_formula).to_csv(index=False)),
         (files.markdown, format_markdown(sections)),
         (files.latex, format_latex(sections)),
-        (files.page, format_page(sections, vectors)),
+        (files.page, format_page(sections, {title: vector.read_bytes() for title, (_, vector) in drawn.items()})),
     ):
         with written_whole(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     for stale in {path for stem in _STEMS for path in folder.glob(f"{stem}*") if path.is_file()} - set(files.figures):
         stale.unlink()
     return files
+
+
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write ``STEM.png`` and ``STEM.svg`` and return the two; equal figures give equal files."""
+    raster, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
+    figure.set_layout_engine(None)  # else each file costs a layout and one more drawing to measure it
+    for axes in figure.axes:  # the solver's last digits differ from run to run, and are in the names of clip paths
+        axes.set_position(np.round(axes.get_position().bounds, 9))
+    with written_whole(raster) as temporary:
+        figure.savefig(temporary, dpi=160)
+    with matplotlib.rc_context({"svg.hashsalt": "glip_adapt"}), written_whole(vector) as temporary:
+        figure.savefig(temporary, metadata={"Date": None})
+    return raster, vector
 
 
 def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
@@ -110,27 +124,17 @@ def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
 def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
     """Yield file stem and figure: the curves of every trunk, other figures only if they have content."""
     trunks = list(dict.fromkeys(table["trunk"]))
-    finished = table[(table["method"] != ZERO_SHOT) & table["ap"].notna()]
     for trunk in trunks:
-        runs = finished[finished["trunk"] == trunk]
-        shown = (True, len(runs) > 0, len(runs) > 0, len(summarize_retention(table[table["trunk"] == trunk])) > 0)
-        draw = (draw_data_efficiency, draw_comparison, draw_costs, draw_retention)
-        for stem, function in itertools.compress(zip(_STEMS, draw, strict=True), shown):
-            yield (stem if len(trunks) == 1 else f"{stem}--{trunk}"), function(table, trunk, note)
-
-
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write a figure as PNG and SVG; equal figures give equal files."""
-    raster, vector = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    layout = figure.get_layout_engine()
-    assert layout is not None
-    layout.execute(figure)
-    figure.set_layout_engine(None)  # else each file costs a layout and one more drawing to measure it
-    with written_whole(raster) as temporary:
-        figure.savefig(temporary, dpi=160)
-    with matplotlib.rc_context({"svg.hashsalt": "glip_adapt"}), written_whole(vector) as temporary:
-        figure.savefig(temporary, metadata={"Date": None})
-    return raster, vector
+        runs = table[table["trunk"] == trunk]
+        adapted = ((runs["method"] != ZERO_SHOT) & runs["ap"].notna()).any()
+        for stem, draw, has_content in (
+            ("data_efficiency", draw_data_efficiency, True),
+            ("comparison", draw_comparison, adapted),
+            ("cost", draw_costs, adapted),
+            ("retention", draw_retention, len(summarize_retention(runs)) > 0),
+        ):
+            if has_content:
+                yield (stem if len(trunks) == 1 else f"{stem}--{trunk}"), draw(table, trunk, note)
 
 
 def _no_formula(value: Any) -> Any:
