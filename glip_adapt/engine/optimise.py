@@ -82,7 +82,7 @@ class Stepper:
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in part.items())
                 raise NonFiniteLossError(
                     f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
-                    "Lower the learning rate, or look at the boxes of these pictures."
+                    "Lower the learning rate, or look at the boxes of these images."
                 )
             self.scaler.scale(loss).backward()
             for name, value in part.items():

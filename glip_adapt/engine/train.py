@@ -1,9 +1,9 @@
-"""One training loop for every method: ``fit`` returns a history and prints nothing.
+"""Train an adapted model: one loop for every method, which returns a history and prints nothing.
 
 The protocol is the few-shot one of GLIP (arXiv 2112.03857, section E.3; tools/finetune.py and
-maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code); its numbers are in recipes.py. Pictures of a batch
-go through the network one by one, as they do there on four GPUs, or together where they are small and of one size;
-either way their losses share the batch's normalisation.
+maskrcnn_benchmark/{engine/trainer.py,solver/} of the public code); its numbers are in trunks/recipes.py. Images of a
+batch go through the network one by one, as they do there on four GPUs, or together if they are small and of one size.
+Either way their losses share the batch's normalisation.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.precision import autocast
@@ -79,144 +81,114 @@ def fit(
 
     Args:
         model: from ``attach``.
-        train: pictures to learn from, all of them with boxes.
-        val: what selects the best state and drives the plateau rule; without it the last state is kept and training
-            runs to its ceiling.
+        train: images to learn from, with boxes.
+        val: images that select the best state and drive the plateau rule; without them the last state is kept and
+            training runs to its ceiling.
         config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
-        cache: keeps what the frozen stages make of each picture and view; by default one of 2 GiB for this training.
+        cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
 
     Raises:
         ValueError: if the method owns nothing, or the split is empty or has other classes.
-        NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the pictures. The best state
-            is kept.
+        NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the images. The best state is
+            kept.
     """
     config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
     _check_trainable(model, train)
     if val is not None:
         check_scorable(model, val)
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        cache = cache or FeatureCache()
-        cache.begin_run()
-        return _Fit(model, train, val, config, cache, on_step, on_validation).run()
+    cache = cache or FeatureCache()
+    cache.begin_run()
+    images = config.copies * len(train)
+    history = History(config.max_steps or max(1, config.epochs * images // config.batch_size))
+    validate_every = config.validate_every or max(1, images // config.batch_size)
+    features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
+    batches, groups = _batches(train, features, config), parameter_groups(model, config)
+    stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
+    schedule = _schedule(stepper.optimiser, config, history.total_steps)
+    bad_validations = 0
+    with _training(model, config, history) as keep_state:
+        for step in range(history.total_steps + 1):
+            if step > 0:
+                batch = next(batches)
+                model.train()
+                ids = [sample.record.image_id for sample in batch]
+                history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch)))
+                if config.schedule == "cosine":
+                    schedule.step()
+                if on_step:
+                    on_step(history.steps[-1], history.total_steps)
+            is_due = step % validate_every == 0 or step == history.total_steps
+            if val is not None and (is_due if step > 0 else config.keep_start):
+                done = _validate(model, val, config, cache, history)
+                bad_validations = 0 if done.is_best else bad_validations + 1
+                if done.is_best:
+                    keep_state()
+                if config.schedule == "plateau" and done.ap > 0:  # as in the public trainer
+                    schedule.step(done.ap)
+                if on_validation:
+                    on_validation(done)
+                if bad_validations >= config.stop_patience:
+                    history.stopped_by = "patience"
+                    break
+    return history
 
 
 def _check_trainable(model: AdaptedModel, train: Split) -> None:
     if model.adapter.stage is Stage.NONE:
         raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
-    if not len(train):
-        raise ValueError(f"{train.name} has no pictures to learn from.")
+    if len(train) == 0:
+        raise ValueError(f"{train.name} has no images to learn from.")
     check_scorable(model, train)
 
 
-class _Fit:
-    """The state of one training run."""
-
-    def __init__(
-        self,
-        model: AdaptedModel,
-        train: Split,
-        val: Split | None,
-        config: FitConfig,
-        cache: FeatureCache,
-        on_step: Callable[[Step, int], None] | None,
-        on_validation: Callable[[Validation], None] | None,
-    ) -> None:
-        self.model, self.train, self.val, self.config, self.cache = model, train, val, config, cache
-        self.features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
-        self.sample = functools.lru_cache(maxsize=KEPT_SAMPLES)(self._build_sample)
-        self.on_step, self.on_validation = on_step, on_validation
-        self.stepper = Stepper(
-            parameter_groups(model, config),
-            device=model.device,
-            precision=config.precision,
-            clip_norm=config.clip_norm,
-        )
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.stepper.optimiser,
-            mode="max",
-            factor=config.plateau_factor,
-            patience=config.plateau_patience,
-            min_lr=config.min_learning_rate,
-        )
-        pictures = config.copies * len(train)
-        self.validate_every = config.validate_every or max(1, pictures // config.batch_size)
-        self.history = History(config.max_steps or max(1, config.epochs * pictures // config.batch_size))
-        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.stepper.optimiser, self.history.total_steps)
-        self.best: dict[str, Tensor] | None = None
-        self.bad_validations = 0
-
-    def run(self) -> History:
-        batches = _batches(len(self.train), self.config)
-        self.model.network.set_recompute(self.config.recompute)
+@contextmanager
+def _training(model: AdaptedModel, config: FitConfig, history: History) -> Iterator[Callable[[], None]]:
+    """Seed torch, and yield a function that keeps the present state; the end or Ctrl-C restores the last one kept."""
+    kept = dict[str, Tensor]()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        model.network.set_recompute(config.recompute)
         try:
-            if self.val is not None and self.config.keep_start:
-                self._validate(0)
-            for step in range(1, self.history.total_steps + 1):
-                self._step(step, [self.sample(*drawn) for drawn in next(batches)])
-                if self.val is not None and (step % self.validate_every == 0 or step == self.history.total_steps):
-                    self._validate(step)
-                    if self.bad_validations >= self.config.stop_patience:
-                        self.history.stopped_by = "patience"
-                        break
+            yield lambda: kept.update({name: tensor.detach().clone() for name, tensor in model.owned_tensors().items()})
         except KeyboardInterrupt:
-            logger.warning("Interrupted after %d steps; the best state so far is kept.", len(self.history.steps))
-            self.history.stopped_by = "interrupt"
+            logger.warning("Interrupted after %d steps; the best state so far is kept.", len(history.steps))
+            history.stopped_by = "interrupt"
         finally:
-            if self.best is not None:
-                self.model.load_owned(self.best)
-            self.model.train(False)
-            self.model.network.set_recompute(False)
-        return self.history
+            if kept:
+                model.load_owned(kept)
+            model.train(False)
+            model.network.set_recompute(False)
 
-    def _step(self, step: int, batch: Sequence[_Sample]) -> None:
-        self.model.train()
-        ids = [sample.record.image_id for sample in batch]
-        done = self.stepper.take(step, f"pictures {ids}", self._losses(batch))
-        if self.config.schedule == "cosine":
-            self.cosine.step()
-        self.history.steps.append(done)
-        if self.on_step:
-            self.on_step(done, self.history.total_steps)
 
-    def _losses(self, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield what goes through the network together, and its share of the batch's losses."""
-        objective = self.model.network.objective
-        scale = objective.scale([sample.prepared for sample in batch])
-        for together in in_batches((sample, sample.shape_hw) for sample in batch):
-            prefix = stack([self.features.of([sample.record], sample.view) for sample in together])
-            with autocast(self.model.device, self.config.precision):
-                (output,) = self.model.finish(prefix)
-            names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
-            yield f"image {names}", objective.losses(output, [sample.prepared for sample in together], scale)
+def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: FeatureCache, history: History) -> Validation:
+    """Score the model and note the result; as in the public trainer, a tie counts as best."""
+    ap = evaluate(model, val, config.view, cache=cache).ap or 0.0
+    done = Validation(len(history.steps), ap, is_best=history.best_ap is None or ap >= history.best_ap)
+    history.validations.append(done)
+    return done
 
-    def _build_sample(self, position: int, view: View) -> _Sample:
-        """Return a picture of the split in one view; the picture itself is not opened beyond its size."""
-        record = self.train.records[position]
-        size_hw = record.header.size_hw
-        target = view_target(record.target, size_hw, view, self.config.max_long_side).to(self.model.device)
-        padded_hw = self.features.padded_shape(record, view)
-        return _Sample(record, view, padded_hw, self.model.network.objective.prepare(target, padded_hw))
 
-    def _validate(self, step: int) -> None:
-        """Score, keep the state if it is at least as good as the best, and lower the rates on a plateau.
+def _losses(features: FrozenFeatures, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the name of each part that goes through the network together, and its share of the batch's losses."""
+    model = features.model
+    objective = model.network.objective
+    scale = objective.scale([sample.prepared for sample in batch])
+    for together in in_batches((sample, sample.padded_hw) for sample in batch):
+        prefix = stack([features.of([sample.record], sample.view) for sample in together])
+        with autocast(model.device, features.precision):
+            (output,) = model.finish(prefix)
+        names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
+        yield f"image {names}", objective.losses(output, [sample.prepared for sample in together], scale)
 
-        As in the public trainer, a tie counts as best, and an AP of exactly 0 never advances the plateau rule.
-        """
-        assert self.val is not None
-        ap = evaluate(self.model, self.val, self.config.view, cache=self.cache).ap or 0.0
-        is_best = self.history.best_ap is None or ap >= self.history.best_ap
-        self.bad_validations = 0 if is_best else self.bad_validations + 1
-        if is_best:
-            self.best = {name: tensor.detach().clone() for name, tensor in self.model.owned_tensors().items()}
-        if ap > 0 and self.config.schedule == "plateau":
-            self.plateau.step(ap)
-        done = Validation(step, ap, is_best)
-        self.history.validations.append(done)
-        if self.on_validation:
-            self.on_validation(done)
+
+def _schedule(optimiser: torch.optim.Optimizer, config: FitConfig, total_steps: int) -> Any:
+    """Return the scheduler of the learning rates: ``step()`` after each step, or ``step(ap)`` after each validation."""
+    if config.schedule == "cosine":
+        return CosineAnnealingLR(optimiser, total_steps)
+    factor, patience = config.plateau_factor, config.plateau_patience
+    return ReduceLROnPlateau(optimiser, mode="max", factor=factor, patience=patience, min_lr=config.min_learning_rate)
 
 
 def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, Any]]:
@@ -234,27 +206,37 @@ def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, A
 
 @dataclass(frozen=True)
 class _Sample:
-    """One image in one view, padded to a shape, with its prepared target."""
+    """An image in one view, with its prepared target."""
 
     record: ImageRecord
     view: View
-    shape_hw: SizeHW
+    padded_hw: SizeHW
     prepared: Any
 
 
-def _batches(pictures: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:
-    """Yield positions and views for ever: shuffled epochs of ``copies`` × the pictures, a view drawn for each.
+def _prepare(train: Split, features: FrozenFeatures, position: int, view: View) -> _Sample:
+    """Return an image of the split in one view; no more than its header is read."""
+    record, model = train.records[position], features.model
+    target = view_target(record.target, record.header.size_hw, view, features.max_long_side).to(model.device)
+    padded_hw = features.padded_shape(record, view)
+    return _Sample(record, view, padded_hw, model.network.objective.prepare(target, padded_hw))
 
-    A batch holds views of one short side, so that pictures of one size can go through the network together; a picture
+
+def _batches(train: Split, features: FrozenFeatures, config: FitConfig) -> Iterator[list[_Sample]]:
+    """Yield batches for ever: shuffled epochs of ``copies`` × the images, a view drawn for each.
+
+    A batch holds views of one short side, so that images of one size can go through the network together; an image
     waits until there are enough of its side.
     """
+    prepare = functools.lru_cache(maxsize=KEPT_SAMPLES)(functools.partial(_prepare, train, features))
     generator = torch.Generator().manual_seed(config.seed)
     views = training_views(config.short_sides, config.flip)
     waiting: dict[int, list[tuple[int, View]]] = {side: [] for side in config.short_sides}
     while True:
-        for position in torch.randperm(config.copies * pictures, generator=generator).tolist():
+        for position in torch.randperm(config.copies * len(train), generator=generator).tolist():
             view = views[int(torch.randint(len(views), (1,), generator=generator))]
-            waiting[view.short_side].append((position % pictures, view))
-            if len(waiting[view.short_side]) == config.batch_size:
-                yield waiting[view.short_side]
-                waiting[view.short_side] = []
+            drawn = waiting[view.short_side]
+            drawn.append((position % len(train), view))
+            if len(drawn) == config.batch_size:
+                yield [prepare(*one) for one in drawn]
+                drawn.clear()

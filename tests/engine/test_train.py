@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from glip_adapt.engine import features, train
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.optimise import NonFiniteLossError
+from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
 from glip_adapt.engine.train import fit, parameter_groups
 from glip_adapt.trunks.catalogue import default_recipe, load_trunk, published_recipe
 from glip_adapt.trunks.glip import objective
@@ -163,7 +164,9 @@ def test_a_step_reports_what_happened_in_it(build, data):
 def test_an_epoch_shows_every_picture_as_often_as_copies_say_in_one_shuffle(build, data, monkeypatch):
     """All copies are shuffled together, so a picture may come twice before another one comes at all."""
     shown = []
-    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: shown.extend(s.record.image_id for s in batch))
+    monkeypatch.setattr(
+        Stepper, "take", lambda self, step, batch, parts: shown.extend(map(int, re.findall(r"\d+", batch)))
+    )
     three, repeats = replace(data.train, records=data.train.records[:3]), 0
     for seed in range(5):
         shown.clear()
@@ -284,7 +287,7 @@ def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
     build, data, score_with, monkeypatch, shots, pictures, total, between
 ):
     """Reference: fewshot_protocol.md, section 4. The steps themselves are left out."""
-    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
+    monkeypatch.setattr(Stepper, "take", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
     split = replace(data.train, records=(data.train.records * 3)[:pictures])
     history = fit(build(), split, data.val, published_recipe("linear_probe", shots))
@@ -346,7 +349,7 @@ def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():
 
 
 def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(build, data, score_with, monkeypatch):
-    monkeypatch.setattr(train._Fit, "_step", lambda self, step, batch: None)
+    monkeypatch.setattr(Stepper, "take", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
     history = fit(build(), data.train, data.val, replace(SMALL, max_steps=11, validate_every=4))
     assert history.total_steps == 11
@@ -530,7 +533,7 @@ def test_a_loss_that_is_not_finite_names_step_and_pictures_and_keeps_the_best(
     score_with([0.5, 0.3])
     break_loss(monkeypatch, 3, value)
     config = replace(ONE_BY_ONE, epochs=4)
-    with pytest.raises(NonFiniteLossError, match=rf"image 1 \(0\.png\).*in step 3:.*box {value}.*pictures \[1\]"):
+    with pytest.raises(NonFiniteLossError, match=rf"image 1 \(0\.png\).*in step 3:.*box {value}.*images \[1\]"):
         fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
     assert same(snapshot(model), states[0])
     assert not any(module.training for module in model.network.modules())
@@ -541,7 +544,7 @@ def test_the_error_lists_the_whole_batch_and_the_bad_step_changes_nothing(build,
     fresh = snapshot(model)
     break_loss(monkeypatch, 1, float("nan"))
     split = replace(data.train, records=data.train.records[3:5])
-    with pytest.raises(NonFiniteLossError, match=r"in step 1:.*pictures \[(4, 5|5, 4)\]"):
+    with pytest.raises(NonFiniteLossError, match=r"in step 1:.*images \[(4, 5|5, 4)\]"):
         fit(model, split, None, SMALL)
     assert same(snapshot(model), fresh)
 
@@ -558,7 +561,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_model(build, single, mo
 
 
 def test_nothing_to_learn_from_is_refused(build, data):
-    with pytest.raises(ValueError, match=rf"{data.train.name} has no pictures"):
+    with pytest.raises(ValueError, match=rf"{data.train.name} has no images"):
         fit(build(), replace(data.train, records=()), None, SMALL)
 
 
