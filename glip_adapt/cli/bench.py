@@ -1,4 +1,4 @@
-"""The verbs ``bench``, ``report`` and ``quickstart``: parse, call one function, print."""
+"""The verbs ``bench``, ``report`` and ``quickstart``: parse, call one library function, print."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that share the runs
 @bench_app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/quickstart"),
-    full: Annotated[bool, typer.Option("--full", help="0, 1, 3, 5, 10 shots and all, three seeds: hours.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All numbers of shots, three seeds: takes hours.")] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the runs; default: as cores.")
+        int | None, typer.Option(min=1, help="Processes that share the runs; default: one per core.")
     ] = None,
 ) -> None:
-    """Compare zero-shot and three methods on thirteen synthetic sets, with no download: about five minutes.
+    """Try everything on synthetic images: three methods on thirteen datasets, in about five minutes, no download.
+
+    Ends with a table, a plot and a strip of images.
 
     Example: glip-adapt quickstart
     """
@@ -39,46 +41,56 @@ def quickstart(
     failed = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
     _print_report(results, NOTE)
     strip = results / "report" / "strip.png"
-    picture = draw_strip(
-        results, SHOTS, "Synthetic pictures: the best boxes of each method, as many as there are objects"
-    )
+    image = draw_strip(results, SHOTS, "Synthetic images: the best boxes of each method, as many as there are objects")
     with written_whole(strip) as temporary:
-        picture.save(temporary)
+        image.save(temporary)
     terminal.say(str(strip))
     raise typer.Exit(1 if failed else 0)
 
 
 @bench_app.command()
 def bench(
-    plan: Annotated[Path, typer.Argument(help="TOML file; see benchmarks/plans/.")],
-    out: Annotated[Path, typer.Option(help="Results folder; runs that it holds are skipped.")],
+    plan: Annotated[
+        Path,
+        typer.Argument(
+            help="TOML file with trunks, datasets, methods, shots and seeds; examples in benchmarks/plans/."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; finished runs in it are skipped.")],
     workers: Workers = 1,
-    ray: Annotated[str | None, typer.Option(help="Put the workers on a Ray cluster: its address, auto, local.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, with time and memory.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Put the workers on a Ray cluster: its address, auto or local.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, with their time and memory.")] = False,
     cache: CacheFolder = None,
     vocabulary: Vocabulary = None,
-    device: Device = "cpu",
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run or resume a plan; exit code 1 if a run failed. Started twice on one folder, both share the work.
+    """Run a benchmark plan, or continue one; several processes may share a folder. Exit code 1 if a run failed.
 
     Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos --workers 2
     """
     from glip_adapt.bench.benchmark import read_plan
+    from glip_adapt.trunks.catalogue import choose_device
 
     if dry_run:
         _print_preview(plan, out, workers, vocabulary, as_json)
         return
-    failed = _run_plan(read_plan(plan), out, str(plan), device, vocabulary, cache, workers, ray, as_json)
+    failed = _run_plan(
+        read_plan(plan), out, str(plan), str(choose_device(device)), vocabulary, cache, workers, ray, as_json
+    )
     raise typer.Exit(1 if failed else 0)
 
 
 @bench_app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Results folder of `bench`.")],
-    note: Annotated[str, typer.Option(help="Sentence that heads the tables and stands below the figures.")] = "",
+    folder: Annotated[Path, typer.Argument(help="Results folder of `bench` or `quickstart`.")],
+    note: Annotated[str, typer.Option(help="Sentence above the tables and below the figures.")] = "",
 ) -> None:
-    """Write tables, figures and one page (index.html) from the records, with intervals and paired tests.
+    """Write tables, figures and a web page (index.html) from the results of a benchmark.
+
+    They have confidence intervals and paired tests.
 
     Example: glip-adapt report runs/real_photos
     """

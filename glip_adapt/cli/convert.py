@@ -1,34 +1,38 @@
-"""The verb ``convert``: parse, call one function, print."""
+"""The verb ``convert``: parse, call one library function, print."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import TrunkName, Vocabulary
+from glip_adapt.cli.options import TrunkName, Vocabulary, Wording, split_names, worded
 
 convert_app = typer.Typer()
 
 
 @convert_app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Public .pth or our .safetensors.")],
-    target: Annotated[Path, typer.Argument(help="File to write, .safetensors; for a tuned prompt, a folder.")],
+    source: Annotated[Path, typer.Argument(help="Checkpoint of the public code, .pth, or our .safetensors.")],
+    target: Annotated[Path, typer.Argument(help="File to write, .safetensors; or for a tuned prompt, a folder.")],
     trunk: TrunkName = "glip-t",
     classes: Annotated[
-        str, typer.Option(help="Import the tuned prompt of the file, trained for these classes, in this order.")
+        str,
+        typer.Option(help="Import the tuned prompt of the file instead: the classes of its training, in their order."),
     ] = "",
-    dataset: Annotated[str, typer.Option(help="Instead of classes: the dataset that the prompt was trained on.")] = "",
+    dataset: Annotated[
+        str, typer.Option(help="Instead of --classes: the dataset that the prompt was trained on.")
+    ] = "",
     prompts: Annotated[
-        Literal["names", "official"], typer.Option(help="How that training worded the classes of the dataset.")
+        Wording,
+        typer.Option(help="Wording of the classes in that training: names, or the manual prompts of the paper."),
     ] = "names",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the folder.")] = False,
     vocabulary: Vocabulary = None,
 ) -> None:
-    """Write a public checkpoint as safetensors with our names, or its tuned prompt as an adapter.
+    """Convert a checkpoint of the public code to safetensors, or its tuned prompt to an adapter.
 
     Example: glip-adapt convert glip_tiny_model_o365_goldg_cc_sbu.pth glip-t.safetensors --trunk glip-t
 
@@ -38,7 +42,7 @@ def convert(
     from glip_adapt.share.public_prompt import import_prompt
     from glip_adapt.trunks import catalogue as weights
 
-    names = [name.strip() for name in classes.split(",") if name.strip()]
+    names = split_names(classes)
     _check_usage(target, names, dataset, prompts)
     if not names and not dataset:
         checksum = weights.convert(source, target, trunk)
@@ -73,9 +77,8 @@ def _check_usage(target: Path, names: list[str], dataset: str, prompts: str) -> 
         )
 
 
-def _classes_of(name: str, prompts: str) -> Any:
+def _classes_of(name: str, prompts: Wording) -> Any:
     """Return the classes of a dataset as its training worded them."""
     from glip_adapt import load_dataset
 
-    data = load_dataset(name)
-    return (data.prompts if prompts == "official" else None) or data.classes
+    return worded(load_dataset(name), prompts)

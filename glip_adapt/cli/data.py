@@ -1,4 +1,4 @@
-"""The verbs below ``glip-adapt data``: parse, call one function, print."""
+"""The verbs below ``glip-adapt data``: parse, call one library function, print."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from glip_adapt.cli import terminal
 from glip_adapt.cli.options import AsJson
 
 data_app = typer.Typer(
-    no_args_is_help=True, help="Fetch and check datasets, draw few-shot subsets, write synthetic sets."
+    no_args_is_help=True, help="Download and check datasets, draw few-shot subsets, write synthetic datasets."
 )
 
 
@@ -24,7 +24,7 @@ def fetch_data(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download known datasets, verify and unpack them; what is there is left alone, what broke off goes on.
+    """Download datasets of ODinW, verify and unpack them; a download that broke off goes on.
 
     Exit code 1 if one could not be fetched; the others are.
 
@@ -51,10 +51,12 @@ def fetch_data(
 @data_app.command("check")
 def check_data(
     path: Annotated[Path, typer.Argument(help="Dataset folder, or one COCO JSON file.")],
-    images: Annotated[Path | None, typer.Option(help="Picture folder of a single file; default: beside it.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of a single file; default: the folder of the file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List every defect of a COCO dataset, with counts and examples; exit code 1 if there is one.
+    """List what is wrong or doubtful in a dataset, with counts and examples; exit code 1 if something is.
 
     Example: glip-adapt data check odinw/Raccoon
     """
@@ -78,9 +80,11 @@ def check_data(
 @data_app.command("sample")
 def sample_data(
     path: Annotated[str, typer.Argument(help="Dataset name or folder, or one COCO JSON file.")],
-    shots: Annotated[int, typer.Option(min=1, help="Pictures wanted per class.")],
+    shots: Annotated[int, typer.Option(min=1, help="Images per class, at least.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="COCO JSON file to write.")],
-    seed: Annotated[int, typer.Option(min=0, help="0 takes pictures in the order of their ids.")] = 3,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Fixes which images are drawn; 0 takes them in the order of their ids.")
+    ] = 3,
 ) -> None:
     """Write a few-shot subset of a training split as COCO JSON.
 
@@ -98,13 +102,13 @@ def sample_data(
     subset = split.few_shot(shots, seed)
     with written_whole(output) as temporary:
         temporary.write_text(json.dumps(coco_ground_truth(subset)), encoding="utf-8")
-    terminal.say(f"{len(subset)} pictures ({subset.source}) → {output}")
+    terminal.say(f"{len(subset)} images ({subset.source}) → {output}")
 
 
 @data_app.command("export")
 def export_data(
-    name: Annotated[str, typer.Argument(help='One of the synthetic sets, such as "glyphs13/Dice", or "glyphs13".')],
-    out: Annotated[Path, typer.Option(help="Folder to write; a set that exists in it is left alone.")],
+    name: Annotated[str, typer.Argument(help='A synthetic dataset, such as "glyphs13/Dice", or "glyphs13" for all.')],
+    out: Annotated[Path, typer.Option(help="Folder to write into; a dataset that is there already is left alone.")],
 ) -> None:
     """Write synthetic datasets as COCO folders.
 

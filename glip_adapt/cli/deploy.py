@@ -1,4 +1,4 @@
-"""The verbs ``bake`` and ``export``: parse, call one function, print."""
+"""The verbs ``bake`` and ``export``: parse, call one library function, print."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bake(
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
 ) -> None:
-    """Make the text of an adapter a constant; the result needs no trunk, no text encoder and no tokenizer.
+    """Make one detector of an adapter and its trunk, without text encoder and tokenizer, for fast starts.
 
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """
@@ -40,9 +40,10 @@ def export(
     baked: Annotated[Path, typer.Argument(help="Folder saved by `bake`.")],
     out: Annotated[Path, typer.Option(help="File to write, .onnx.", dir_okay=False)],
 ) -> None:
-    """Write a baked model as ONNX: one picture in, boxes, scores and labels out.
+    """Write a baked model as ONNX: one image in; boxes, scores and labels out.
 
-    Resized as the metadata of the file prescribe, both sides of a picture must lie between their least_side and 4096.
+    The metadata of the file say how to resize an image. Both sides of the result must lie between least_side and 4096
+    pixels.
 
     Example: glip-adapt export baked/raccoon --out raccoon.onnx
     """

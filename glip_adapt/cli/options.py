@@ -1,30 +1,45 @@
-"""Options that verbs of several files share, and what they turn into."""
+"""Options that several verbs share, and how they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-TrunkName = Annotated[str, typer.Option("--trunk", help="Name from `glip-adapt ls trunks`.")]
+TrunkName = Annotated[
+    str, typer.Option("--trunk", help="Pretrained detector, from `glip-adapt ls trunks`; glip-t for photographs.")
+]
 AdaptersTrunk = Annotated[
     str | None,
-    typer.Option("--trunk", help="Name from `glip-adapt ls trunks`; by default the adapter's own, else glip-nano."),
+    typer.Option(
+        "--trunk",
+        help="Pretrained detector, from `glip-adapt ls trunks`; default: that of the adapter, without one glip-nano.",
+    ),
 ]
-Classes = Annotated[str, typer.Option(help='Comma-separated class names, such as "raccoon, dog".')]
+DatasetName = Annotated[
+    str, typer.Argument(help="Folder of a dataset, or a name from `glip-adapt ls datasets`.", show_default=False)
+]
+Classes = Annotated[str, typer.Option(help='Class names separated by commas, such as "raccoon, dog".')]
+Wording = Literal["names", "official"]
+Prompts = Annotated[
+    Wording, typer.Option(help="Wording of the classes: their names, or the manual prompts of the paper.")
+]
 ShortSide = Annotated[
     int | None,
-    typer.Option(min=32, help="Shorter side as the network sees it, pixels; by default as the trunk is used to."),
+    typer.Option(min=32, help="Resize the shorter side of each image to this many pixels; default: that of the trunk."),
 ]
-Checkpoint = Annotated[Path | None, typer.Option(help="Local weights: public .pth or .safetensors.")]
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="Local file with the weights, .pth or .safetensors, instead of a download.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased, instead of a download.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the CUDA GPU if there is one.")]
 CacheFolder = Annotated[
-    Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps frozen features for later runs too.")
+    Path | None,
+    typer.Option("--cache", file_okay=False, help="Folder that keeps features of images for later runs."),
 ]
 
 
@@ -36,7 +51,7 @@ def feature_cache(folder: Path | None) -> Any:
 
 
 def open_trunk(
-    name: str | None, checkpoint: Path | None, vocabulary: Path | None, device: str, adapter: Path | None = None
+    name: str | None, checkpoint: Path | None, vocabulary: Path | None, device: str | None, adapter: Path | None = None
 ) -> Any:
     """Return the trunk that the options name; without a name, that of the adapter in a folder, or glip-nano."""
     from glip_adapt import load_trunk
@@ -51,17 +66,17 @@ def open_model(
     trunk: str | None,
     checkpoint: Path | None,
     vocabulary: Path | None,
-    device: str,
+    device: str | None,
     adapter: Path | None,
     classes: Sequence[Any] | None,
 ) -> Any:
-    """Return what detects: an adapter or a baked model from a folder, or zero-shot for the classes.
+    """Return an adapter or a baked model from a folder, or without a folder a zero-shot model for the classes.
 
     Args:
         trunk: its name; None for that of the adapter, or glip-nano.
         checkpoint: local weights.
         vocabulary: local ``vocab.txt``.
-        device: where the network goes.
+        device: where the network goes; None for the GPU if there is one.
         adapter: folder saved by ``adapt`` or ``bake``; None for zero-shot.
         classes: names or prompts; with an adapter they must be those that it was trained for, or be left out.
 
@@ -85,11 +100,16 @@ def open_model(
     return attach(loaded, "zero_shot", classes=classes or ())
 
 
-def view_of(shown: Any, short_side: int | None) -> Any:
+def worded(data: Any, prompts: Wording) -> Any:
+    """Return the classes of a dataset, worded by its official prompts if these are asked for and it has some."""
+    return (data.prompts if prompts == "official" else None) or data.classes
+
+
+def view_of(view: Any, short_side: int | None) -> Any:
     """Return the view of a trunk, with another short side if one is given."""
     if short_side is None:
-        return shown
-    return replace(shown, short_side=short_side, max_long_side=max(shown.max_long_side, short_side))
+        return view
+    return replace(view, short_side=short_side, max_long_side=max(view.max_long_side, short_side))
 
 
 def split_names(text: str) -> list[str]:

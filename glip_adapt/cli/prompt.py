@@ -1,4 +1,4 @@
-"""The verbs below ``glip-adapt prompt``: parse, call one function, print."""
+"""The verbs below ``glip-adapt prompt``: parse, call one library function, print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from glip_adapt.cli.options import (
     AsJson,
     CacheFolder,
     Checkpoint,
+    DatasetName,
     Device,
     TrunkName,
     Vocabulary,
@@ -21,23 +22,24 @@ from glip_adapt.cli.options import (
     open_trunk,
 )
 
-prompt_app = typer.Typer(no_args_is_help=True, help="Choose the wording of class names; look into learned prompts.")
+prompt_app = typer.Typer(no_args_is_help=True, help="Choose the wording of class names; inspect learned prompts.")
 
 
 @prompt_app.command("search")
 def search(
-    dataset: Annotated[str, typer.Argument(help="Dataset name or folder.")],
+    dataset: DatasetName,
     candidates: Annotated[
-        str, typer.Option(help='Wordings with {} for the name: "a {}; {} seen from above", or a file of one per line.')
+        str,
+        typer.Option(help='Wordings with {} for the name, "a {}; {} seen from above", or a file with one per line.'),
     ],
     cache: CacheFolder = None,
     trunk: TrunkName = "glip-nano",
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
-    device: Device = "cpu",
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a wording of the class names on val, and score it once on test.
+    """Try wordings of the class names on the split val, and score the best one on test.
 
     Example: glip-adapt prompt search glyphs13/Tools --candidates "a {}; the {} sign"
     """
@@ -72,14 +74,14 @@ def search(
 @prompt_app.command("show")
 def show(
     adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
-    words: Annotated[int, typer.Option(min=1, help="Nearest words per token.")] = 3,
+    words: Annotated[int, typer.Option(min=1, help="Number of nearest words per token.")] = 3,
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
-    device: Device = "cpu",
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print how far training moved the text of each class and token, and which words are nearest now.
+    """Print how much training changed each token and class name, and the words that are nearest now.
 
     Example: glip-adapt prompt show adapters/tools-5-shot
     """

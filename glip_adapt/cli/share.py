@@ -1,4 +1,4 @@
-"""The verbs ``push`` and ``pull``: parse, call one function, print."""
+"""The verbs ``push`` and ``pull``: parse, call one library function, print."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glip_adapt.cli import terminal
 
 share_app = typer.Typer()
 
-Repository = Annotated[str, typer.Argument(help="On the Hub, owner/name.")]
+Repository = Annotated[str, typer.Argument(help="Repository on the Hugging Face Hub, owner/name.")]
 
 
 @share_app.command()
@@ -19,12 +19,14 @@ def push(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder saved by `adapt`.")],
     repository: Repository,
     licence: Annotated[
-        str | None, typer.Option(help='Of the adapter, in the Hub\'s short form, "mit" for example.')
+        str | None, typer.Option(help='Licence of the adapter, in the short form of the Hub, such as "mit".')
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Detections to show on the card, from `detect`.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Hide a new repository from others.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Image to show on the card, such as one that `detect` drew.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """Send an adapter to the Hub, with a card that says what it is and how it was trained.
+    """Upload an adapter to the Hugging Face Hub, with a generated model card.
 
     Example: glip-adapt push adapters/raccoon me/raccoon-5-shot --licence mit
     """
@@ -40,7 +42,7 @@ def pull(
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
 ) -> None:
-    """Fetch an adapter from the Hub: two files of data, whose sizes are checked first.
+    """Download an adapter from the Hugging Face Hub; it is data only, and checked.
 
     Example: glip-adapt pull me/raccoon-5-shot --out adapters/raccoon
     """

@@ -1,7 +1,6 @@
-"""What people see while and after a verb runs: lines, tables, progress bars, messages.
+"""Print lines, tables, progress bars and messages.
 
-Everything printed here may hold text from files of strangers, so nothing is read as markup, and no control code reaches
-the terminal.
+Text may come from files of strangers: nothing is read as markup, and no control code reaches the terminal.
 """
 
 from __future__ import annotations
@@ -10,8 +9,9 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -79,16 +79,45 @@ def print_json(content: Any) -> None:
     console.print_json(json.dumps(content), ensure_ascii=True)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of a table of typed rows.
+
+    Attributes:
+        title: heading of the table, and key in JSON.
+        value: row → what JSON holds.
+        show: value → text of a cell; by default yes or no, – for None, and four decimals.
+    """
+
+    title: str
+    value: Callable[[Any], Any]
+    show: Callable[[Any], str] | None = None
+
+
+def print_table(title: str, rows: Sequence[Any], columns: Sequence[Column], as_json: bool) -> None:
+    """Print typed rows as a table or as a JSON list."""
+    if as_json:
+        print_json([{column.title: column.value(row) for column in columns} for row in rows])
+        return
+    cells = [[(column.show or _cell)(column.value(row)) for column in columns] for row in rows]
+    _print_cells(title, [column.title for column in columns], cells, whole=1)
+
+
 def print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
     """Print rows of equal keys as a table or as a JSON list."""
     if as_json:
         print_json(rows)
         return
+    _print_cells(title, list(rows[0]) if rows else [], [[_cell(value) for value in row.values()] for row in rows])
+
+
+def _print_cells(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], whole: int = 0) -> None:
+    """Print a table; the names in the first ``whole`` columns are not broken."""
     table = Table(title=Text(plain(title)), title_justify="left")
-    for name in rows[0] if rows else ():
-        table.add_column(Text(plain(name)), overflow="fold")
+    for position, name in enumerate(headings):
+        table.add_column(Text(plain(name)), overflow="fold", no_wrap=position < whole)
     for row in rows:
-        table.add_row(*(Text(f"{v:.4f}" if isinstance(v, float) else plain(str(v))) for v in row.values()))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console.print(table)
 
 
@@ -98,10 +127,10 @@ def print_error(message: str) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the message of an error that people can mend, in one line or more; None for a defect of the program."""
+    """Return the message of an error that the user can mend; None for a defect of the program."""
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "ArrowMemoryError"):
         reason = str(error) or type(error).__name__
-        return f"Memory is exhausted ({reason}). Use smaller pictures, batches or trunks, or fewer workers."
+        return f"Memory is exhausted ({reason}). Use smaller images, batches or trunks, or fewer workers."
     if isinstance(error, _EXPECTED) or type(error).__module__.partition(".")[0] in _LIBRARIES:
         return str(error) or type(error).__name__
     return None
@@ -148,6 +177,15 @@ def show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) ->
     rate = 1 / step.seconds if step.seconds else 0
     description = plain(f"{title}  loss {step.loss:.3f}  {rate:.1f} steps/s")
     bar.update(task, completed=step.step, total=total, description=description)
+
+
+def _cell(value: Any) -> str:
+    """Return the text of a cell."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "–" if value is None else str(value)
 
 
 def _description() -> TextColumn:

@@ -1,7 +1,6 @@
 """The verbs, run as a user would, in process and on small things."""
 
 import json
-import tempfile
 from dataclasses import replace
 
 import pytest
@@ -9,13 +8,11 @@ import torch
 from PIL import Image
 
 import glip_adapt
-from glip_adapt import attach, load_adapter, load_trunk
+from glip_adapt import attach, load_trunk
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Detections
 from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.formats.coco import load_split
-from glip_adapt.engine import train
-from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.share.baked import BakedModel, bake
 from glip_adapt.trunks.catalogue import trunk_spec
 
@@ -47,18 +44,47 @@ def test_every_verb_has_help_with_an_example(glip):
 
 def test_ls_names_trunks_datasets_and_methods(glip):
     for what, names in {
-        "trunks": ["glip-t", "glip-l", "231.8 M"],
+        "trunks": ["glip-t", "glip-l", "231.8 M", "for photographs"],
         "datasets": ["Raccoon", "PascalVOC"],
-        "methods": ["linear_probe", "198,919", "231,455,576", "tokens × 768", "2,740,264"],
+        "methods": ["linear_probe", "198,919", "231,455,576", "tokens × text width", "2,740,264", "Take it first"],
     }.items():
         code, out, _ = glip("ls", what)
         assert code == 0
         assert all(name in out for name in names), (what, out)
+        assert "`" not in out
 
 
-def test_detect_writes_boxes_and_an_annotated_picture(glip, coco_folder, tmp_path):
-    picture = coco_folder / "test" / "0.png"
-    code, out, _ = glip("detect", picture, "--classes", "red box, blue box", "--out", tmp_path / "found", *SMALL)
+def test_ls_prints_numbers_as_json(glip):
+    first = {what: json.loads(glip("ls", what, "--json")[1])[0] for what in ("trunks", "datasets", "methods")}
+    assert first["trunks"].items() >= {"trunk": "glip-nano", "parameters": 3341292, "deep fusion": True}.items()
+    assert first["datasets"].items() >= {"dataset": "PascalVOC", "classes": 20, "train": 13690}.items()
+    assert first["methods"].items() >= {"method": "zero_shot", "trains on GLIP-T": 0}.items()
+
+
+def test_help_opens_with_the_use_of_the_tool(glip):
+    code, out, _ = glip("--help")
+    assert code == 0
+    assert "Find objects by name, and teach a pretrained detector your own classes" in " ".join(out.split())
+
+
+def test_the_default_device_is_the_gpu_if_there_is_one(glip, coco_folder, monkeypatch, tmp_path):
+    asked = []
+    load = load_trunk
+    monkeypatch.setattr(
+        glip_adapt,
+        "load_trunk",
+        lambda name, **given: asked.append(given["device"]) or load(name, **given),
+        raising=False,
+    )
+    detect = ("detect", coco_folder / "test" / "0.png", "--classes", "dog", "--out", tmp_path, *SMALL)
+    assert glip(*detect)[0] == 0
+    assert glip(*detect, "--device", "cpu")[0] == 0
+    assert asked == [None, "cpu"]
+
+
+def test_detect_writes_boxes_and_an_annotated_image(glip, coco_folder, tmp_path):
+    image = coco_folder / "test" / "0.png"
+    code, out, _ = glip("detect", image, "--classes", "red box, blue box", "--out", tmp_path / "found", *SMALL)
     assert code == 0, out
     found = json.loads((tmp_path / "found" / "0.json").read_text())
     assert {d["class"] for d in found["detections"]} <= {"red box", "blue box"}
@@ -66,32 +92,32 @@ def test_detect_writes_boxes_and_an_annotated_picture(glip, coco_folder, tmp_pat
 
 
 def test_detections_become_the_labels_of_a_dataset(glip, coco_folder, tmp_path):
-    pictures, file = sorted((coco_folder / "train").glob("*.png")), coco_folder / "train" / "labels.json"
+    images, file = sorted((coco_folder / "train").glob("*.png")), coco_folder / "train" / "labels.json"
     code, _, err = glip(
-        *("detect", *pictures, "--classes", "red box, blue box", "--threshold", "0.01", "--as-coco", file),
+        *("detect", *images, "--classes", "red box, blue box", "--threshold", "0.01", "--as-coco", file),
         *("--out", tmp_path / "found", *SMALL),
     )
     assert code == 0, err
     labels = load_split(file, file.parent, "labels")
-    assert (labels.classes, len(labels)) == (("red box", "blue box"), len(pictures))
-    boxes = [json.loads((tmp_path / "found" / f"{path.stem}.json").read_text())["detections"] for path in pictures]
+    assert (labels.classes, len(labels)) == (("red box", "blue box"), len(images))
+    boxes = [json.loads((tmp_path / "found" / f"{path.stem}.json").read_text())["detections"] for path in images]
     assert [len(r.annotations) for r in labels.records] == [sum(b["score"] >= 0.01 for b in found) for found in boxes]
 
 
 @pytest.fixture
 def one_bad(coco_folder):
-    """A folder of two sound pictures of one stem, one that is cut off, and a text."""
+    """A folder of two sound images of one stem, one that is cut off, and a text."""
     folder = coco_folder / "photos"
     folder.mkdir()
     content = (coco_folder / "test" / "0.png").read_bytes()
     (folder / "a.png").write_bytes(content)
     (folder / "b.png").write_bytes(content[: len(content) // 2])
     Image.open(coco_folder / "test" / "1.png").save(folder / "a.jpg")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_detect_takes_a_folder_and_goes_on_after_a_broken_picture(glip, one_bad, tmp_path):
+def test_detect_takes_a_folder_and_goes_on_after_a_broken_image(glip, one_bad, tmp_path):
     out, labels = tmp_path / "found", one_bad / "labels.json"
     code, said, err = glip("detect", one_bad, "--classes", "red box", "--out", out, "--as-coco", labels, *SMALL)
     assert code == 1
@@ -103,15 +129,15 @@ def test_detect_takes_a_folder_and_goes_on_after_a_broken_picture(glip, one_bad,
     assert ["error" in result for result in json.loads(said)] == [False, False, True]
     (tmp_path / "empty").mkdir()
     code, _, err = glip("detect", tmp_path / "empty", "--classes", "red box", "--out", out)
-    assert (code, "no picture in" in err) == (1, True)
+    assert (code, "no image in" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
     "caption", ["red box. blue box", "red box . blue box .", " red box .  blue box.", "red box. blue box. "]
 )
 def test_a_caption_is_read_without_blanks_and_final_period(glip, coco_folder, tmp_path, caption):
-    picture = coco_folder / "test" / "0.png"
-    code, _, err = glip("detect", picture, "--caption", caption, "--out", tmp_path, "--threshold", "0", *SMALL)
+    image = coco_folder / "test" / "0.png"
+    code, _, err = glip("detect", image, "--caption", caption, "--out", tmp_path, "--threshold", "0", *SMALL)
     assert code == 0, err
     found = json.loads((tmp_path / "0.json").read_text())["detections"]
     assert {box["class"] for box in found} <= {"red box", "blue box"}
@@ -124,7 +150,7 @@ def test_a_caption_beside_classes_is_wrong_usage(glip, coco_folder):
     assert "not both" in err
 
 
-def test_detect_turns_a_picture_as_its_orientation_says(glip, tmp_path):
+def test_detect_turns_an_image_as_its_orientation_says(glip, tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (80, 64)).save(tmp_path / "x.jpg", exif=exif)
@@ -144,39 +170,6 @@ def test_an_adapter_is_replaced_only_when_asked_for_and_that_is_said_before_trai
     assert glip(*adapt, "linear_probe", "--overwrite")[0] == 0
     assert json.loads((saved / "adapter.json").read_text())["method"] == "linear_probe"
     assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors", "training.json"}
-
-
-def test_adapt_tries_its_folder_before_training(glip, coco_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "fit", lambda *a, **k: pytest.fail("trained"))
-    (tmp_path / "file").write_text("")
-    code, _, err = glip("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", tmp_path / "file" / "x")
-    assert (code, "cannot take" in err) == (1, True)
-
-
-@pytest.mark.parametrize("failure", ["taken", "full"])
-def test_a_trained_adapter_is_kept_elsewhere_where_it_cannot_be_saved(
-    glip, coco_folder, tmp_path, monkeypatch, failure
-):
-    recipe, saved = tmp_path / "recipe.toml", tmp_path / "adapter"
-    recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
-    save = AdaptedModel.save
-
-    def fail(model, folder, **options):
-        if folder == saved and failure == "full":
-            raise OSError("No room.")
-        if folder == saved:
-            save(model, saved)
-        save(model, folder, **options)
-
-    monkeypatch.setattr(AdaptedModel, "save", fail)
-    (tmp_path / "rescued").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "rescued"))
-    code, _, err = glip(
-        *("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--out", saved, "--config", recipe)
-    )
-    (other,) = (tmp_path / "rescued").iterdir() if failure == "full" else [tmp_path / "adapter-2"]
-    assert (code, str(other) in err) == (int(failure == "full"), True)
-    assert load_adapter(other, trunk=load_trunk("glip-nano")).adapter.name == "prompt"
 
 
 def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, tmp_path, monkeypatch):
@@ -288,7 +281,7 @@ def put_baked(tiny_trunk, tmp_path, monkeypatch):
     return put
 
 
-def test_a_baked_model_is_shown_pictures_as_its_own_trunk_is(glip, put_baked, coco_folder, tmp_path, monkeypatch):
+def test_a_baked_model_is_shown_images_as_its_own_trunk_is(glip, put_baked, coco_folder, tmp_path, monkeypatch):
     shown = []
 
     def predict(model, image, *, view):

@@ -26,17 +26,17 @@ def test_every_verb_has_help_with_an_example(glip):
         code, out, _ = glip(verb, "--help")
         assert code == 0
         assert f"Example: glip-adapt {verb}" in " ".join(out.split())
-    assert "both sides of a picture must lie between their least_side and 4096" in " ".join(out.split())
+    assert "Both sides of the result must lie between least_side and 4096" in " ".join(out.split())
 
 
 def test_a_baked_adapter_detects_and_scores_the_same_without_a_trunk(glip, adapter, coco_folder, tmp_path, monkeypatch):
     code, out, err = glip("bake", adapter, "--out", tmp_path / "baked")
     assert code == 0, err
     assert "prompt for red box, blue box" in out
-    picture, found = coco_folder / "test" / "0.png", {}
+    image, found = coco_folder / "test" / "0.png", {}
     for name in ("adapter", "baked"):
         code, out, err = glip(
-            *("detect", picture, "--adapter", tmp_path / name, "--out", tmp_path / f"{name} found", "--short-side", 64)
+            *("detect", image, "--adapter", tmp_path / name, "--out", tmp_path / f"{name} found", "--short-side", 64)
         )
         assert code == 0, err
         found[name] = json.loads((tmp_path / f"{name} found" / "0.json").read_text())["detections"]
