@@ -39,12 +39,11 @@ import torch
 from torch import Tensor
 
 from glip_adapt.core.captions import build_caption
-from glip_adapt.core.structures import Detections, FrozenState, ImageBatch, Target
+from glip_adapt.core.structures import Detections, FrozenState, ImageBatch, Target, merge
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.cache_files import CacheKey
-from glip_adapt.engine.detector import merge
 from glip_adapt.engine.optimise import Stepper
 from glip_adapt.engine.train import parameter_groups
 from glip_adapt.trunks.catalogue import TRUNKS, Trunk, load_trunk, published_recipe

@@ -93,24 +93,25 @@ def generalized_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
-def class_aware_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
-    """Suppress boxes that overlap a better box of the same class; return the indices of the others.
+def class_aware_nms(boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, classes: int, iou_threshold: float) -> Tensor:
+    """Suppress boxes that overlap a better box of the same class; return the indices of the others, best score first.
+
+    ``torch.export`` can trace it.
 
     Args:
         boxes_xyxy: (N, 4) inclusive pixel boxes.
         scores: (N,) in [0, 1].
-        labels: (N,) int64 class of each box; boxes of different classes never suppress each other.
+        labels: (N,) int64 in 0..classes-1.
+        classes: number of classes; boxes of different classes never suppress each other.
         iou_threshold: a box is dropped when its IoU with a better box of its class exceeds this.
-
-    Returns:
-        (kept,) int64, best score first.
     """
-    # torchvision measures half-open boxes: one more pixel to the right and below. Class by class, because shifting
-    # classes apart by a large offset would cost float32 precision.
-    half_open = boxes_xyxy + boxes_xyxy.new_tensor((0.0, 0.0, 1.0, 1.0))
-    keep = [torch.empty(0, dtype=torch.int64, device=boxes_xyxy.device)]
-    for label in labels.unique():
+    # Class by class, because shifting classes apart by a large offset would cost float32 precision. torch.export
+    # assumes that two boxes or more survive: two outside of the image are appended, and dropped.
+    edges, outside = to_edges(boxes_xyxy), boxes_xyxy.new_tensor(((-2, -2, -1, -1), (-4, -4, -3, -3)))
+    last, kept = scores.new_tensor((-1, -1)), [labels.new_empty(0)]
+    for label in range(classes) if torch.compiler.is_compiling() else labels.unique().tolist():
         members = (labels == label).nonzero().squeeze(1)
-        keep.append(members[nms(half_open[members], scores[members], iou_threshold)])
-    kept = torch.cat(keep)
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+        survivors = nms(torch.cat((edges[members], outside)), torch.cat((scores[members], last)), iou_threshold)
+        kept.append(members[survivors[:-2]])
+    found = torch.cat(kept)
+    return found[scores[found].argsort(descending=True, stable=True)]

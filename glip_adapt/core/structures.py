@@ -217,3 +217,13 @@ class Detections:
     def cpu(self) -> Detections:
         """Return the detections on the CPU."""
         return replace(self, boxes_xyxy=self.boxes_xyxy.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+
+
+def merge(parts: Sequence[Detections]) -> Detections:
+    """Return the detections of several captions in one image as one, best first; captions must not share labels."""
+    together = Detections(
+        torch.cat([part.boxes_xyxy for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
+    return together.select(together.scores.argsort(descending=True, stable=True))

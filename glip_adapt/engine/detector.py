@@ -19,7 +19,7 @@ from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.precision import autocast
 from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import ViewConfig
-from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures
+from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, merge
 from glip_adapt.data.images import load_rgb, to_rgb
 from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
 from glip_adapt.engine.batches import in_batches
@@ -155,16 +155,6 @@ def detections(model: Detector, prefix: FrozenState, sizes_hw: Sequence[SizeHW],
         captions.append([replace(part, labels=part.labels + first_label) for part in found])
         first_label += count
     return [replace(merge(parts).cpu(), class_names=model.class_names) for parts in zip(*captions, strict=True)]
-
-
-def merge(parts: Sequence[Detections]) -> Detections:
-    """Return the detections of several captions in one image together, best first; parts must not share classes."""
-    together = Detections(
-        torch.cat([part.boxes_xyxy for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.labels for part in parts]),
-    )
-    return together.select(together.scores.argsort(descending=True, stable=True))
 
 
 def _open(image: AnyImage) -> Image.Image:

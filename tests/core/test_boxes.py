@@ -161,7 +161,11 @@ def test_nms_equals_brute_force_class_by_class(seed, count, classes, iou_thresho
     scores = generator.permutation(count) / max(count, 1)
     labels = generator.integers(0, classes, count)
     kept = boxes.class_aware_nms(
-        torch.from_numpy(boxes_xyxy).float(), torch.from_numpy(scores).float(), torch.from_numpy(labels), iou_threshold
+        torch.from_numpy(boxes_xyxy).float(),
+        torch.from_numpy(scores).float(),
+        torch.from_numpy(labels),
+        classes,
+        iou_threshold,
     )
     assert kept.dtype == torch.int64
     assert kept.tolist() == brute_force_nms(boxes_xyxy, scores, labels, iou_threshold)
@@ -183,7 +187,7 @@ def brute_force_nms(boxes_xyxy, scores, labels, iou_threshold):
 def test_nms_never_suppresses_across_classes(labels):
     count = len(labels)
     same_place = torch.tensor([[3.0, 3.0, 9000.0, 9000.0]]).repeat(count, 1)
-    kept = boxes.class_aware_nms(same_place, torch.linspace(0.1, 0.9, count), torch.tensor(labels), 0.0)
+    kept = boxes.class_aware_nms(same_place, torch.linspace(0.1, 0.9, count), torch.tensor(labels), 91, 0.0)
     assert kept.tolist() == list(range(count))[::-1]
 
 
@@ -191,8 +195,8 @@ def test_nms_measures_inclusive_boxes():
     # Two of 2 × 1 pixels that share one: 1 / 3. Without the extra pixel they would not overlap at all.
     pair = torch.tensor([[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 2.0, 0.0]])
     scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
-    assert boxes.class_aware_nms(pair, scores, labels, 0.3).tolist() == [0]
-    assert boxes.class_aware_nms(pair, scores, labels, 0.34).tolist() == [0, 1]
+    assert boxes.class_aware_nms(pair, scores, labels, 1, 0.3).tolist() == [0]
+    assert boxes.class_aware_nms(pair, scores, labels, 1, 0.34).tolist() == [0, 1]
 
 
 def test_nms_is_as_exact_for_a_high_class_as_for_the_first():
@@ -201,8 +205,8 @@ def test_nms_is_as_exact_for_a_high_class_as_for_the_first():
     scores = torch.tensor([0.9, 0.8])
     for label in (0, 10_000):
         labels = torch.tensor([label, label])
-        assert boxes.class_aware_nms(pair, scores, labels, 0.604).tolist() == [0]  # 1.03 / 1.70 = 0.606
-        assert boxes.class_aware_nms(pair, scores, labels, 0.608).tolist() == [0, 1]
+        assert boxes.class_aware_nms(pair, scores, labels, 10_001, 0.604).tolist() == [0]  # 1.03 / 1.70 = 0.606
+        assert boxes.class_aware_nms(pair, scores, labels, 10_001, 0.608).tolist() == [0, 1]
 
 
 def test_nothing_in_gives_nothing_out():
@@ -210,5 +214,5 @@ def test_nothing_in_gives_nothing_out():
     assert boxes.clip(NO_BOXES, (4, 4)).shape == (0, 4)
     assert boxes.pairwise_iou(NO_BOXES, torch.zeros(3, 4)).shape == (0, 3)
     assert boxes.generalized_iou(NO_BOXES, NO_BOXES).shape == (0,)
-    kept = boxes.class_aware_nms(NO_BOXES, torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5)
+    kept = boxes.class_aware_nms(NO_BOXES, torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1, 0.5)
     assert (kept.shape, kept.dtype) == ((0,), torch.int64)

@@ -10,18 +10,17 @@ from conftest import SHARED, TINY
 from PIL import Image
 
 from glip_adapt.core.boxes import to_edges
+from glip_adapt.core.structures import merge
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
-from glip_adapt.engine.detector import merge
 from glip_adapt.share import export
 from glip_adapt.share.baked import bake
 from glip_adapt.trunks.catalogue import load_trunk, trunk_spec
 from glip_adapt.trunks.glip import decode
 from glip_adapt.trunks.glip.build import SwinConfig, build_glip
 from glip_adapt.trunks.glip.deform import deformable_conv
-from glip_adapt.trunks.glip.graph import DetectionGraph, decode_image, least_side
-from glip_adapt.trunks.glip.head import HeadOutput
+from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.swin import SwinBackbone
 
 CLASSES = ("red box", "blue box", "raccoon")
@@ -80,50 +79,6 @@ def test_labels_go_on_over_several_captions(tiny_trunk):
     found = DetectionGraph(model.network, model.texts())(pixels(160, 160)[None])
     assert found[2].max() >= outputs[0].token_map.shape[1]
     assert_same(found, (to_edges(best.boxes_xyxy), best.scores, best.labels), pixels=1e-3, scores=1e-6)
-
-
-def raw(token_logits, deltas=None):
-    """Raw predictions at 2 × 2 anchors of 64 pixels on a map of 16 × 24 pixels and at one coarser anchor."""
-    anchors = torch.tensor([[x, y, x + 8, y + 8] for y in (0, 8) for x in (0, 8)] + [[0, 0, 16, 16]]).float()
-    classes = token_logits.shape[-1]
-    return HeadOutput(
-        token_logits=token_logits[None],
-        box_deltas=torch.zeros(1, 5, 4) if deltas is None else deltas[None],
-        centerness=torch.full((1, 5), 20.0),
-        anchors_xyxy=anchors,
-        level_shapes_hw=((2, 2), (1, 1)),
-        token_mask=torch.ones(1, classes, dtype=torch.bool),
-        token_map=torch.eye(classes, dtype=torch.bool)[None],
-        image_sizes_hw=((16, 16),),
-    )
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_however_few_candidates_there_are(count):
-    logits = torch.full((5, 2), -9.0)
-    logits[:count, 1] = 2.0 - torch.arange(count)
-    found = decode_image(raw(logits), (16, 16))
-    (expected,) = decode.decode(raw(logits))
-    assert len(found) == len(expected)
-    assert_same((found.boxes_xyxy, found.scores, found.labels), (expected.boxes_xyxy, expected.scores, expected.labels))
-
-
-def test_a_box_suppresses_those_of_its_own_class_only():
-    logits = torch.full((5, 2), -9.0)
-    logits[0], logits[1, 0] = torch.tensor([3.0, 2.0]), 1.0
-    deltas = torch.zeros(5, 4)
-    deltas[1, 0] = -10 * 8 / 9  # the second anchor moves onto the first: IoU 1
-    found = decode_image(raw(logits, deltas), (16, 16))
-    assert sorted(zip(found.labels.tolist(), found.scores.tolist(), strict=True)) == [
-        (label, pytest.approx(torch.tensor(logit).sigmoid().sqrt().item(), abs=1e-6))
-        for label, logit in ((0, 3.0), (1, 2.0))
-    ]
-
-
-def test_boxes_are_clipped_to_the_picture_and_not_to_its_padding():
-    logits = torch.full((5, 1), 3.0)
-    found = decode_image(raw(logits), (12, 14))
-    assert found.boxes_xyxy.max(0).values.tolist() == [8, 8, 13, 11]
 
 
 @pytest.mark.parametrize("size_hw", [(14, 21), (13, 22), (7, 7), (3, 40)])

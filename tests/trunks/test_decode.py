@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glip_adapt.core.boxes import clip, pairwise_iou
-from glip_adapt.core.structures import Detections
-from glip_adapt.engine.detector import merge
+from glip_adapt.core.structures import Detections, merge
 from glip_adapt.trunks.glip.anchors import anchor_grid, level_shapes
 from glip_adapt.trunks.glip.decode import class_probabilities, decode
 from glip_adapt.trunks.glip.head import HeadOutput

@@ -1,4 +1,4 @@
-"""``HeadOutput`` → ``Detections``.
+"""Decode raw predictions into detections, by steps that ``torch.export`` can trace.
 
 Behaviour follows ``ATSSPostProcessor`` in maskrcnn_benchmark/modeling/rpn/inference.py of the public GLIP code, with
 the mean over the tokens of a class as its score.
@@ -9,10 +9,11 @@ Shape letters: B batch, A anchors over all levels, T tokens, K classes.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import Detections, SizeHW
+from glip_adapt.core.structures import Detections
 from glip_adapt.trunks.glip import anchors as codec
 from glip_adapt.trunks.glip.head import HeadOutput
 
@@ -24,18 +25,14 @@ MAX_DETECTIONS = 100  # of an image, from one caption
 
 @torch.no_grad()
 def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
-    """Return the detections of each image, in pixels of that image as the network saw it.
+    """Return the detections of each image, best first, in pixels of that image as the network saw it.
 
     Args:
         output: predictions for B images.
-        limit: how many boxes of an image stay, the best ones; what ties with the last of them stays too.
+        limit: boxes of an image to keep; boxes that tie with the last of them are kept too.
     """
-    class_scores = class_probabilities(output)
-    centerness = output.centerness.float().sigmoid()
-    return [
-        _best(_decode_image(output, class_scores[i], centerness[i], output.box_deltas[i].float(), size_hw), limit)
-        for i, size_hw in enumerate(output.image_sizes_hw)
-    ]
+    class_scores, centerness = class_probabilities(output), output.centerness.float().sigmoid()
+    return [_decode_image(output, i, class_scores[i], centerness[i], limit) for i in range(len(class_scores))]
 
 
 def class_probabilities(output: HeadOutput) -> Tensor:
@@ -45,25 +42,22 @@ def class_probabilities(output: HeadOutput) -> Tensor:
     return output.token_logits.float().sigmoid() @ weights.transpose(-1, -2)
 
 
-def _decode_image(
-    output: HeadOutput, class_scores: Tensor, centerness: Tensor, deltas: Tensor, size_hw: SizeHW
-) -> Detections:
-    anchor, label = (class_scores > SCORE_THRESHOLD).nonzero(as_tuple=True)  # by anchor, hence level by level
-    score = class_scores[anchor, label] * centerness[anchor]
-    level_ends = torch.tensor([h * w for h, w in output.level_shapes_hw], device=anchor.device).cumsum(0)
-    counts = torch.searchsorted(anchor, level_ends).diff(prepend=level_ends.new_zeros(1)).tolist()
-    best, start = [], 0
-    for count in counts:
-        best.append(score[start : start + count].topk(min(CANDIDATES_PER_LEVEL, count)).indices + start)
-        start += count
-    chosen = torch.cat(best)
-    anchor, label, scores = anchor[chosen], label[chosen], score[chosen].sqrt()
-    boxes_xyxy = boxes.clip(codec.decode(deltas[anchor], output.anchors_xyxy[anchor]), size_hw)
-    kept = boxes.class_aware_nms(boxes_xyxy, scores, label, NMS_IOU)
-    return Detections(boxes_xyxy[kept], scores[kept], label[kept])
-
-
-def _best(detections: Detections, limit: int) -> Detections:
-    """Return the first of detections that come best first; everything that ties with the last of them stays too."""
-    scores = detections.scores
-    return detections if len(scores) <= limit else detections.select(scores >= scores[limit - 1])
+def _decode_image(output: HeadOutput, row: int, class_scores: Tensor, centerness: Tensor, limit: int) -> Detections:
+    """Decode image ``row``; candidates below the threshold take part with a score of 0, as a graph has fixed sizes."""
+    classes = class_scores.shape[1]
+    score = torch.where(class_scores > SCORE_THRESHOLD, class_scores * centerness[:, None], 0.0)
+    scores, places, start = [], [], 0
+    for level in score.split([h * w for h, w in output.level_shapes_hw]):
+        best = F.pad(level.flatten(), (0, CANDIDATES_PER_LEVEL)).topk(CANDIDATES_PER_LEVEL)
+        scores.append(best.values)
+        places.append(best.indices + start)
+        start += level.numel()
+    score, place = torch.cat(scores), torch.cat(places)
+    score, place = score[score > 0].sqrt(), place[score > 0]
+    anchor, labels = place // classes, place % classes
+    corners = codec.decode(output.box_deltas[row].float()[anchor], output.anchors_xyxy[anchor]).unflatten(1, (2, 2))
+    height, width = output.image_sizes_hw[row]
+    boxes_xyxy = torch.stack((corners[..., 0].clamp(0, width - 1), corners[..., 1].clamp(0, height - 1)), -1).flatten(1)
+    kept = boxes.class_aware_nms(boxes_xyxy, score, labels, classes, NMS_IOU)
+    found = Detections(boxes_xyxy[kept], score[kept], labels[kept])
+    return found.select(found.scores >= F.pad(found.scores, (0, limit))[limit - 1])
