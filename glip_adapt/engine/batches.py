@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from glip_adapt.core.structures import FrozenState, SizeHW
 
-BATCH_PIXELS = 2**19  # of small images together: beyond, a batch gains nothing and takes memory
+BATCH_PIXELS = 2**19  # larger batches are no faster and take more memory
 
 Item = TypeVar("Item")
 
@@ -18,7 +18,7 @@ def in_batches(images: Iterable[tuple[Item, SizeHW]]) -> Iterator[list[Item]]:
     Small networks on small images are bound by the number of operations, which a batch shares.
 
     Args:
-        images: anything that stands for an image, and its padded (height, width).
+        images: pairs of an image, or anything that stands for one, and its padded (height, width).
     """
     held: list[Item] = []
     held_hw: SizeHW | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from glip_adapt.core import boxes
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.formats.coco import coco_ground_truth, load_ground_truth
-from glip_adapt.data.split import AnnotationIds, ImageRecord, Split
+from glip_adapt.data.split import AnnotationIds, Split
 from glip_adapt.data.transforms import View
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.cache import FeatureCache
@@ -66,24 +67,16 @@ def evaluate(
     check_scorable(model, split)
     view = view or model.view
     features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
+    shown, position = View(view.short_side, flip=False), itertools.count(1)
     model.train(False)
     predictions: list[dict[str, Any]] = []
-    found = _detect_all(model, split.records, features, view)
-    for position, (record, detected) in enumerate(zip(split.records, found, strict=True), start=1):
-        predictions += to_coco_results(detected, record.image_id, split.category_ids)
-        if on_image:
-            on_image(position, len(split))
+    for together in in_batches((record, features.padded_shape(record, shown)) for record in split.records):
+        found = detections(model, features.of(together, shown), [r.header.size_hw for r in together], view)
+        for record, detected in zip(together, found, strict=True):
+            predictions += to_coco_results(detected, record.image_id, split.category_ids)
+            if on_image:
+                on_image(next(position), len(split))
     return score(predictions, split, METRICS[metric])
-
-
-def _detect_all(
-    model: Detector, records: Iterable[ImageRecord], features: FrozenFeatures, view: ViewConfig
-) -> Iterator[Detections]:
-    """Yield the detections of each image in turn; small ones go through the network together."""
-    shown = View(view.short_side, flip=False)
-    for together in in_batches((record, features.padded_shape(record, shown)) for record in records):
-        prefix = features.of(together, shown)
-        yield from detections(model, prefix, [record.header.size_hw for record in together], view)
 
 
 def check_scorable(model: Detector, split: Split) -> None:
@@ -100,14 +93,10 @@ def check_scorable(model: Detector, split: Split) -> None:
 
 def to_coco_results(detections: Detections, image_id: int | str, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
     """Return detections in COCO result form; boxes are (x, y, width, height) in pixels."""
+    columns = (boxes.edges_to_xywh(detections.boxes_xyxy), detections.scores, detections.labels)
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.edges_to_xywh(detections.boxes_xyxy).tolist(),
-            detections.scores.tolist(),
-            detections.labels.tolist(),
-            strict=True,
-        )
+        for box, score, label in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
@@ -122,26 +111,23 @@ def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = 
     Args:
         predictions: JSON list in COCO result form.
         truth: COCO JSON.
-        annotation_ids: the numbers that boxes have while they are scored, as in ``Split``.
+        annotation_ids: how boxes are numbered for scoring, as in ``Split``.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the predictions are not in COCO result form, or name images or categories that the truth does not
-            have; or if the truth has a defect that leaves its meaning open.
+        ValueError: if the predictions are not in COCO result form, or name an unknown image or category; or if the
+            truth is ambiguous.
     """
     document = load_ground_truth(truth, annotation_ids)
-    return _score(_read_predictions(predictions, document, truth), document, METRICS["coco"])
+    return _score(_read_predictions(predictions, document, truth), document)
 
 
-def _score(predictions: Predictions, truth: Mapping[str, Any], metric: Metric) -> Evaluation:
-    found = metric(predictions, truth)
-    return Evaluation(
-        values=found.values, per_class=found.per_class, predictions=tuple(dict(entry) for entry in predictions)
-    )
+def _score(predictions: Predictions, truth: Mapping[str, Any], metric: Metric = METRICS["coco"]) -> Evaluation:
+    return Evaluation(**vars(metric(predictions, truth)), predictions=tuple(map(dict, predictions)))
 
 
 def _read_predictions(path: Path, document: Mapping[str, Any], truth: Path) -> list[dict[str, Any]]:
-    """Return predictions in COCO result form, after checking that each names an image and a category of the truth."""
+    """Return predictions in COCO result form; each must name an image and a category of the truth."""
     expected = "Expected a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
     if not path.is_file():
         raise FileNotFoundError(f"No predictions at {path}. `glip-adapt eval --predictions FILE` writes them.")

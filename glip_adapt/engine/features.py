@@ -22,17 +22,17 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "pillow")  # a relea
 class FrozenFeatures:
     """The frozen state of one detector for images in any view, from the cache or computed.
 
-    Nothing here depends on the method: an image that two methods freeze up to the same stage is encoded once for both.
+    Methods that freeze the same stages share their features: an image is encoded once for all of them.
     """
 
     def __init__(self, model: Detector, cache: FeatureCache | None, max_long_side: int, precision: Precision) -> None:
         """Bind the parts of a cache key that are the same for every image and view.
 
         Args:
-            model: whose frozen stages run.
-            cache: keeps the results; None keeps none.
-            max_long_side: of every view, pixels.
-            precision: in which the stages run.
+            model: the detector.
+            cache: keeps the features; None keeps none.
+            max_long_side: upper limit of the longer side of every view, in pixels.
+            precision: of the frozen stages.
         """
         self.model, self.cache, self.max_long_side, self.precision = model, cache, max_long_side, precision
         self._pixels_only = model.frozen_state is ImageBatch
@@ -47,8 +47,8 @@ class FrozenFeatures:
     def of(self, records: Sequence[ImageRecord], view: View) -> FrozenState:
         """Return the frozen state of images that have one padded size in this view, on the device of the model.
 
-        They go through the frozen stages together and are kept together, so that the last bits do not depend on what
-        the cache happens to hold.
+        They go through the frozen stages together and are kept together, so that the last bits do not depend on the
+        content of the cache.
 
         Raises:
             FileNotFoundError: if an image is missing.
@@ -79,5 +79,5 @@ def _versions() -> str:
 
 
 def _turned(record: ImageRecord) -> str:
-    """Return the orientation that is applied to an image, if any; its digest is of the file alone."""
+    """Return the orientation that is applied to an image, if any; the digest of its file does not tell."""
     return "" if record.header.applied == 1 else f"t{record.header.applied}"

@@ -1,6 +1,6 @@
-"""How much memory a step will need, found by running small ones: nothing here knows a method or a layer.
+"""Memory estimates for training steps of any method, measured on two small images.
 
-The peak of a step grows linearly with the pixels of the picture, so two small pictures tell it for a large one.
+The peak of a step grows linearly with the pixels of the image, so two small images give the peak for a large one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ COPIES = 4  # of a trained number: its gradient, the two moments of AdamW, and t
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes that one training step, or one inference of a method without training, needs at its peak.
+    """Peak memory in bytes of one training step, or of one inference if the method does not train.
 
     Attributes:
         weights: of the network, in float32.
-        trained: gradients, optimiser state and best state of what the method owns.
-        activations: what one picture leaves for the backward pass, or needs at once without one; the pictures of a
-            batch go through one by one, so that their number does not matter.
+        trained: gradients, optimiser state and best state of the owned tensors.
+        activations: of one image; the images of a batch go through one by one, so their number does not matter.
     """
 
     weights: int
@@ -42,7 +41,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it; the libraries themselves take another half a gigabyte."""
+        """The sum; the libraries themselves take another half a gigabyte."""
         return self.weights + self.trained + self.activations
 
 
@@ -54,15 +53,15 @@ def estimate_memory(
     settings: Mapping[str, Any] | None = None,
     classes: int = 10,
 ) -> MemoryEstimate:
-    """Return what one step of ``method`` will need for a picture of ``size_hw``, measured on two small ones.
+    """Return the memory of one step of ``method`` on an image of ``size_hw``, measured on two small images.
 
     Args:
         trunk: may have random weights.
         method: one of ``ADAPTERS``.
-        size_hw: of the picture as the network sees it, pixels.
+        size_hw: (height, width) in pixels, as the network sees the image.
         recompute: whether blocks are computed again in the backward pass, ``FitConfig.recompute``.
         settings: fields of the adapter that differ from its defaults.
-        classes: how many are named in the caption.
+        classes: number of classes in the caption.
     """
     model = attach(trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(classes)], settings=settings)
     model.network.set_recompute(recompute)
@@ -89,7 +88,7 @@ def _activations(model: AdaptedModel, size_hw: SizeHW) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """While open, follows the memory of every tensor that an operator makes; ``peak`` is the most at any time."""
+    """Follows the memory of every tensor that an operator makes while it is open; ``peak`` is the maximum in bytes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +98,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operator and count what it made."""
+        """Run the operator and count the memory of its results."""
         given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

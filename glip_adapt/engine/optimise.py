@@ -1,9 +1,9 @@
-"""One optimiser step, whatever is trained: precision, clipping, and a check that all that enters it is finite."""
+"""One optimiser step of any training: precision, clipping, and a check that losses and gradients are finite."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ from glip_adapt.core.precision import Precision
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: losses as they went into it, learning rate of the first group, gradient norm, seconds.
+    """One optimiser step: losses by name, learning rate of the first group, gradient norm before clipping, seconds.
 
-    The norm is None where a float16 gradient overflowed: such a step is skipped and the loss scale halved.
+    The norm is None if a float16 gradient overflowed: such a step is skipped and the loss scale halved.
     """
 
     step: int
@@ -29,7 +29,7 @@ class Step:
 
     @property
     def loss(self) -> float:
-        """The sum that was minimised."""
+        """The sum of the losses."""
         return sum(self.losses.values())
 
 
@@ -63,12 +63,13 @@ class Stepper:
         self.clip_norm = clip_norm
 
     def take(self, step: int, batch: str, parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Step:
-        """Take one step on the sum of all losses, and return what happened.
+        """Take one step on the sum of all losses.
 
         Args:
             step: its number, from 1.
-            batch: what it learns from, for an error message.
-            parts: what a part is, and its losses by name; each part's graph is gone before the next one is asked for.
+            batch: names of its images, for an error message.
+            parts: name of a part of the batch, and its losses by name; the graph of a part is freed before the next one
+                is asked for.
 
         Raises:
             NonFiniteLossError: if a loss or gradient is NaN or infinite; the parameters are as before.
@@ -88,9 +89,10 @@ class Stepper:
             for name, value in part.items():
                 losses[name] = losses.get(name, 0.0) + value.item()
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.clip_norm)
+        parameters = (p for group in self.optimiser.param_groups for p in group["params"])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         overflowed = not torch.isfinite(norm)
-        # The loss scale starts high and is halved at each overflow; below one, it is not the scale that is to blame.
+        # The loss scale starts high and is halved at each overflow; at one or below, the scale is not the cause.
         if overflowed and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise NonFiniteLossError(
                 f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
@@ -100,6 +102,3 @@ class Stepper:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return Step(step, losses, rate, None if overflowed else norm.item(), time.perf_counter() - started)
-
-    def _parameters(self) -> Iterator[Tensor]:
-        return (p for group in self.optimiser.param_groups for p in group["params"])

@@ -1,4 +1,4 @@
-"""Prompts worded by hand, chosen on validation pictures; and what a learned prompt moved, in words.
+"""Search for the best wording of the classes on validation images, and show learned prompts in words.
 
 Shape letters: T tokens, K classes, D text channels, V words.
 """
@@ -18,7 +18,7 @@ from glip_adapt.core.structures import TextFeatures, Tokens
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import Evaluation, evaluate
+from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.trunks.catalogue import Trunk
 
 NAME = "{}"  # where the class name stands in a candidate
@@ -28,12 +28,12 @@ ENCODED_AT_ONCE = 1024  # words
 
 @dataclass(frozen=True)
 class Wording:
-    """One way to word all classes, and how well it does.
+    """One wording of all classes, with its validation AP.
 
     Attributes:
-        candidate: the wording that was tried, or ``BEST_OF_EACH``.
+        candidate: the candidate, or ``BEST_OF_EACH``.
         prompts: of each class, in label order.
-        val_ap: AP on the validation split, as a fraction; None where it has no box.
+        val_ap: AP on the validation split, as a fraction; None if the split has no box.
         val_ap_per_class: class name → AP on the validation split.
     """
 
@@ -45,7 +45,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class PromptSearch:
-    """What a search found: every wording with its validation AP, the chosen one, and its test AP, scored once."""
+    """Result of a search: every wording, the chosen one, and its AP on the test split, scored once."""
 
     wordings: tuple[Wording, ...]
     chosen: Wording
@@ -63,8 +63,8 @@ def search_prompts(
 ) -> PromptSearch:
     """Return the wording of the classes with the highest zero-shot AP on ``val``, and its AP on ``test``.
 
-    Tried are the plain names, each candidate for all classes, and the best of these for each class together. The first
-    of equals is chosen.
+    The plain names are tried, then each candidate for all classes, then the best of these for each class together. The
+    first of equals is chosen.
 
     Args:
         trunk: from ``load_trunk``.
@@ -98,7 +98,7 @@ def search_prompts(
     if mixed not in tried.values():
         wordings.append(score(BEST_OF_EACH, mixed))
     chosen = max(wordings, key=lambda w: w.val_ap or 0.0)
-    final: Evaluation = evaluate(attach(trunk, "zero_shot", classes=chosen.prompts), test, config, cache=cache)
+    final = evaluate(attach(trunk, "zero_shot", classes=chosen.prompts), test, config, cache=cache)
     return PromptSearch(tuple(wordings), chosen, final.ap)
 
 
@@ -118,12 +118,12 @@ def word_classes(classes: Sequence[str], candidate: str) -> tuple[ClassPrompt, .
 
 @dataclass(frozen=True)
 class TokenChange:
-    """How far training moved the text features of one token.
+    """Change of the text features of one token by training.
 
     Attributes:
         token: WordPiece.
-        class_name: the class that it names; empty for a separator or context.
-        change: length of the difference over the length of the trunk's features.
+        class_name: the class that the token names; empty for a separator or context.
+        change: norm of the difference, relative to the norm of the trunk's features.
         nearest: words whose features are most like the moved ones, each with its cosine in [-1, 1], nearest first.
     """
 
@@ -134,14 +134,14 @@ class TokenChange:
 
 
 def token_changes(model: AdaptedModel, words: int = 3) -> list[TokenChange]:
-    """Return what ``model`` makes of each token of its caption, compared with what its trunk makes of the same caption.
+    """Compare the text features of each token of the caption between ``model`` and its trunk.
 
-    Words are those of the vocabulary, each encoded alone by the trunk. Their mean is taken off all features before the
-    cosines, as they share most of their length.
+    The nearest words come from the vocabulary, each encoded alone by the trunk. The mean of all words is subtracted
+    before the cosines are taken, as all features have a large common part.
 
     Args:
-        model: of one caption.
-        words: how many are named per token.
+        model: a model with one caption.
+        words: number of nearest words per token.
 
     Raises:
         ValueError: if the method leaves the text as it is.
@@ -155,27 +155,16 @@ def token_changes(model: AdaptedModel, words: int = 3) -> list[TokenChange]:
     spelling, known = word_features(model, tokens)
     centre = known.mean(0)
     cosines, indices = (F.normalize(after - centre) @ F.normalize(known - centre).T).topk(min(words, len(known)))
-    changes = _relative(before, after).tolist()
-    return [
-        TokenChange(
-            token,
-            next((name for name, owns in zip(model.class_names, column, strict=True) if owns), ""),
-            change,
-            tuple((spelling[i], cosine) for i, cosine in zip(near, like, strict=True)),
-        )
-        for token, column, change, near, like in zip(
-            model.trunk.tokenizer.words(tokens),
-            tokens.token_map[0].T.tolist(),
-            changes,
-            indices.tolist(),
-            cosines.tolist(),
-            strict=True,
-        )
-    ]
+    token_map, sizes, changes = tokens.token_map[0], _relative(before, after).tolist(), []
+    for t, token in enumerate(model.trunk.tokenizer.words(tokens)):
+        names = [name for name, owns in zip(model.class_names, token_map[:, t], strict=True) if owns]
+        nearest = zip([spelling[i] for i in indices[t].tolist()], cosines[t].tolist(), strict=True)
+        changes.append(TokenChange(token, names[0] if names else "", sizes[t], tuple(nearest)))
+    return changes
 
 
 def class_changes(model: AdaptedModel) -> dict[str, float]:
-    """Return class name → how far training moved the tokens of the name, relative to their length, in the mean."""
+    """Return class name → mean of ``TokenChange.change`` over the tokens of the name."""
     before, after = text_features(model)
     changes = _relative(before, after)
     rows = model.captions[0].token_map[0]
@@ -184,7 +173,7 @@ def class_changes(model: AdaptedModel) -> dict[str, float]:
 
 @torch.no_grad()
 def text_features(model: AdaptedModel) -> tuple[Tensor, Tensor]:
-    """Return the (T, D) features of the first caption as the trunk and as ``model`` hand them to the fusion."""
+    """Return the (T, D) text features of the first caption: of the trunk, and of ``model`` before the fusion."""
     before: TextFeatures = model.trunk.network.encode_text(model.captions[0])
     after: TextFeatures = model.network.text_prompt(model.texts()[0])
     return before.features[0], after.features[0]

@@ -1,4 +1,4 @@
-"""COCO AP of boxes, by pycocotools, whose only home this is."""
+"""COCO AP of boxes, computed by pycocotools."""
 
 from __future__ import annotations
 
