@@ -1,1 +1,1 @@
-"""Frozen, pretrained detectors: what they have in common, which there are, and one folder per family."""
+"""Frozen, pretrained detectors: the protocol of a family, the catalogue, one folder per family."""

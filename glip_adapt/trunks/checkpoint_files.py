@@ -24,17 +24,13 @@ class CheckpointError(GlipAdaptError, ValueError):
 
 
 class Unread:
-    """Stand in for an object beside the weights, and drop its content."""
+    """Stand-in for an object beside the weights, whose content is dropped."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
     def __setstate__(self, _: Any) -> None:
         pass
-
-
-def _plain_dict(*_: Any) -> dict[Any, Any]:
-    return {}
 
 
 # Types that a defaultdict may make, and types that Python pickles by name.
@@ -48,7 +44,7 @@ STAND_INS = {
     "numpy._core.multiarray._reconstruct": Unread,
     "numpy.ndarray": Unread,
     "numpy.dtype": Unread,
-    "collections.defaultdict": _plain_dict,
+    "collections.defaultdict": lambda *_: {},
     **dict.fromkeys((f"builtins.{kind.__name__}" for kind in _DATA), Unread),
 }
 

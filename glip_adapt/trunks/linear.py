@@ -1,4 +1,4 @@
-"""The linear layer: by the faster of torch's two libraries on a CPU, as the matrix that it is, and without wrappers."""
+"""Linear layers: a faster kernel on CPUs, the matrix of a wrapped layer, and the removal of wrappers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ONEDNN_NUMBERS = 20_480  # up to so many, torch keeps a convolution to itself (u
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``F.linear(x, weight, bias)``, (…, C') for (…, C), (C', C) and (C',).
 
-    On a CPU with several threads, large products are written as a 1 × 1 convolution, which torch then hands to oneDNN:
-    on the CPUs measured a sixth faster than the BLAS behind ``F.linear``.
+    On a CPU with several threads, large products are written as a 1 × 1 convolution. torch hands it to oneDNN, which
+    was a sixth faster than the BLAS behind ``F.linear`` on the CPUs measured.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
@@ -36,11 +36,11 @@ class Linear(nn.Linear):
 def matrix(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Return the weight (C', C) and the bias (C',) by which ``layer`` maps channels, for products in another order.
 
-    Where an adapter wraps the layer, its ``weight`` is only the frozen part. What the wrapper adds is read off the unit
-    vectors, in float32 whatever the caller runs in, so that every kind of adapter counts and a fresh one adds zero.
+    The ``weight`` of a layer that an adapter wraps is only the frozen part. The rest is computed from unit vectors, in
+    float32 without autocast. This works for every kind of adapter, and a fresh one adds zero.
 
     Args:
-        layer: linear or a 1 × 1 convolution, with a bias; or what wraps one and leaves the bias as it is.
+        layer: linear or a 1 × 1 convolution, with a bias; or a wrapper of one that leaves the bias as it is.
     """
     weight, bias = layer.weight, layer.bias
     assert bias is not None
@@ -55,9 +55,7 @@ def matrix(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fold(network: nn.Module, plain: nn.Module) -> None:
-    """Put in the place of whatever wraps a linear layer one layer with the same matrix, frozen.
-
-    Outputs change by rounding only.
+    """Replace each wrapped linear layer by a plain, frozen one with the same matrix; outputs change by rounding only.
 
     Args:
         network: a copy of ``plain``, or of a part of it, with some layers wrapped; changed in place.

@@ -1,7 +1,7 @@
 """The contract of a trunk family: a network of four stages, its seams for adapters, its objective, its files.
 
 Nothing outside the folder of a family knows a module path of its network. Adapters, feature cache, training,
-evaluation, baking and the benchmark work with what is declared here.
+evaluation, baking and the benchmark use only the names declared here.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Seams:
 
 
 class Objective(Protocol):
-    """The losses of a family. Images of a batch may go through the network one by one: ``scale`` joins them."""
+    """The losses of a family; images of a batch may go through the network one by one."""
 
     def prepare(self, target: Target, padded_hw: SizeHW) -> Any:
         """Return everything about a target that can be known before the forward pass.
@@ -50,7 +50,7 @@ class Objective(Protocol):
         """
 
     def scale(self, prepared: Sequence[Any]) -> Any:
-        """Return the divisors of the losses of a batch, from what ``prepare`` returned for its images."""
+        """Return the divisors of the losses of a batch, from the results of ``prepare`` for its images."""
 
     def losses(self, output: Any, prepared: Sequence[Any], scale: Any) -> dict[str, Tensor]:
         """Return scalar losses by name; their sum is minimised.
@@ -68,7 +68,7 @@ class Network(nn.Module, ABC):
     Attributes:
         text_prompt: seam for a learned prompt, text features → text features; the identity in a trunk.
         text_width: channels D of the text features.
-        objective: what training minimises.
+        objective: the losses of training.
     """
 
     text_prompt: nn.Module

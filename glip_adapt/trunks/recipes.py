@@ -88,7 +88,7 @@ NANO = Recipes(
     },
     # One image per class is learnt by heart at these rates, and soon; where that only hurts, nothing is changed.
     shots={1: {"validate_every": 10, "keep_start": True}},
-    # LoRA reaches all of the network but the image encoder, and soon forgets what three images per class do not show.
+    # LoRA changes all but the image encoder, and soon forgets the looks that three images per class do not show.
     cases={("lora", 3): {"learning_rate": 2e-3, "text_learning_rate": 2e-3, "validate_every": 20, "keep_start": True}},
     factors={1: (1 / 3, 1 / 2)},
 )

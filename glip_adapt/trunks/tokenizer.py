@@ -1,4 +1,4 @@
-"""Caption → tokens: uncased WordPiece with the class → token map of grounded detectors.
+"""Tokenise captions: uncased WordPiece with the class → token map of grounded detectors.
 
 The map follows ``create_positive_dict`` of maskrcnn_benchmark/engine/inference.py of the public GLIP code.
 
@@ -93,7 +93,7 @@ class Tokenizer:
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), token_map[None])
 
     def encode_in_chunks(self, classes: Sequence[str | ClassPrompt]) -> list[Tokens]:
-        """Return the tokens of as few captions as hold all classes in order.
+        """Return the tokens of as few captions as possible that hold all classes in order.
 
         Each chunk's ``token_map`` has one row per class of the *chunk*; rows over all chunks are the classes.
         """
@@ -102,23 +102,17 @@ class Tokenizer:
         except CaptionTooLongError:
             if len(classes) == 1:
                 raise
-        chunks, start = [], 0
-        while start < len(classes):
-            chunk, end = None, start
-            while end < len(classes):
-                try:
-                    chunk, end = self.encode(build_caption(classes[start : end + 1])), end + 1
-                except CaptionTooLongError:
-                    if chunk is None:
-                        raise
-                    break
-            assert chunk is not None
-            chunks.append(chunk)
-            start = end
+        chunks, first = [self.encode(build_caption(classes[:1]))], 0
+        for end in range(2, len(classes) + 1):
+            try:
+                chunks[-1] = self.encode(build_caption(classes[first:end]))
+            except CaptionTooLongError:
+                first = end - 1
+                chunks.append(self.encode(build_caption(classes[first:end])))
         return chunks
 
     def doubts(self, classes: Sequence[ClassPrompt], captions: Sequence[Tokens]) -> list[str]:
-        """Return what a detector cannot know about classes, in sentences: unknown words, and names that read the same.
+        """Describe unknown words, and classes that have the same tokens, one sentence each.
 
         Args:
             classes: in label order.
@@ -160,14 +154,8 @@ def span_to_tokens(encoding: Encoding, span: tuple[int, int]) -> range:
     the next two to the left at its end.
     """
     start, end = span
-    first = _first_token(encoding, (start, start + 1, start + 2))
-    last = _first_token(encoding, (end - 1, end - 2, end - 3))
+    first, last = (
+        next((token for c in characters if c >= 0 and (token := encoding.char_to_token(c)) is not None), None)
+        for characters in ((start, start + 1, start + 2), (end - 1, end - 2, end - 3))
+    )
     return range(0) if first is None or last is None else range(first, last + 1)
-
-
-def _first_token(encoding: Encoding, characters: Sequence[int]) -> int | None:
-    for character in characters:
-        token = encoding.char_to_token(character) if character >= 0 else None
-        if token is not None:
-            return token
-    return None

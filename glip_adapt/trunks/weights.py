@@ -53,7 +53,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
     """Write a safetensors file, never a half-written one.
 
     Raises:
-        OSError: if it cannot be written, such as on a full disk; what was there before is kept.
+        OSError: if it cannot be written, on a full disk for example; an existing file is kept.
     """
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     with written_whole(path) as temporary:
@@ -61,7 +61,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         mode = temporary.stat().st_mode
         try:
             save_file(plain, temporary, dict(metadata))
-        except SafetensorError as error:  # for whatever the system said
+        except SafetensorError as error:  # of the system, in words only
             number = re.search(r"os error (\d+)", str(error))
             reason = os.strerror(int(number[1])) if number else str(error)
             raise OSError(f"{path} could not be written ({reason}). Make room, or name another place.") from error

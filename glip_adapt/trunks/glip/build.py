@@ -105,10 +105,7 @@ GLIP_NANO_A = replace(GLIP_NANO, deep_fusion=False)
 def build_glip(config: GlipConfig, *, text_encoder: nn.Module | None = None) -> Glip:
     """Return a detector with random weights, in eval mode; ``text_encoder`` may take the place of the config's."""
     if isinstance(config.backbone, SwinConfig):
-        swin = config.backbone
-        backbone: SwinBackbone | TimmBackbone = SwinBackbone(
-            width=swin.width, depths=swin.depths, heads=swin.heads, window=swin.window, drop_path=swin.drop_path
-        )
+        backbone: SwinBackbone | TimmBackbone = SwinBackbone(**vars(config.backbone))
     else:
         backbone = TimmBackbone(config.backbone)
     text = config.text

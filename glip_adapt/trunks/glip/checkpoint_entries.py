@@ -100,7 +100,7 @@ def _misfit(key: str, value: Any, shape: Shape) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    """Describe a value: the shape of a tensor of floats, or the type of anything else."""
+    """Return the shape of a tensor of floats, or the type of anything else, as text."""
     if is_float_tensor(value):
         return str(tuple(value.shape))
     return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__

@@ -84,7 +84,7 @@ def _over_maps(maps: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sites:
-    """Where the nine taps of each output cell start, and the map that they read.
+    """Places of the nine taps of each output cell, and of the map that they read.
 
     Attributes:
         row, column: (P, 9) int64 of the tap in its map, before it is moved.
@@ -145,9 +145,9 @@ def _two_neighbours(position: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class SampledProduct(torch.autograd.Function):
-    """W · (S x) with S given by four weighted rows per tap; only what must be known backwards is computed there.
+    """W · (S x), with S given by four weighted rows per tap; unneeded gradients are not computed.
 
-    The samples S x are made again in the backward pass, at a twentieth of its cost, rather than kept.
+    The backward pass makes the samples S x again, at a twentieth of its cost, instead of keeping them.
     """
 
     @staticmethod
@@ -171,7 +171,7 @@ class SampledProduct(torch.autograd.Function):
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Return the gradients of ``forward``'s arguments, None for those that nobody wants."""
+        """Return the gradients of ``forward``'s arguments, None where no gradient is needed."""
         table, index, mix, weight = ctx.saved_tensors
         want_table, _, want_mix, want_weight, want_bias = ctx.needs_input_grad
         grad_table = torch.zeros_like(table) if want_table else None

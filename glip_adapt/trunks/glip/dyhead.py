@@ -19,7 +19,7 @@ from glip_adapt.trunks.glip.deform import TAPS, deformable_conv
 
 
 class DyHeadBlock(nn.Module):
-    """One block: every level looks at itself, at the finer and at the coarser level, then they are weighed.
+    """Convolve each level and its two neighbours, and add up the results with learned weights.
 
     Offsets and masks are predicted from the level itself and shared by its three convolutions.
     """
@@ -52,7 +52,7 @@ class DyHeadBlock(nn.Module):
         return torch.cat(outputs, dim=1)
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
-        """Mean of the branches, each scaled by its attention in [0, 1]."""
+        """Return the mean of the branches, each scaled by its attention in [0, 1]."""
         attention = [F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches]
         total = branches[0] * (attention[0] / len(branches))
         for x, weight in zip(branches[1:], attention[1:], strict=True):
@@ -76,7 +76,7 @@ class DeformableConvNorm(nn.Module):
 
         Args:
             cells: (B, N, C).
-            level_shapes_hw: of the input levels; none of them is an empty result.
+            level_shapes_hw: of the input levels; without any, the result is empty.
             offsets: for each (B, 18, h', w') cells, (dy, dx) per tap, predicted at a level that may be larger than the
                 output.
             masks: for each (B, 9, h', w') in [0, 1].
@@ -92,7 +92,7 @@ class DeformableConvNorm(nn.Module):
 
 
 def flat_prefix(x: Tensor, size_hw: SizeHW) -> Tensor:
-    """Return (B, C, h, w): the first C·h·w numbers of each image's buffer, read with the output's strides.
+    """Return (B, C, h, w), the first C·h·w numbers of each image with the strides of the output.
 
     The convolution on the coarser level gets the offsets of the finer one, and the public CUDA kernel
     (maskrcnn_benchmark/csrc/cuda/deform_conv_kernel_cuda.cu) indexes that buffer with the strides of its smaller

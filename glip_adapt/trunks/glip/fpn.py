@@ -41,7 +41,7 @@ class ImageEncoder(nn.Module):
     def normalise(self, images: ImageBatch) -> Tensor:
         """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding.
 
-        Computed in float32 and then converted, so that the pixels do not depend on the type of the network.
+        Computed in float32 for any type of the network, and converted at the end.
         """
         mean, std = self.pixel_mean.float(), self.pixel_std.float()
         pixels = ((images.pixels.flip(1).to(mean) - mean) / std).to(self.pixel_mean)

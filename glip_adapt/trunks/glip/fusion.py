@@ -20,11 +20,11 @@ from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
 from glip_adapt.trunks.linear import matrix
 
-SCORE_LIMIT = 50_000.0  # the public code clamps scores so that half precision never overflows
+SCORE_LIMIT = 50_000.0  # the public code clamps scores against overflow in half precision
 
 
 class CrossAttention(nn.Module):
-    """Image → text and text → image attention that share one score matrix."""
+    """Attention from image to text and from text to image, with one score matrix."""
 
     def __init__(self, *, image_width: int, text_width: int, joint_width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class TextLayer(nn.Module):
 
 
 class TowerBlock(nn.Module):
-    """One floor of the tower: fuse both modalities, then let each look at itself.
+    """One block of the tower: cross attention between the modalities, then layers within each.
 
     Without deep fusion (GLIP (A)) ``fusion`` and ``text_layer`` are absent and text passes unchanged.
     """
@@ -184,7 +184,7 @@ class TowerBlock(nn.Module):
     def forward(
         self, image: Tensor, level_shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return image (B, N, C) and text (B, T, D) one block further."""
+        """Return the next image (B, N, C) and text (B, T, D)."""
         if self.fusion is not None and self.text_layer is not None:
             image, text = self.fusion(image, text, text_mask)
             text = self.text_layer(text, text_mask)
@@ -192,7 +192,7 @@ class TowerBlock(nn.Module):
 
 
 class FusionTower(nn.Module):
-    """The blocks in a row."""
+    """All blocks, one after the other."""
 
     def __init__(self, blocks: list[TowerBlock]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Token-alignment, box and centerness layers → ``HeadOutput``.
+"""Predict token alignment, boxes and centerness of all anchors.
 
 GLIP, arXiv 2112.03857, section 3.1; behaviour follows ``VLDyHead`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py.
 
@@ -48,9 +48,9 @@ class HeadOutput:
 
 
 class AlignmentHead(nn.Module):
-    """Scores each anchor against each token, and predicts its box and centerness."""
+    """Score each anchor against each token, and predict its box and centerness."""
 
-    # What a linear probe trains: public mode ``linear_prob``. The per-level box scales are not among them.
+    # Trained by a linear probe, as in public mode ``linear_prob``: without the box scales of the levels.
     prediction_layers = (
         "box_deltas.weight",
         "box_deltas.bias",
@@ -98,7 +98,7 @@ class AlignmentHead(nn.Module):
         return anchor_grid(level_shapes_hw, device, self.anchor_scale)
 
     def _align(self, image: Tensor, text: Tensor) -> Tensor:
-        """Dot products of (B, A, C) positions with projected (B, T, D) tokens."""
+        """Return (B, A, T) dot products of positions (B, A, C) with projected tokens (B, T, D)."""
         text = F.normalize(text, dim=-1)
         projected = self.text_projection(text / 2) / self.log_scale.exp()  # scaled here: T rows instead of A
         bias = F.linear(text, self.bias_lang.unsqueeze(0), self.bias0).transpose(-1, -2)  # (B, 1, T)

@@ -1,4 +1,4 @@
-"""Our names of tensors ↔ those of the public checkpoints (microsoft/GLIP, maskrcnn_benchmark/modeling)."""
+"""Translate names of tensors between ours and the public checkpoints (microsoft/GLIP, maskrcnn_benchmark/modeling)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glip_adapt.trunks.glip.anchors import STRIDES
 from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig
 
 PROMPT_TABLE = "rpn.tunable_linear.weight"
-"""What prompt tuning trains: a row per token position, zero in a file without a prompt."""
+"""Entry that public prompt tuning trains: a row per token position, zero in a file without a prompt."""
 
 # Entries of public files that the network does not need; * stands for anything.
 IGNORED = (
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def is_ignored(key: str) -> bool:
-    """Return whether the network has no need of an entry of a public file."""
+    """Return whether the network does not need an entry of a public file."""
     return any(fnmatchcase(key, pattern) for pattern in IGNORED)
 
 

@@ -1,4 +1,4 @@
-"""``HeadOutput`` and targets → the three losses of GLIP.
+"""Compute the three losses of GLIP: token alignment, boxes, centerness.
 
 Assignment: ATSS, arXiv 1912.02424. Behaviour follows ``ATSSLossComputation`` in
 maskrcnn_benchmark/modeling/rpn/loss.py of the public GLIP code.
@@ -28,10 +28,10 @@ BOX_LOSS_WEIGHT = 2.0
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which anchors of one image answer for which of its boxes.
+    """The box that each anchor of one image must predict.
 
     Attributes:
-        matched: (A,) int64, index of the box, -1 where an anchor answers for none.
+        matched: (A,) int64, index of the box, -1 for anchors without one.
         centerness: (P,) float32 in (0, 1], target of each positive anchor, in anchor order.
     """
 
@@ -41,9 +41,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class LossScale:
-    """What the losses of a batch are divided by; known before any forward pass.
+    """Divisors of the losses of a batch, known before the forward pass.
 
-    With it, the images of a batch may go through the network one by one and their losses add up to the batch's.
+    The images of a batch may then go through the network one by one: their losses add up to those of the batch.
 
     Attributes:
         positives: anchors with a box, at least 1.
@@ -62,7 +62,7 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The target of one image, and the anchors that answer for its boxes."""
+    """The target of one image and its assignment."""
 
     target: Target
     assignment: Assignment
@@ -72,7 +72,7 @@ class GlipObjective:
     """The losses of GLIP; anchors are assigned to boxes before the forward pass."""
 
     def __init__(self, anchor_scale: int) -> None:
-        """Take the side of an anchor over the stride of its level."""
+        """Set the side of an anchor over the stride of its level."""
         self.anchor_scale = anchor_scale
 
     def prepare(self, target: Target, padded_hw: SizeHW) -> Prepared:
@@ -96,19 +96,18 @@ def detection_loss(
     scale: LossScale | None = None,
     assignments: Sequence[Assignment] | None = None,
 ) -> dict[str, Tensor]:
-    """Return the scalar losses ``token``, ``box`` and ``centerness``; their sum is what is minimised.
+    """Return the scalar losses ``token``, ``box`` and ``centerness``; training minimises their sum.
 
     They are float32, and float64 for a network of that type.
 
     Args:
         output: predictions for B images.
         targets: ground truth of the B images, on the device of ``output``.
-        scale: of the whole batch where ``output`` is a part of it; by default that of these B images.
-        assignments: of ``assign`` for each target, where they are known already.
+        scale: of the whole batch, if ``output`` is a part of it; by default that of these B images.
+        assignments: of ``assign`` for each target, if known already.
 
     Raises:
-        ValueError: if there are more or fewer targets than images, or a label is no class or has no token in its
-            caption, which would teach the model nothing.
+        ValueError: if the numbers of targets and images differ, or a label is no class or has no token in its caption.
     """
     if len(targets) != len(output.image_sizes_hw):
         raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} images, got {len(targets)}.")
@@ -130,8 +129,8 @@ def detection_loss(
 def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
     """Return the ATSS assignment of one image.
 
-    Of the 9 anchors per level closest to a box, those stay whose IoU reaches mean + standard deviation of all
-    candidates and whose centre lies in the box; an anchor wanted by several boxes goes to the one of highest IoU.
+    Candidates of a box are the 9 closest anchors per level. Those stay whose IoU reaches mean + standard deviation of
+    all candidates, and whose centre lies in the box. An anchor of several boxes goes to the one of highest IoU.
 
     Args:
         anchors_xyxy: (A, 4) pixels.
@@ -197,7 +196,7 @@ def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor) -> Tensor:
 def _localisation(
     output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
 ) -> tuple[Tensor, Tensor]:
-    """Box loss weighted by centerness targets, and centerness loss, both summed over the positive anchors."""
+    """Return box loss weighted by centerness targets, and centerness loss, both summed over the positive anchors."""
     matched = torch.stack([a.matched for a in assignments])
     positive = matched >= 0
     anchors = output.anchors_xyxy.expand(len(targets), -1, -1)[positive]

@@ -1,7 +1,7 @@
 """Swin Transformer (arXiv 2103.14030), as in maskrcnn_benchmark/modeling/backbone/swint.py of the public GLIP code.
 
-GLIP pads a map to whole windows before it shifts them. timm's Swin blocks shift first, which differs wherever a side is
-not a multiple of the window; so the block is ours.
+GLIP pads a map to whole windows before it shifts them. The blocks of timm shift first, which differs where a side is
+not a multiple of the window, so they are not used.
 
 Shape letters: B batch, C channels, H W pixels, h w feature cells.
 """
@@ -20,9 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from glip_adapt.trunks.glip.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
 from glip_adapt.trunks.linear import Linear
 
-# Cells whose windows go through a block together on a CPU: then the widest layer of GLIP-T takes 7 MB, and stays in the
-# cache.
-CPU_CELLS = 4800
+CPU_CELLS = 4800  # per chunk on a CPU: the widest layer of GLIP-T then takes 7 MB, and stays in the cache
 
 
 class SwinBackbone(nn.Module):
@@ -31,15 +29,7 @@ class SwinBackbone(nn.Module):
     def __init__(
         self, *, width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float = 0.0
     ) -> None:
-        """Build the stages.
-
-        Args:
-            width: channels of the first stage, doubled by each following one.
-            depths: blocks per stage.
-            heads: attention heads per stage.
-            window: side of an attention window in cells.
-            drop_path: stochastic depth of the last block; grows linearly from zero.
-        """
+        """Build the stages with random weights; the arguments are the fields of ``build.SwinConfig``."""
         super().__init__()
         widths = [width * 2**i for i in range(len(depths))]
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))

@@ -1,4 +1,4 @@
-"""Tokens → text features. The only home of transformers.
+"""Encode tokens as text features. The only home of transformers.
 
 BERT (arXiv 1810.04805) as in maskrcnn_benchmark/modeling/language_backbone/bert_model.py of the public GLIP code.
 
@@ -26,21 +26,12 @@ class TextEncoder(nn.Module):
         layers: int,
         heads: int,
         hidden_width: int,
-        max_positions: int = 512,
         separators: Sequence[int] = (),
     ) -> None:
-        """Build with random weights.
+        """Build with random weights; the arguments are fields of ``build.TextConfig``.
 
-        Args:
-            vocabulary_size: WordPiece entries.
-            width: channels D.
-            layers: encoder layers.
-            heads: attention heads.
-            hidden_width: channels of the feed-forward layer.
-            max_positions: longest caption in tokens.
-            separators: ids that end a phrase. With them, attention and positions stay within a phrase, so that a
-                name has the same features in every caption, as in Grounding DINO (arXiv 2303.05499, section 3.4);
-                without, as in GLIP, each token sees the whole caption.
+        With ``separators``, attention and positions stay within a phrase. A name then has the same features in every
+        caption, as in Grounding DINO (arXiv 2303.05499, section 3.4).
         """
         super().__init__()
         self.separators = tuple(separators)
@@ -52,7 +43,6 @@ class TextEncoder(nn.Module):
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=hidden_width,
-            max_position_embeddings=max_positions,
         )
         self.bert = BertModel(config, add_pooling_layer=False)
 
@@ -70,10 +60,10 @@ class TextEncoder(nn.Module):
 def phrase_attention(ids: Tensor, separators: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return which tokens see each other, (B, 1, T, T) bool, and the place of each in its phrase, (B, T) int64.
 
-    A separator sees only itself. What follows the last one, [PAD] after [SEP], is a phrase like any other.
+    A separator sees only itself. The tokens after the last one, [PAD] after [SEP], are a phrase like any other.
     """
     separates = torch.isin(ids, torch.tensor(separators, device=ids.device))
-    phrase = 2 * separates.cumsum(1) - separates.long()  # odd for the separators, even for what stands between
+    phrase = 2 * separates.cumsum(1) - separates.long()  # odd for separators, even for phrases
     together = phrase[:, None, :, None] == phrase[:, None, None, :]
     place = torch.arange(ids.shape[1], device=ids.device)
     first = together[:, 0].int().argmax(-1)  # of the tokens that one sees

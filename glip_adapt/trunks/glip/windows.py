@@ -20,7 +20,7 @@ from glip_adapt.core.structures import SizeHW
 class WindowLayout:
     """Positions of the cells of B maps (h, w) in windows that go through a block chunk by chunk.
 
-    A row is an index among all B·h·w cells. A window shows rows, and padding beyond the edges of the map.
+    A row is an index among all B·h·w cells. Windows show rows, and padding beyond the edges of a map.
 
     Attributes:
         cells: (windows, cells) int64, row of each cell of each window; 0 where it shows padding.
@@ -41,15 +41,9 @@ class WindowLayout:
 def window_layout(
     size_hw: SizeHW, window: int, shift: int, batch: int, chunk: int, device: torch.device
 ) -> WindowLayout:
-    """Return the layout of ``batch`` maps of size ``size_hw``, with ``chunk`` windows at a time.
+    """Return the layout of ``batch`` maps of ``size_hw`` cells, with ``chunk`` windows at a time.
 
-    Args:
-        size_hw: (h, w) of a map.
-        window: side of a window, cells.
-        shift: of the windows down and to the right, cells.
-        batch: number of maps.
-        chunk: windows that go through a block together.
-        device: of the tensors.
+    Windows have ``window`` cells a side, and are shifted down and to the right by ``shift`` cells.
     """
     with torch.device("cpu"):
         cell, real = shown_cells(size_hw, window, shift)
