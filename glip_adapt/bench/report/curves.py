@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,11 +16,14 @@ from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report.plotting import (
     GREY,
     build_figure,
+    draw_points,
     finish_axes,
     positions_of,
     published_note,
     readable,
     styles_of,
+    top_of,
+    write_beside,
 )
 from glip_adapt.bench.report.published import published_ap, published_mean
 from glip_adapt.bench.report.tables import select, sort_shots, summarize_datasets, summarize_mean
@@ -78,8 +80,7 @@ def _draw_panel(axes: Axes, summary: pd.DataFrame, published: pd.Series, title: 
     for method in methods:
         _draw_published(axes, shown, method, places, styles[method], large)
         _draw_line(axes, select(summary, method).reindex(shots), places, styles[method], large)
-    top = max((summary["mean"] + summary["std"].fillna(0)).max(), shown.max() if len(shown) else math.nan, key=_known)
-    axes.set_ylim(0, 1.0 if math.isnan(top) else max(1.0, 1.12 * top))
+    axes.set_ylim(0, top_of(pd.concat([summary["mean"] + summary["std"].fillna(0), shown]), 1.12))
     axes.set_xlim(min(places.values()) - 0.1, max(places.values()) + 0.1)
     axes.set_xticks([places[value] for value in shots], [str(value) for value in shots])
     axes.set_xlabel("shots per class", fontsize=10 if large else 8)
@@ -87,22 +88,17 @@ def _draw_panel(axes: Axes, summary: pd.DataFrame, published: pd.Series, title: 
     finish_axes(axes, title, large)
 
 
-def _known(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
-
-
 def _draw_published(
     axes: Axes, published: pd.Series, method: str, places: dict[Shots, float], style: Mapping[str, Any], large: bool
 ) -> None:
     """Draw the published curve of one method, dotted and hollow, from the published zero-shot point."""
-    curve = published[published.index.get_level_values("method") == method]
-    if not len(curve):
-        return
-    start = published[published.index.get_level_values("method") == ZERO_SHOT]
-    line = pd.concat([start, curve]).droplevel("method")
-    x = [places[shots] for shots in line.index]
-    size, width = (6.5, 1.4) if large else (3.5, 1.0)
-    axes.plot(x, line, ":", color=style["color"], marker=style["marker"], mfc="white", mew=width, ms=size, lw=width)
+    methods = published.index.get_level_values("method")
+    if method in methods:
+        line = pd.concat([published[methods == ZERO_SHOT], published[methods == method]]).droplevel("method")
+        size, width = (6.5, 1.4) if large else (3.5, 1.0)
+        axes.plot(
+            [places[shots] for shots in line.index], line, ":", mfc="white", mew=width, ms=size, lw=width, **style
+        )
 
 
 def _draw_line(
@@ -110,28 +106,24 @@ def _draw_line(
 ) -> None:
     """Draw one method: solid on the log axis, dashed to the points beside it, the zero-shot point in grey."""
     size, width = (7.5, 2.0) if large else (5.0, 1.4)
-    drawn = list(zip(places.values(), line["mean"], strict=True))
-    outside = {0: tuple(drawn[:2]), "all": tuple(drawn[-2:])}
-    dashed = dict.fromkeys(ends for shots, ends in outside.items() if shots in places)
-    solid = [point for shots, point in zip(places, drawn, strict=True) if shots not in outside]
-    for dashes, part in (("-", solid), *(("--", ends) for ends in dashed)):
-        axes.plot(*np.array(part).reshape(-1, 2).T, dashes, color=style["color"], lw=width)
+    shots, mean = list(places), line["mean"]
+    solid = [value for value in shots if value not in (0, "all")]
+    dashed = [part for end, part in ((0, shots[:2]), ("all", shots[-2:])) if end in shots]
+    for dashes, part in (("-", solid), *(("--", part) for part in dashed)):
+        axes.plot([places[value] for value in part], mean[part], dashes, color=style["color"], lw=width)
     points = line.drop(index=0, errors="ignore")
-    axes.errorbar(
-        [places[value] for value in points.index],
-        points["mean"],
-        yerr=points["std"].fillna(0) if points["std"].notna().any() else None,
-        fmt=style["marker"],
-        color=style["color"],
-        ms=size,
-        mec="white",
-        mew=0.8,
-        capsize=3 if large else 0,
-        elinewidth=1.1,
-        zorder=3,
-    )
+    spread = points["std"].fillna(0) if points["std"].notna().any() else None
+    rim: dict[str, Any] = {
+        "ls": "",
+        "ms": size,
+        "mec": "white",
+        "mew": 0.8,
+        "capsize": 3 if large else 0,
+        "elinewidth": 1.1,
+    }
+    axes.errorbar([places[value] for value in points.index], points["mean"], spread, zorder=3, **rim, **style)
     if 0 in places:
-        axes.plot(*drawn[0], "o", color=GREY, ms=size + 0.5, mec="white", mew=0.8, zorder=4)
+        draw_points(axes, places[0], mean[0], {"color": GREY, "marker": "o"}, size + 0.5, zorder=4)
 
 
 def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
@@ -151,15 +143,8 @@ def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
     if len(zero) and ZERO_SHOT not in methods:
         below = zero.iloc[0] / axes.get_ylim()[1] > 0.1
         place = positions_of(sort_shots(summary.index.get_level_values("shots").unique()))[0]
-        axes.annotate(
-            "zero-shot",
-            (place, zero.iloc[0]),
-            (0, -16 if below else 8),
-            textcoords="offset points",
-            ha="center",
-            color=GREY,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # the lines pass behind the words
-        )
+        words = {"ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}  # lines pass behind
+        write_beside(axes, "zero-shot", (place, zero.iloc[0]), (0, -16 if below else 8), GREY, **words)
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:

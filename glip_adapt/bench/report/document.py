@@ -110,10 +110,8 @@ def _head(table: pd.DataFrame, note: str) -> Section:
         f"± is the sample standard deviation over seeds (n − 1). {MISSING} is a missing figure."
     )
     devices = sorted({str(name) for name in table["device"].dropna()})
-    known = table.dropna(subset="commit")
-    commits = sorted(
-        {f"{commit[:12]}{' with changes' * bool(dirty)}" for commit, dirty in zip(known["commit"], known["dirty"])}
-    )
+    states = table[["commit", "dirty"]].dropna(subset="commit").drop_duplicates().to_numpy()
+    commits = sorted({f"{commit[:12]}{' with changes' if dirty else ''}" for commit, dirty in states})
     origin = (
         f"{_count(len(table), 'run')}, {(table['status'] == 'failed').sum()} failed. "
         f"Device: {', '.join(devices) or 'not recorded'}. Code: {', '.join(commits) or 'not recorded'}."

@@ -1,4 +1,7 @@
-"""Figures of one trunk beside the data-efficiency curves: method comparison, cost, zero-shot retention."""
+"""Figures of one trunk beside the data-efficiency curves: method comparison, cost, zero-shot retention.
+
+Each takes the runs as ``load_table`` returns them, the name of the trunk, and a sentence for the foot of the figure.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.report.plotting import GREY, RULE, build_figure, finish_axes, published_note, readable, styles_of
+from glip_adapt.bench.report.plotting import (
+    GREY,
+    RULE,
+    build_figure,
+    draw_points,
+    finish_axes,
+    published_note,
+    readable,
+    styles_of,
+    top_of,
+    write_beside,
+)
 from glip_adapt.bench.report.published import published_mean
 from glip_adapt.bench.report.tables import (
     COSTS,
@@ -23,7 +37,6 @@ from glip_adapt.bench.report.tables import (
     summarize_costs,
     summarize_retention,
 )
-from glip_adapt.core.settings import Shots
 
 _COST_AXES: Mapping[str, tuple[str, str | None]] = {
     "trained_parameters": ("trained parameters", ""),
@@ -40,49 +53,30 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     """Return the methods of one trunk side by side at each number of shots: mean AP over datasets and its interval.
 
     Published means over the same datasets stand beside ours as hollow markers. Incomplete cells say so.
-
-    Args:
-        table: as ``load_table`` returns it.
-        trunk: which trunk.
-        note: a sentence for the foot of the figure.
     """
     table = table[table["trunk"] == trunk]
     names = list(dict.fromkeys(table["dataset"]))
     mean, published = select(bootstrap_mean(table), trunk), published_mean(trunk, names)
     published = published[published.index.isin(mean.index)]
-    shots = sort_shots(dict.fromkeys(mean.index.get_level_values("shots")))
-    methods = list(dict.fromkeys(mean.index.get_level_values("method")))
-    foot = (
-        note,
-        _LIMITS if mean["low"].notna().any() else "",
-        published_note(published.index, table["annotation_ids"]),
+    limits = _LIMITS if mean["low"].notna().any() else ""
+    figure, axes = _draw_groups(
+        f"Methods on {trunk}",
+        (note, limits, published_note(published.index, table["annotation_ids"])),
+        mean.rename(columns={"mean": "value"}),
+        published,
     )
-    figure = build_figure(f"Methods on {trunk}", foot, _group_size(len(methods), len(shots)))
-    axes = figure.add_subplot()
-    _draw_groups(axes, mean.rename(columns={"mean": "value"}), published, [value for value in shots if value != 0])
-    zero_shot = mean[mean.index.get_level_values("shots") == 0]["mean"]
-    _draw_level(axes, zero_shot.iloc[0] if len(zero_shot) else math.nan, "zero-shot")
+    _draw_level(axes, mean[mean.index.get_level_values("shots") == 0]["mean"].max(), "zero-shot")
     axes.set_ylabel("AP (percent)")
     finish_axes(axes, f"mean over {len(names)} datasets" if len(names) > 1 else names[0])
     return figure
 
 
 def draw_retention(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
-    """Return AP on the other datasets after adapting to one, per method and shots, beside AP before.
-
-    Args:
-        table: as ``load_table`` returns it, of runs that were scored on other datasets.
-        trunk: which trunk.
-        note: a sentence for the foot of the figure.
-    """
+    """Return AP on the other datasets after adapting to one, per method and shots, beside AP before."""
     retention = select(summarize_retention(table[table["trunk"] == trunk]), trunk)
-    shots = sort_shots(dict.fromkeys(retention.index.get_level_values("shots")))
-    methods = retention.index.get_level_values("method").nunique()
-    figure = build_figure(f"Zero-shot retention of {trunk}", (note,), _group_size(methods, len(shots)))
-    axes = figure.add_subplot()
     after = retention.rename(columns={"after": "value"}).assign(low=math.nan, high=math.nan)
-    _draw_groups(axes, after, pd.Series(dtype="float64"), shots)
-    _draw_level(axes, retention["before"].dropna().max(), "before adapting")
+    figure, axes = _draw_groups(f"Zero-shot retention of {trunk}", (note,), after, pd.Series(dtype="float64"))
+    _draw_level(axes, retention["before"].max(), "before adapting")
     axes.set_ylabel("AP on the other datasets (percent)")
     finish_axes(axes, "mean over runs and the datasets that they were not adapted to")
     return figure
@@ -93,32 +87,24 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
 
     A point is the mean over datasets and seeds at one number of shots, joined by method; the least and the most
     shots are named. Zero-shot, which trains nothing, is a level.
-
-    Args:
-        table: as ``load_table`` returns it.
-        trunk: which trunk.
-        note: a sentence for the foot of the figure.
     """
     costs = select(summarize_costs(table[table["trunk"] == trunk]), trunk)
     methods = costs.index.get_level_values("method")
     zero_shot, adapted = costs[methods == ZERO_SHOT]["ap"], costs[methods != ZERO_SHOT]
-    styles = styles_of(adapted.index.get_level_values("method"))
-    figure = build_figure(
-        f"Cost of the methods on {trunk}",
-        (note, "Beside the ends of a line: shots per class."),
-        (max(11.0, _head_width(len(styles))), 7.6),
-    )
+    styles = styles_of(methods)
+    foot = (note, "Beside the ends of a line: shots per class.")
+    figure = build_figure(f"Cost of the methods on {trunk}", foot, (max(11.0, _head_width(len(styles))), 7.6))
     for position, cost in enumerate(COSTS, start=1):
         axes = figure.add_subplot(2, 2, position)
         label, unit = _COST_AXES[cost]
-        for method in dict.fromkeys(adapted.index.get_level_values("method")):
-            _draw_cost(axes, adapted.loc[method, cost], adapted.loc[method, "ap"], styles[method])
-        _draw_level(axes, zero_shot.iloc[0] if len(zero_shot) else math.nan, "zero-shot")
+        for method, points in adapted.groupby("method", sort=False):
+            _draw_cost(axes, points.droplevel("method")[[cost, "ap"]].dropna(), styles[str(method)])
+        _draw_level(axes, zero_shot.max(), "zero-shot")
         if adapted[cost].isna().all():
             axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
         else:
             _scale_costs(axes, adapted[cost].dropna(), unit)
-        axes.set_ylim(0, _top(costs["ap"]))
+        axes.set_ylim(0, top_of(costs["ap"]))
         axes.set_xlabel(label)
         axes.set_ylabel("AP (percent)" if position % 2 else "")
         finish_axes(axes, "")
@@ -132,56 +118,43 @@ def _head_width(methods: int) -> float:
     return 4.2 + 1.25 * methods
 
 
-def _group_size(methods: int, groups: int) -> tuple[float, float]:
-    """Return width and height of a figure of groups, inches."""
-    return max(7.4, _head_width(methods), 3.0 + 0.34 * (methods + 1) * groups), 4.9
-
-
-def _draw_groups(axes: Axes, summary: pd.DataFrame, published: pd.Series, shots: Sequence[Shots]) -> None:
+def _draw_groups(title: str, foot: Sequence[str], summary: pd.DataFrame, published: pd.Series) -> tuple[Figure, Axes]:
     """Draw ``value`` with ``low`` and ``high`` by method and shots: a group per number of shots, a place per method."""
-    methods = [name for name in dict.fromkeys(summary.index.get_level_values("method")) if name != ZERO_SHOT]
-    styles = styles_of(methods)
+    shots = sort_shots(dict.fromkeys(summary.index.get_level_values("shots")))
+    styles = styles_of(summary.index.get_level_values("method"))
+    methods = [name for name in styles if name != ZERO_SHOT]
+    width = max(7.4, _head_width(len(methods)), 3.0 + 0.34 * (len(methods) + 1) * len(shots))
+    figure = build_figure(title, foot, (width, 4.9))
+    axes = figure.add_subplot()
+    shots = [value for value in shots if value != 0]
     step = 0.8 / (len(methods) + 1)
     for group, value in enumerate(shots):
         for place, method in enumerate(methods):
-            x, cell, style = (
-                group + step * (place - (len(methods) - 1) / 2),
-                summary.loc[(method, value)],
-                styles[method],
-            )
-            axes.plot([x, x], [cell["low"], cell["high"]], "-", color=style["color"], lw=1.6)
-            axes.plot(x, cell["value"], ls="", ms=8, mec="white", mew=0.8, **style)
-            if math.isnan(cell["value"]):
-                axes.annotate(
-                    "missing",
-                    (x, 0),
-                    (0, 3),
-                    textcoords="offset points",
-                    ha="center",
-                    va="bottom",
-                    rotation=90,
-                    fontsize=8,
-                    color=style["color"],
-                )
+            x, style = group + step * (place - (len(methods) - 1) / 2), styles[method]
+            middle, *limits = summary.loc[(method, value), ["value", "low", "high"]].to_numpy(dtype="float64")
+            axes.plot([x, x], limits, "-", color=style["color"], lw=1.6)
+            draw_points(axes, x, middle, style)
+            if math.isnan(middle):
+                words = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 8}
+                write_beside(axes, "missing", (x, 0), (0, 3), style["color"], **words)
             if (method, value) in published.index:
-                axes.plot(x + step / 3, published[method, value], ls="", ms=5.5, mfc="white", mew=1.3, **style)
+                draw_points(axes, x + step / 3, published[method, value], style, 5.5, mfc="white", mec=None, mew=1.3)
     shown = pd.concat([summary["value"], summary["high"], published])
-    axes.set_ylim(0, _top(shown))
+    axes.set_ylim(0, top_of(shown))
     axes.set_xlim(-0.6, len(shots) - 0.4)
     axes.set_xticks(range(len(shots)), [str(value) for value in shots])
     axes.set_xlabel("shots per class")
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
     _add_legend(figure, styles)
+    return figure, axes
 
 
-def _draw_cost(axes: Axes, cost: pd.Series, ap: pd.Series, style: Mapping[str, Any]) -> None:
-    """Draw the points of one method by shots, joined, on a log axis."""
-    cost, ap = cost[cost.notna() & ap.notna()], ap[cost.notna() & ap.notna()]
-    axes.plot(cost, ap, "-", ms=7.5, mec="white", mew=0.8, lw=1.2, **style)
-    for end in dict.fromkeys((0, len(cost) - 1)) if len(cost) else ():
-        shots, place = str(cost.index[end]), (cost.iloc[end], ap.iloc[end])
-        axes.annotate(shots, place, (7, 0), textcoords="offset points", va="center", fontsize=8, color=style["color"])
+def _draw_cost(axes: Axes, points: pd.DataFrame, style: Mapping[str, Any]) -> None:
+    """Draw the points of one method, cost and AP by shots, joined; the least and the most shots are named."""
+    cost, ap = points.to_numpy(dtype="float64").T
+    draw_points(axes, cost, ap, style, 7.5, ls="-", lw=1.2)
+    for end in dict.fromkeys((0, len(points) - 1)) if len(points) else ():
+        shots = str(points.index[end])
+        write_beside(axes, shots, (cost[end], ap[end]), (7, 0), style["color"], va="center", fontsize=8)
 
 
 def _scale_costs(axes: Axes, cost: pd.Series, unit: str | None) -> None:
@@ -205,14 +178,6 @@ def _draw_level(axes: Axes, ap: float, name: str) -> None:
 
 def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
     """Name the methods above the panels."""
-    handles = [
-        Line2D([], [], ls="", ms=8, label=readable(name), **style)
-        for name, style in styles.items()
-        if name != ZERO_SHOT
-    ]
+    shown = {readable(name): style for name, style in styles.items() if name != ZERO_SHOT}
+    handles = [Line2D([], [], ls="", ms=8, label=name, **style) for name, style in shown.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=max(1, len(handles)), frameon=False)
-
-
-def _top(values: pd.Series) -> float:
-    """Return where an axis from 0 ends, a little above its highest value."""
-    return 1.0 if values.isna().all() else max(1.0, 1.1 * float(values.max()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -25,25 +27,18 @@ _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")
 def styles_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return method → its colour and marker, the same in every figure; the grey disc is kept for zero-shot."""
     shown = [method for method in dict.fromkeys(methods) if method != ZERO_SHOT]
-    places = [method for method in dict.fromkeys((*ADAPTERS, *shown)) if method != ZERO_SHOT]
-    styles = {
-        method: {
-            "color": COLOURS[places.index(method) % len(COLOURS)],
-            "marker": _MARKERS[places.index(method) % len(_MARKERS)],
-        }
-        for method in shown
-    }
-    return {**styles, ZERO_SHOT: {"color": GREY, "marker": "o"}}
+    known = [method for method in dict.fromkeys((*ADAPTERS, *shown)) if method != ZERO_SHOT]
+    looks = zip(known, itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=False)
+    styles = {method: {"color": colour, "marker": marker} for method, colour, marker in looks}
+    return {method: styles[method] for method in shown} | {ZERO_SHOT: {"color": GREY, "marker": "o"}}
 
 
 def positions_of(shots: Sequence[Shots]) -> dict[Shots, float]:
     """Return shots → place on the x axis: log10 for positive numbers, 0 and ``all`` a step outside."""
     places: dict[Shots, float] = {value: math.log10(value) for value in shots if value != "all" and value > 0}
-    outside: dict[Shots, float] = {
-        0: min(places.values(), default=0.0) - 0.35,
-        "all": max(places.values(), default=0.0) + 0.35,
-    }
-    return {value: (places | outside)[value] for value in shots}
+    ends = min(places.values(), default=0.0) - 0.35, max(places.values(), default=0.0) + 0.35
+    places |= {0: ends[0], "all": ends[1]}
+    return {value: places[value] for value in shots}
 
 
 def build_figure(title: str, foot: Sequence[str], size: tuple[float, float]) -> Figure:
@@ -70,6 +65,23 @@ def finish_axes(axes: Axes, title: str, large: bool = True) -> None:
     axes.grid(axis="y", color=RULE, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def top_of(values: pd.Series, room: float = 1.1) -> float:
+    """Return where an axis from 0 ends: ``room`` times the highest value, at least 1."""
+    return 1.0 if values.isna().all() else max(1.0, room * float(values.max()))
+
+
+def draw_points(axes: Axes, x: Any, y: Any, style: Mapping[str, Any], size: float = 8, **more: Any) -> None:
+    """Draw markers with a white rim; without a line, unless ``more`` asks for one."""
+    axes.plot(x, y, **{"ls": "", "ms": size, "mec": "white", "mew": 0.8, **style, **more})
+
+
+def write_beside(
+    axes: Axes, text: str, place: tuple[float, float], shift: tuple[float, float], color: str, **more: Any
+) -> None:
+    """Write words at a distance from a place in the data, in points."""
+    axes.annotate(text, place, shift, textcoords="offset points", color=color, **more)
 
 
 def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 A cell is one (trunk, dataset, method, shots); it is complete when every seed has a finished run with a defined AP.
 Which cells and seeds are expected follows from the records, failed ones included: per trunk, every dataset × method ×
 shots that occurs, with every seed that occurs at these shots. What is incomplete is NaN wherever an average over
-datasets would hide it.
+datasets would hide it. A ``table`` holds runs as ``load_table`` returns them.
 """
 
 from __future__ import annotations
@@ -67,9 +67,6 @@ def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
 def summarize_datasets(table: pd.DataFrame) -> pd.DataFrame:
     """Return AP in percent per trunk, dataset, method and shots.
 
-    Args:
-        table: as ``load_table`` returns it.
-
     Returns:
         Columns ``mean`` and ``std`` over the finished seeds (sample standard deviation, divided by n − 1; NaN for one
         seed), ``finished`` and ``expected`` (numbers of seeds).
@@ -82,9 +79,6 @@ def summarize_mean(table: pd.DataFrame) -> pd.DataFrame:
     """Return the plain mean of AP over all datasets, in percent, per trunk, method and shots.
 
     Datasets are averaged seed by seed, then mean and spread are taken over seeds, as in the paper's tables.
-
-    Args:
-        table: as ``load_table`` returns it.
 
     Returns:
         Columns ``mean`` and ``std`` (sample standard deviation over seeds, divided by n − 1; NaN for one seed), both
@@ -102,9 +96,6 @@ def summarize_mean(table: pd.DataFrame) -> pd.DataFrame:
 def bootstrap_mean(table: pd.DataFrame) -> pd.DataFrame:
     """Return the mean of AP over all datasets with its 95 % limits, in percent, per trunk, method and shots.
 
-    Args:
-        table: as ``load_table`` returns it.
-
     Returns:
         Columns ``mean``, ``low`` and ``high`` (datasets and seeds resampled), all NaN as soon as one run is missing;
         the limits are NaN for a single run as well.
@@ -119,9 +110,6 @@ def rank_methods(table: pd.DataFrame) -> pd.DataFrame:
 
     The lead is of paired runs: a bootstrap draw takes the same datasets and seeds for both methods, so that what makes
     a dataset hard for either does not count. Methods that lack a run are left out.
-
-    Args:
-        table: as ``load_table`` returns it.
 
     Returns:
         Per trunk and shots with at least two such methods: ``best``, its ``mean``, ``low`` and ``high`` as in
@@ -147,9 +135,6 @@ def compare_methods(table: pd.DataFrame) -> pd.DataFrame:
     A pair is two runs of one trunk, dataset, number of shots and seed; zero-shot has one run per dataset, which pairs
     with every run on it. Runs on one dataset resemble each other, so ``p_runs`` claims too much where a few datasets
     have many runs; ``p_datasets`` tests the sums per dataset instead, which are independent.
-
-    Args:
-        table: as ``load_table`` returns it.
 
     Returns:
         Per trunk, shots, ``first`` and ``second`` method: ``difference`` (mean over the pairs of AP of the second less
@@ -179,9 +164,6 @@ def compare_methods(table: pd.DataFrame) -> pd.DataFrame:
 def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
     """Return the cost of a run, averaged over datasets and seeds, beside its AP.
 
-    Args:
-        table: as ``load_table`` returns it.
-
     Returns:
         Per trunk, method and shots, zero-shot once: ``ap`` (mean, percent) and ``COSTS``, each NaN where a run of the
         cell is missing or did not measure it.
@@ -199,9 +181,6 @@ def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:
     """Return AP on the other datasets before (zero-shot) and after adapting to one.
-
-    Args:
-        table: as ``load_table`` returns it.
 
     Returns:
         Per trunk, method and shots: ``before`` and ``after`` (percent, mean over every run and every other dataset that
