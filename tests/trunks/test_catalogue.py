@@ -34,9 +34,8 @@ def _small_trunks(monkeypatch):
     """Two trunks as released ones are described, of a size for tests."""
     family = catalogue.TRUNKS["glip-t"].family
     for name, file in (("small", "small.pth"), ("small-b", "small_b.pth")):
-        monkeypatch.setitem(
-            catalogue.TRUNKS, name, TrunkSpec(family=family, config=SMALL, public_file=file, data="none")
-        )
+        spec = TrunkSpec(family=family, config=SMALL, public_file=file, data="none", purpose="for tests")
+        monkeypatch.setitem(catalogue.TRUNKS, name, spec)
 
 
 @pytest.fixture
