@@ -1,32 +1,50 @@
-"""The README's code runs, on the tiny model."""
+"""The README's code runs as printed, for real."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import glip_adapt
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+PROJECT = Path(__file__).resolve().parents[1]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_ten_lines_run_as_printed(tiny_trunk, coco_folder, tmp_path, monkeypatch):
+def test_the_lines_of_python_run_as_printed(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    data = glip_adapt.load_dataset(coco_folder)
-    small = glip_adapt.FitConfig(epochs=1, short_sides=(64,), test_short_side=64, batch_size=2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(glip_adapt, "load_trunk", lambda name: tiny_trunk, raising=False)
-    monkeypatch.setattr(glip_adapt, "load_dataset", lambda path: data, raising=False)
-    monkeypatch.setattr(glip_adapt, "default_recipe", lambda trunk, method, shots: small, raising=False)
-    exec(code, {})
-    assert (tmp_path / "adapters" / "tools-5-shot" / "adapter.json").is_file()
+    monkeypatch.setenv("GLIP_ADAPT_DATA", str(tmp_path / "data"))
+    names = {}
+    exec(code, names)
+    (promised,) = re.findall(r"COCO AP: (0\.\d+)", code)
+    assert float(capsys.readouterr().out) == pytest.approx(float(promised), abs=0.02)
+    assert names["model"].class_names == names["data"].classes
+    found = names["found"]
+    assert len(found) == 2
+    assert all(len(one) and one.scores.min() >= 0.3 for one in found)
+
+
+def test_every_public_name_that_it_mentions_exists():
+    mentioned = set(re.findall(r"\b(\w+)\(", " ".join(re.findall(r"`([^`\n]+)`", README))))
+    mentioned -= {"add", "predict", "save"}  # methods
+    assert {"bake", "TaskSet", "to_supervision"} <= mentioned
+    assert sorted(mentioned - set(glip_adapt.__all__)) == []
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_every_local_link_leads_somewhere(link):
-    assert (Path(__file__).resolve().parents[1] / link).exists(), link
+    assert (PROJECT / link).exists(), link
 
 
 def test_the_commands_that_ci_and_acceptance_run_are_marked():
     for marker in ("quickstart-command", "test-command"):
         assert re.search(rf"<!-- {marker} -->\n```bash\n[^\n]+\n```", README), marker
+
+
+def test_the_extra_all_holds_every_extra_for_users():
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    users = project["optional-dependencies"].keys() - {"all", "dev"}
+    (everything,) = project["optional-dependencies"]["all"]
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == users
