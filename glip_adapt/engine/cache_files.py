@@ -71,7 +71,6 @@ class CacheFolder:
         self._sizes: dict[Path, int] = {}
         self._earlier: list[tuple[int, Path]] = []  # time of use and file, least recently used last
         self._verified: set[Path] = set()
-        self._writable = True
         self._lock = threading.RLock()  # of the bookkeeping; never held while an entry is read or written
         for folder in root.glob("[0-9a-f][0-9a-f]"):
             clear_partials(folder)
@@ -110,7 +109,7 @@ class CacheFolder:
 
     def write(self, key: CacheKey, state: FrozenState) -> bool:
         """Write an entry and return True, unless there is no room or writing has failed before."""
-        if not (self._writable and self._make_room(size_bytes(state))):  # before anything is encoded in vain
+        if not self._make_room(size_bytes(state)):  # before anything is encoded in vain
             return False
         path, content = self._path(key), _encoded(key, state)
         with self._lock:
@@ -125,8 +124,9 @@ class CacheFolder:
         except OSError as error:
             logger.warning("%s cannot be written (%s): this process stops writing entries.", path, error)
             self._record(path, 0)
-            self._writable = False
-        return self._writable
+            self._budget_bytes = 0
+            return False
+        return True
 
     def _make_room(self, size: int) -> bool:
         """Delete files until ``size`` bytes fit, and return whether they do."""
