@@ -55,8 +55,8 @@ def split(coco_folder):
 
 
 @pytest.fixture
-def one_picture(tmp_path):
-    """Makes a split of one 200 × 200 picture with the given boxes, categories 0 (cat) and 7 (dog)."""
+def one_image(tmp_path):
+    """Makes a split of one 200 × 200 image with the given boxes, categories 0 (cat) and 7 (dog)."""
 
     def build(boxes_xyxy, labels=None, image_id=5):
         Image.new("RGB", (200, 200)).save(tmp_path / "x.png")
@@ -102,32 +102,32 @@ def test_no_predictions_at_all_score_zero_where_there_is_something_to_find(split
     assert found.predictions == ()
 
 
-def test_where_there_is_nothing_to_find_nothing_is_defined(one_picture):
-    for found in (scores_of(one_picture([]), detections([])), scores_of(one_picture([]), detections([[0, 0, 9, 9]]))):
+def test_where_there_is_nothing_to_find_nothing_is_defined(one_image):
+    for found in (scores_of(one_image([]), detections([])), scores_of(one_image([]), detections([[0, 0, 9, 9]]))):
         assert [found.values[name] for name in METRICS] == [None] * 6
         assert found.per_class == {"cat": None, "dog": None}
 
 
-def test_a_class_without_boxes_is_undefined_and_left_out_of_the_mean(one_picture):
-    found = scores_of(one_picture([[10, 10, 29, 29]]), detections([[10, 10, 29, 29], [50, 50, 99, 99]], labels=[0, 1]))
+def test_a_class_without_boxes_is_undefined_and_left_out_of_the_mean(one_image):
+    found = scores_of(one_image([[10, 10, 29, 29]]), detections([[10, 10, 29, 29], [50, 50, 99, 99]], labels=[0, 1]))
     assert found.per_class == {"cat": ONE, "dog": None}
     assert found.ap == ONE
 
 
-def test_each_size_is_scored_for_itself(one_picture):
+def test_each_size_is_scored_for_itself(one_image):
     """31² is small, 40² medium, 97² large; only the large one is found: recall 1/3 reaches 34 of the 101 points."""
     boxes = [[0, 0, 30, 30], [50, 0, 89, 39], [100, 100, 196, 196]]
-    found = scores_of(one_picture(boxes), detections(boxes[2:]))
+    found = scores_of(one_image(boxes), detections(boxes[2:]))
     assert (found.values["ap_small"], found.values["ap_medium"], found.values["ap_large"]) == (0, 0, ONE)
     assert found.ap == found.per_class["cat"] == pytest.approx(34 / 101)
 
 
-def test_a_hand_computed_case_of_two_boxes(one_picture):
+def test_a_hand_computed_case_of_two_boxes(one_image):
     """Box two overlaps by 5/8: a hit at IoU 0.50, 0.55 and 0.60, and a miss at the seven others.
 
     A miss leaves recall 1/2 at precision 1, which reaches 51 of the 101 recall points.
     """
-    split = one_picture([[0, 0, 7, 7], [100, 100, 107, 107]])
+    split = one_image([[0, 0, 7, 7], [100, 100, 107, 107]])
     found = scores_of(split, detections([[0, 0, 7, 7], [100, 100, 107, 104]], [0.9, 0.8]))
     assert found.ap == pytest.approx(0.3 + 0.7 * 51 / 101)
     assert found.values["ap50"] == ONE
@@ -135,28 +135,28 @@ def test_a_hand_computed_case_of_two_boxes(one_picture):
     assert found.per_class["cat"] == found.ap
 
 
-def test_overlap_is_measured_on_inclusive_pixels(one_picture):
+def test_overlap_is_measured_on_inclusive_pixels(one_image):
     """10 × 10 against 10 × 5.5 pixels is 0.55 by a hair more; without the last pixel it would be 0.5."""
-    found = scores_of(one_picture([[0, 0, 9, 9]]), detections([[0, 0, 9, 4.51]]))
+    found = scores_of(one_image([[0, 0, 9, 9]]), detections([[0, 0, 9, 4.51]]))
     assert found.ap == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(("wrong_score", "precision"), [(0.7, 1), (0.95, 1 / 2)])
-def test_a_false_alarm_costs_only_where_it_is_more_certain_than_the_hits(one_picture, wrong_score, precision):
-    split = one_picture([[0, 0, 9, 9]])
+def test_a_false_alarm_costs_only_where_it_is_more_certain_than_the_hits(one_image, wrong_score, precision):
+    split = one_image([[0, 0, 9, 9]])
     found = scores_of(split, detections([[0, 0, 9, 9], [50, 50, 80, 80]], [0.9, wrong_score]))
     assert found.ap == pytest.approx(precision)
 
 
-def test_a_duplicate_detection_costs_precision(one_picture):
+def test_a_duplicate_detection_costs_precision(one_image):
     """Hit, duplicate, hit: precision 1 up to recall 1/2 (51 points), 2/3 beyond (50 points)."""
-    split = one_picture([[0, 0, 9, 9], [100, 100, 109, 109]])
+    split = one_image([[0, 0, 9, 9], [100, 100, 109, 109]])
     boxes = [[0, 0, 9, 9], [0, 0, 9, 9], [100, 100, 109, 109]]
     assert scores_of(split, detections(boxes, [0.9, 0.8, 0.7])).ap == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert scores_of(split, detections(boxes[::2], [0.9, 0.7])).ap == ONE
 
 
-def test_a_detection_counts_only_in_its_own_picture_and_class(split):
+def test_a_detection_counts_only_in_its_own_image_and_class(split):
     first = truth_of(split.records[0])
     found = evaluate_split(lambda record: first, split)
     assert found.ap < 0.5
@@ -175,9 +175,9 @@ def test_category_ids_with_gaps_and_id_zero_survive(split):
 
 def test_results_are_in_coco_form():
     found = detections([[4, 5, 13, 24], [0.5, 0, 0.5, 0]], [0.75, 0.25], [1, 0])
-    assert to_coco_results(found, "picture", (3, 9)) == [
-        {"image_id": "picture", "category_id": 9, "bbox": [4, 5, 10, 20], "score": 0.75},
-        {"image_id": "picture", "category_id": 3, "bbox": [0.5, 0, 1, 1], "score": 0.25},
+    assert to_coco_results(found, "image", (3, 9)) == [
+        {"image_id": "image", "category_id": 9, "bbox": [4, 5, 10, 20], "score": 0.75},
+        {"image_id": "image", "category_id": 3, "bbox": [0.5, 0, 1, 1], "score": 0.25},
     ]
     assert to_coco_results(detections([]), 1, (3,)) == []
 
@@ -209,8 +209,8 @@ def test_pycocotools_prints_nothing(split, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_text_image_ids_work(one_picture):
-    assert scores_of(one_picture([[0, 0, 9, 9]], image_id="one"), detections([[0, 0, 9, 9]])).ap == ONE
+def test_text_image_ids_work(one_image):
+    assert scores_of(one_image([[0, 0, 9, 9]], image_id="one"), detections([[0, 0, 9, 9]])).ap == ONE
 
 
 def test_metrics_are_plain_numbers(split):
@@ -219,7 +219,7 @@ def test_metrics_are_plain_numbers(split):
     assert all(type(value) is float and math.isfinite(value) for value in found.per_class.values())
 
 
-def test_a_few_shot_subset_is_scored_on_its_own_pictures_only(coco_folder):
+def test_a_few_shot_subset_is_scored_on_its_own_images_only(coco_folder):
     data = load_dataset(str(coco_folder))
     subset = data.train.few_shot(1, seed=3)
     assert 0 < len(subset) < len(data.train)
@@ -252,7 +252,7 @@ def test_a_model_for_another_number_of_classes_is_refused_and_both_are_named(tin
         evaluate(model, split)
 
 
-def test_a_missing_picture_says_so(tiny_trunk, split):
+def test_a_missing_image_says_so(tiny_trunk, split):
     gone = replace(split.records[0], path=Path("nowhere.png"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         evaluate(attach(tiny_trunk, "zero_shot", classes=split.classes), replace(split, records=(gone,)))

@@ -39,7 +39,7 @@ def build(tiny_trunk):
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """Sizes of all pictures that the image encoder has seen."""
+    """Sizes of all images that the image encoder has seen."""
     sizes, forward = [], ImageEncoder.forward
 
     def spy(self, images):
@@ -70,7 +70,7 @@ def test_a_cached_run_follows_an_uncached_one_step_by_step(method, build, data, 
         assert history.validations == expected.validations
 
 
-def test_the_second_run_from_a_folder_encodes_no_picture(build, data, tmp_path, encoded):
+def test_the_second_run_from_a_folder_encodes_no_image(build, data, tmp_path, encoded):
     for _ in range(2):
         encoded.clear()
         fit(build("prompt"), data.train, data.val, SMALL, cache=FeatureCache(memory_bytes=0, folder=tmp_path))
@@ -91,7 +91,7 @@ def test_the_stage_of_the_adapter_decides_what_is_kept(method, kind, build, data
     assert type(of(build(method), FeatureCache(), data.train.records[0])) is kind
 
 
-def test_a_picture_is_encoded_once_for_all_methods_that_freeze_as_much(build, data, encoded):
+def test_an_image_is_encoded_once_for_all_methods_that_freeze_as_much(build, data, encoded):
     cache = FeatureCache()
     for method in ("zero_shot", "prompt", "text_encoder"):
         evaluate(build(method), data.val, ViewConfig(short_side=64), cache=cache)
@@ -101,7 +101,7 @@ def test_a_picture_is_encoded_once_for_all_methods_that_freeze_as_much(build, da
 def test_evaluating_from_the_cache_changes_no_prediction(build, data):
     cache, config = FeatureCache(), ViewConfig(short_side=64)
     first, second = (evaluate(build("zero_shot"), data.val, config, cache=cache) for _ in range(2))
-    assert cache.statistics.memory_hits == 1  # pictures of one size are kept together
+    assert cache.statistics.memory_hits == 1  # images of one size are kept together
     assert first == second == evaluate(build("zero_shot"), data.val, config)
 
 
@@ -130,14 +130,14 @@ def test_whatever_a_result_depends_on_gives_it_a_key_of_its_own(build, data, tin
         (build("prompt"), record, PLAIN, 1333),
         (attach(other_trunk, "linear_probe", classes=CLASSES), record, PLAIN, 1333),
     ]
-    for count, (other, picture, view, longest) in enumerate(variants, start=2):
-        of(other, cache, picture, view, longest)
+    for count, (other, image, view, longest) in enumerate(variants, start=2):
+        of(other, cache, image, view, longest)
         assert cache.statistics.misses == count
     FrozenFeatures(model, cache, 1333, "bfloat16").of([record], PLAIN)
     assert cache.statistics.misses == len(variants) + 2
     renamed = tmp_path / "renamed.png"
     renamed.write_bytes(record.path.read_bytes())
-    of(model, cache, replace(record, path=renamed))  # the same picture
+    of(model, cache, replace(record, path=renamed))  # the same image
     assert cache.statistics.misses == len(variants) + 2
 
 
@@ -146,7 +146,7 @@ def test_pixels_stay_out_of_the_folder(build, data, tmp_path):
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
-def test_a_cached_picture_is_not_opened_again(build, data, monkeypatch):
+def test_a_cached_image_is_not_opened_again(build, data, monkeypatch):
     cache, record = FeatureCache(), data.train.records[0]
     first = of(build("prompt"), cache, record)
     monkeypatch.setattr(ImageRecord, "load", lambda record: pytest.fail("opened"))
@@ -218,7 +218,7 @@ def test_a_step_whose_float16_gradient_overflows_is_skipped_and_says_so(build, d
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_pictures_of_one_size_give_the_same_together_as_one_by_one(method, build, data):
+def test_images_of_one_size_give_the_same_together_as_one_by_one(method, build, data):
     model = build(method)
     prefixes = [of(model, None, record) for record in data.train.records[:3]]
     (output,) = model.finish(stack(prefixes))

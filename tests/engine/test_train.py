@@ -28,7 +28,7 @@ from glip_adapt.trunks.glip.objective import detection_loss
 
 CLASSES = ("red box", "blue box")
 SMALL = FitConfig(short_sides=(64,), test_short_side=64, batch_size=2, epochs=1)
-ONE_BY_ONE = replace(SMALL, batch_size=1, flip=False)  # with one picture: a validation after every step
+ONE_BY_ONE = replace(SMALL, batch_size=1, flip=False)  # with one image: a validation after every step
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def data(coco_folder):
 
 @pytest.fixture
 def single(data):
-    """One picture to learn from."""
+    """One image to learn from."""
     return replace(data.train, records=data.train.records[:1])
 
 
@@ -111,8 +111,8 @@ def test_the_random_state_is_restored_even_after_an_error(build, single, monkeyp
 
 
 @pytest.mark.parametrize("method", ["prompt", "linear_probe"])
-def test_pictures_one_by_one_give_the_gradient_of_the_batch(build, data, method):
-    """The first picture has half as many boxes as the second, so that a normalisation per picture would differ."""
+def test_images_one_by_one_give_the_gradient_of_the_batch(build, data, method):
+    """The first image has half as many boxes as the second, so that a normalisation per image would differ."""
     first, second = data.train.records[:2]
     half = Target(first.target.boxes_xyxy[:1], first.target.labels[:1])
     records = (replace(first, target=half), second)
@@ -161,8 +161,8 @@ def test_a_step_reports_what_happened_in_it(build, data):
     assert history.best_ap is None
 
 
-def test_an_epoch_shows_every_picture_as_often_as_copies_say_in_one_shuffle(build, data, monkeypatch):
-    """All copies are shuffled together, so a picture may come twice before another one comes at all."""
+def test_an_epoch_shows_every_image_as_often_as_copies_say_in_one_shuffle(build, data, monkeypatch):
+    """All copies are shuffled together, so an image may come twice before another one comes at all."""
     shown = []
     monkeypatch.setattr(
         Stepper, "take", lambda self, step, batch, parts: shown.extend(map(int, re.findall(r"\d+", batch)))
@@ -192,9 +192,9 @@ def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monke
     assert views == {View(32, flip=False)}
 
 
-def test_a_batch_holds_one_size_and_no_picture_is_left_behind(build, data, monkeypatch):
+def test_a_batch_holds_one_size_and_no_image_is_left_behind(build, data, monkeypatch):
     batches, drawn = [], []
-    monkeypatch.setattr(train, "in_batches", lambda pictures: batches.append(list(pictures)) or in_batches(batches[-1]))
+    monkeypatch.setattr(train, "in_batches", lambda images: batches.append(list(images)) or in_batches(batches[-1]))
     fit(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=60))
     for batch in batches:
         assert len({shape_hw for _, shape_hw in batch}) == 1
@@ -280,16 +280,16 @@ def test_the_recipe_is_the_published_one(method, shots):
 
 
 @pytest.mark.parametrize(
-    ("shots", "pictures", "total", "between"),
+    ("shots", "images", "total", "between"),
     [(1, 1, 400, 2), (3, 3, 600, 3), (5, 5, 500, 2), (10, 10, 500, 2), ("all", 3, 150, 1), ("all", 13, 650, 3)],
 )
 def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
-    build, data, score_with, monkeypatch, shots, pictures, total, between
+    build, data, score_with, monkeypatch, shots, images, total, between
 ):
     """Reference: fewshot_protocol.md, section 4. The steps themselves are left out."""
     monkeypatch.setattr(Stepper, "take", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
-    split = replace(data.train, records=(data.train.records * 3)[:pictures])
+    split = replace(data.train, records=(data.train.records * 3)[:images])
     history = fit(build(), split, data.val, published_recipe("linear_probe", shots))
     assert history.total_steps == total
     steps = [validation.step for validation in history.validations]
@@ -514,7 +514,7 @@ def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
 
 
 def break_loss(monkeypatch, step, value):
-    """Make the box loss of this step ``value``; pictures of a step go through together."""
+    """Make the box loss of this step ``value``; images of a step go through together."""
     calls = []
 
     def loss(*arguments):
@@ -526,7 +526,7 @@ def break_loss(monkeypatch, step, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_names_step_and_pictures_and_keeps_the_best(
+def test_a_loss_that_is_not_finite_names_step_and_images_and_keeps_the_best(
     build, single, data, score_with, monkeypatch, value
 ):
     model, states = build(), []
@@ -582,7 +582,7 @@ def test_zero_shot_cannot_be_trained(build, data):
         fit(build("zero_shot"), data.train, None, SMALL)
 
 
-def test_a_picture_without_boxes_can_be_learnt_from(build, single):
+def test_an_image_without_boxes_can_be_learnt_from(build, single):
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     empty = replace(single, records=(replace(single.records[0], target=nothing, annotations=()),))
     (step,) = fit(build(), empty, None, ONE_BY_ONE).steps
@@ -605,7 +605,7 @@ def test_prompt_tuning_lowers_its_loss_while_every_frozen_tensor_stays(build, si
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the development data is not beside this checkout")
-def test_full_fine_tuning_learns_four_real_pictures_by_heart():
+def test_full_fine_tuning_learns_four_real_images_by_heart():
     data = load_dataset(str(SHARED / "data" / "odinw" / "Raccoon"))
     four = replace(data.train, records=data.train.records[:4])
     model = attach(load_trunk("glip-nano"), "full", classes=data.classes)
