@@ -1,4 +1,4 @@
-"""The adaptation methods, side by side: name → adapter, whose fields are its settings."""
+"""Adaptation methods by name; the fields of a method are its settings."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def build_adapter(method: str, settings: Mapping[str, Any]) -> Adapter:
     if method not in ADAPTERS:
         raise unknown_name("method", method, ADAPTERS)
     kind = ADAPTERS[method]
-    if isinstance(settings, Mapping):  # from_mapping says what is wrong with anything else
+    if isinstance(settings, Mapping):  # else from_mapping raises
         settings = {kind.renamed.get(name, name): value for name, value in settings.items()}
     return from_mapping(kind, settings, f"settings of {method}")

@@ -1,7 +1,7 @@
 """Learned context: free tokens before each class name, read by the frozen text encoder.
 
-CoOp, arXiv 2109.01134, for a detector's caption: the names stay as they are, and what stands before them is learned as
-input embeddings instead of being worded by hand.
+CoOp, arXiv 2109.01134, for the caption of a detector: names stay as they are, and the words before them are learned as
+input embeddings.
 
 Shape letters: B batch, T tokens, K classes, D text channels, M free tokens per class.
 """
@@ -51,7 +51,7 @@ class Context(Adapter):
         if not 1 <= self.tokens <= MOST_TOKENS:
             raise ValueError(
                 f"tokens is {self.tokens}; expected at least one free token before each name, and at most "
-                f"{MOST_TOKENS}, so that a caption has room for the name."
+                f"{MOST_TOKENS}, which leaves room for the name."
             )
 
     def word(self, prompts: Sequence[ClassPrompt]) -> tuple[ClassPrompt, ...]:

@@ -1,7 +1,7 @@
 """Linear probing: train the head's prediction layers only.
 
-GLIP, arXiv 2112.03857, section E.4; public mode ``linear_prob``. There the dropout of the frozen fusion stack stays
-on while training; here everything frozen is in eval mode, so that its features are constants.
+GLIP, arXiv 2112.03857, section E.4; public mode ``linear_prob``. There, dropout of the frozen fusion stays on while
+training. Here, frozen parts are in eval mode: their features are constants.
 """
 
 from __future__ import annotations

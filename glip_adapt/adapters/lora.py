@@ -36,15 +36,15 @@ class Lora(Adapter):
     cost: ClassVar[str] = "medium: image features are computed once; about 1 % of the weights are trained and saved"
 
     part: LoraPart = "all"
-    """the layers: cross attention and text layers of the fusion, the text encoder, the head, or all three; never the
-    image encoder, so that its features are computed once (validation AP on four sets of glyphs13, 10 shots, each at its
-    best rate: 29.7 for the fusion, 35.9 for all)"""
+    """layers with factors: cross attention and text layers of the fusion, the text encoder, the head, or all three; not
+    the image encoder, whose features are then computed once (validation AP on four sets of glyphs13, 10 shots, each at
+    its best rate: 29.7 for the fusion, 35.9 for all)"""
     rank: int = 8
     "of the factors"
     alpha: int = 16
     "the product counts alpha / rank times"
     use_dora: bool = False
-    "whether the length of each row of a weight is learned apart from its direction"
+    "whether to learn the length of each row of a weight apart from its direction"
     init_lora_weights: Literal[True, "gaussian"] = True
     "peft's start of the first factor: Kaiming uniform, or Gaussian of deviation 1 / rank; the second starts at zero"
     seed: int = 0
@@ -74,7 +74,7 @@ class Lora(Adapter):
         Raises:
             ValueError: if the network has none of them, or the rank is more than any of them can use.
         """
-        from peft import inject_adapter_in_model  # takes seconds, so that only those wait who use it
+        from peft import inject_adapter_in_model  # takes seconds
 
         layers = layer_names(network, self.part)
         most = max(min(network.get_submodule(name).get_parameter("weight").flatten(1).shape) for name in layers)

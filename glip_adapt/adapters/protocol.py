@@ -1,7 +1,7 @@
 """The contract of an adaptation method: where it enters the network, and exactly which tensors it owns.
 
-A method is a frozen dataclass whose fields are its settings. Everything else follows from its answers: what is frozen
-and cached, trained, counted, saved and loaded.
+A method is a frozen dataclass whose fields are its settings. Freezing, caching, training, counting, saving and loading
+follow from its answers.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A saved model on disk: one JSON and one safetensors file, replaced together and read with suspicion.
+"""Save and load models: one JSON and one safetensors file, replaced together and read with checks.
 
-The description holds the checksum of the tensors. A new pair is written into a staging folder; moving its description
-into place is the one step that replaces the old model, and the move of the tensors can be made up for later.
+The description holds the checksum of the tensors. A new pair is written into a staging folder. Moving its description
+into place replaces the old model; the next call moves the tensors if the process was killed before.
 
-A folder may come from anywhere. Neither format can hold code; beyond that, nothing is read before its size fits, and
-no tensor is handed on before the checksum, names, shapes and types are those expected and all numbers are finite.
+A folder may come from anywhere. Neither format can hold code. Files are read only if their size fits. Tensors are
+returned only if checksum, names, shapes and types are those expected, and all numbers are finite.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AdapterMismatchError(GlipAdaptError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkIdentity:
-    """Which weights something was made from."""
+    """Name and checksum of a trunk."""
 
     name: str
     checksum: str
@@ -112,7 +112,7 @@ def replaced_pair(folder: Path, description_file: str, *, overwrite: bool = True
 
 
 def settle(folder: Path) -> None:
-    """Finish the replacement that a killed process left unfinished in ``folder``, or remove what it staged."""
+    """Finish a replacement in ``folder`` that a killed process began, or remove its staged files."""
     staging = folder / STAGING
     for description_file, tensors_file in PAIRS.items():
         staged = staging / tensors_file
@@ -125,12 +125,12 @@ def settle(folder: Path) -> None:
 
 @contextmanager
 def settled(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, if there is one, while it is read, so that both files are those of one model."""
+    """Lock ``folder``, if there is one, while both files of a model are read."""
     if not folder.is_dir():
         yield
         return
     with locked(folder):
-        with contextlib.suppress(PermissionError):  # who may only read takes it as it is
+        with contextlib.suppress(PermissionError):  # a folder of somebody else is read as it is
             settle(folder)
         yield
 
@@ -142,7 +142,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str
 
 
 def write_description(description: Any, path: Path) -> None:
-    """Write a dataclass as JSON, never a half-written file; what it describes must be in place already."""
+    """Write a dataclass as JSON, never a half-written file; write the files that it describes first."""
     content = json.dumps(to_mapping(description), indent=2, ensure_ascii=False) + "\n"
     with written_whole(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
@@ -155,7 +155,7 @@ def read_file_description(kind: type[T], path: Path, version: int, what: str) ->
         kind: dataclass with the content's fields.
         path: the file.
         version: that its format must have.
-        what: it describes, for the errors: "adapter", "baked model" or "training".
+        what: for messages: "adapter", "baked model" or "training".
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -172,7 +172,7 @@ def read_file_description(kind: type[T], path: Path, version: int, what: str) ->
         odd = next((text for text in _texts(mapping) if UNPRINTABLE.search(text)), None)
     except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8, or nested to no end
         raise AdapterMismatchError(f"{path} describes no {what}: {error}.") from error
-    if odd is not None:  # a terminal would obey it, a tokenizer or a file name would choke on it
+    if odd is not None:  # not for terminals, tokenizers and file names
         raise AdapterMismatchError(f"{path} describes no {what}: it holds control characters, in {odd!a:.60}.")
     if not isinstance(mapping, dict) or "format_version" not in mapping:
         raise AdapterMismatchError(f"{path} describes no {what}: it has no format_version.")
@@ -199,7 +199,7 @@ def read_tensors(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        AdapterMismatchError: if the file is larger than what is expected, damaged, or holds anything else.
+        AdapterMismatchError: if the file is larger than expected, damaged, or holds anything else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. Save or fetch it again, with the description beside it.")
@@ -224,8 +224,7 @@ def read_tensors(
         raise AdapterMismatchError(
             f"{path} holds numbers that are not finite, in {broken[0]}. Train the adapter again."
         )
-    # Each in memory of its own, which starts at an aligned address: from the middle of a buffer, some kernels add up in
-    # another order.
+    # Each in memory of its own: in the middle of a buffer, at other addresses, some kernels add up in another order.
     return {name: tensors.pop(name).clone() for name in list(tensors)}
 
 
@@ -247,7 +246,7 @@ def _stated_sha256(description: Path) -> str | None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all keys and strings of what JSON gave."""
+    """Yield all keys and strings of parsed JSON."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Baked models: after adaptation the text is a constant, so the text encoder and the tokenizer can go.
+"""Bake adapted models: text becomes a constant, without text encoder and tokenizer.
 
-GLIP, arXiv 2112.03857, section 4.3, says that a tuned prompt needs no language model any more. A baked folder holds the
-rest of the network as well, so that it is loaded without its trunk.
+GLIP, arXiv 2112.03857, section 4.3: a tuned prompt needs no language model. A baked folder holds the rest of the
+network, and is loaded without its trunk.
 
 Shape letters: T tokens, K classes, D text channels.
 """
@@ -17,20 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glip_adapt.adapters import storage
 from glip_adapt.adapters.protocol import Stage
-from glip_adapt.adapters.storage import (
-    BAKED_DESCRIPTION_FILE,
-    BAKED_TENSORS_FILE,
-    DESCRIPTION_FILE,
-    AdapterMismatchError,
-    TrunkIdentity,
-    read_file_description,
-    read_tensors,
-    replaced_pair,
-    settled,
-    write_description,
-    write_tensors,
-)
+from glip_adapt.adapters.storage import AdapterMismatchError, TrunkIdentity
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import FrozenState, ImageBatch, Pyramid, TextFeatures
 from glip_adapt.engine.adapted import AdaptedModel
@@ -45,7 +34,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionSize:
-    """How many classes and tokens one caption has."""
+    """Numbers of classes and tokens of one caption."""
 
     classes: int
     tokens: int
@@ -64,7 +53,7 @@ class BakedDescription:
 
     format_version: int = FORMAT_VERSION
     method: str
-    "that it was adapted by"
+    "of the adapter"
     trunk: TrunkIdentity
     image_frozen: bool
     "whether the image encoder is the trunk's"
@@ -78,13 +67,13 @@ class BakedDescription:
 class BakedModel(Detector):
     """A detector for one list of classes, without text encoder and tokenizer.
 
-    Its numbers are those of the adapted model to the last bit; of LoRA, whose factors are folded, up to rounding.
+    Its outputs are those of the adapted model, bit for bit. Only LoRA, whose factors are folded, rounds them.
 
     Attributes:
-        trunk: name and checksum of the trunk that it was made from.
-        method: that it was adapted by.
-        frozen_checksum: of the weights of the image encoder: the trunk's, or once loaded, of the file, since its
-            description may claim any trunk.
+        trunk: name and checksum of its trunk.
+        method: of the adapter.
+        frozen_checksum: of the image encoder: that of the trunk. A loaded model has the checksum of its file, as its
+            description may name any trunk.
     """
 
     text_digest = ""  # the text enters after the frozen state
@@ -128,20 +117,20 @@ class BakedModel(Detector):
         return self._texts
 
     def save(self, folder: str | Path) -> None:
-        """Write ``baked.safetensors`` (the network and the text) and ``baked.json`` (what it is) into ``folder``.
+        """Write ``baked.safetensors`` (network and text) and ``baked.json`` (description) into ``folder``.
 
         Raises:
-            FileExistsError: if ``folder`` holds an adapter, which would look baked from then on, whatever it becomes.
+            FileExistsError: if ``folder`` holds an adapter: one folder has one model.
         """
         folder = Path(folder)
-        if (folder / DESCRIPTION_FILE).exists():
+        if (folder / storage.DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
         tensors = _all_tensors(self.network) | _text_tensors(self._texts)
         captions = tuple(
             CaptionSize(classes=text.token_map.shape[1], tokens=text.token_map.shape[2]) for text in self._texts
         )
-        with replaced_pair(folder, BAKED_DESCRIPTION_FILE) as staging:
-            sha256 = write_tensors(tensors, staging / BAKED_TENSORS_FILE, self.method)
+        with storage.replaced_pair(folder, storage.BAKED_DESCRIPTION_FILE) as staging:
+            sha256 = storage.write_tensors(tensors, staging / storage.BAKED_TENSORS_FILE, self.method)
             description = BakedDescription(
                 method=self.method,
                 trunk=self.trunk,
@@ -150,13 +139,11 @@ class BakedModel(Detector):
                 captions=captions,
                 sha256=sha256,
             )
-            write_description(description, staging / BAKED_DESCRIPTION_FILE)
+            storage.write_description(description, staging / storage.BAKED_DESCRIPTION_FILE)
 
 
 def bake(model: AdaptedModel) -> BakedModel:
     """Return a model with its text as a constant, without text encoder and tokenizer: ``bake(model).save("baked")``.
-
-    Outputs stay the same to the last bit, unless factors of LoRA are folded into the weights, which rounds.
 
     Raises:
         ValueError: if the adapter adds tensors to the network that are neither text nor around a linear layer.
@@ -192,25 +179,25 @@ def load_baked(folder: str | Path, device: torch.device | str | None = None) -> 
 
     Raises:
         FileNotFoundError: if there is no baked model in ``folder``.
-        AdapterMismatchError: if a file is damaged, too large, or not what the other one says.
+        AdapterMismatchError: if a file is damaged, too large, or does not fit the other one.
         ValueError: if it was made from a trunk that is not known here, or there is no such device.
     """
     folder = Path(folder)
     device = choose_device(device)
-    file = folder / BAKED_DESCRIPTION_FILE
-    if not file.is_file() and (folder / DESCRIPTION_FILE).is_file():
+    file = folder / storage.BAKED_DESCRIPTION_FILE
+    if not file.is_file() and (folder / storage.DESCRIPTION_FILE).is_file():
         raise FileNotFoundError(
             f"Expected a folder saved by `bake`, but {folder} holds an adapter. Bake it first: "
             f"glip-adapt bake {folder} --out baked"
         )
-    with settled(folder):
+    with storage.settled(folder):
         return _load(folder, device)
 
 
 def _load(folder: Path, device: torch.device) -> BakedModel:
-    """Return the model in a folder that nobody changes meanwhile."""
-    file = folder / BAKED_DESCRIPTION_FILE
-    description = read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
+    """Return the model in a locked folder."""
+    file = folder / storage.BAKED_DESCRIPTION_FILE
+    description = storage.read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
     if sum(caption.classes for caption in description.captions) != len(description.classes):
         raise AdapterMismatchError(
             f"{file} names {len(description.classes)} classes, but its captions hold "
@@ -221,7 +208,7 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
         network = spec.family.build(spec.config, with_text=False)
         blank = [_blank_text(caption, network.text_width) for caption in description.captions]
     expected = _all_tensors(network) | _text_tensors(blank)
-    tensors = read_tensors(folder / BAKED_TENSORS_FILE, expected, description.sha256, device)
+    tensors = storage.read_tensors(folder / storage.BAKED_TENSORS_FILE, expected, description.sha256, device)
     _fill(network, tensors)
     return BakedModel(
         trunk=description.trunk,

@@ -1,4 +1,4 @@
-"""The card of a shared adapter: a README made from what is known about it, and says so where nothing is known."""
+"""Write the card of a shared adapter: a README for the Hub, with facts of its training if they are known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UNKNOWN = "not stated"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """How an adapter came about, as far as its own file does not say."""
+    """Facts about the training of an adapter that its own file does not hold."""
 
     data: str
     "what it was trained on"
@@ -56,7 +56,7 @@ def write_facts(facts: TrainingFacts, folder: str | Path) -> None:
 
 
 def read_facts(folder: str | Path) -> TrainingFacts | None:
-    """Return what ``training.json`` says about the adapter in ``folder``; None without it, or if it is about another.
+    """Return the facts of ``training.json`` in ``folder``; None without it, or if it is about another adapter.
 
     Raises:
         FileNotFoundError: if the folder holds no adapter.
@@ -91,9 +91,8 @@ def build_card(
     """
     trunk = description.trunk
     picture = f"![Detections]({PICTURE_FILE})\n\n" if has_picture else ""
-    rows = "\n".join(
-        f"| {_cell(name)} | {_cell(value)} |" for name, value in _rows(description, facts, licence).items()
-    )
+    table = _rows(description, facts, licence)
+    rows = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in table.items())
     return f"""{_metadata(description, licence)}
 # {_cell(repository.rpartition("/")[2])}
 
@@ -119,7 +118,7 @@ From the shell: `glip-adapt pull {_code(repository)} --out adapter`, then
 
 
 def _metadata(description: Description, licence: str | None) -> str:
-    """Return the block of YAML that a card begins with; JSON strings are valid in it, whatever they hold."""
+    """Return the block of YAML that a card begins with; every JSON string is valid in it."""
     released = TRUNKS.get(description.trunk.name)
     values: dict[str, object] = {
         "library_name": "glip_adapt",
@@ -157,10 +156,10 @@ def _rows(description: Description, facts: TrainingFacts | None, licence: str | 
 
 
 def _cell(value: str) -> str:
-    """Return text that stays on its line and in its cell of a table, and is text there, whatever it looks like."""
+    """Escape text for one cell of a table in Markdown, in one line."""
     return re.sub(r"([\\|\[\]*_!`~:])", r"\\\1", html.escape(" ".join(plain(value).split()), quote=False))
 
 
 def _code(value: str) -> str:
-    """Return text that stays between the backticks that mark code, where nothing else has a meaning."""
+    """Escape text for code between backticks, in one line."""
     return " ".join(plain(value).split()).replace("`", "'")

@@ -1,4 +1,4 @@
-"""A baked model as one graph, image in, boxes out: for ``torch.export`` and, through it, for ONNX.
+"""Export a baked model as one graph, image in, boxes out, with ``torch.export`` or as an ONNX file.
 
 The graph holds all of ``model.predict`` after resizing: pixel statistics, padding, network, decoding. It takes one
 image whose sides, resized as the metadata of the file prescribe, lie between ``least_side`` and 4096 pixels.
@@ -48,9 +48,9 @@ def export_program(model: BakedModel) -> torch.export.ExportedProgram:
 def export_onnx(model: BakedModel, path: str | Path) -> None:
     """Write the model as an ONNX file: input ``pixels``, outputs ``boxes_xyxy``, ``scores``, ``labels``.
 
-    Input and outputs are those of ``export_program``. The metadata of the file says what the labels mean, ``classes``
-    (JSON), how an image is resized first, ``short_side`` and ``max_long_side``, and the ``least_side`` that both sides
-    must have then, in pixels: a long, narrow image may fall below it.
+    Input and outputs are those of ``export_program``. The metadata of the file holds the class names, ``classes``
+    (JSON), the size to which an image is resized first, ``short_side`` and ``max_long_side``, and the ``least_side``
+    that both sides must have then, all in pixels: a long, narrow image may fall below it.
 
     Args:
         model: from ``bake`` or ``load_baked``, on a CPU.
@@ -71,13 +71,12 @@ def export_onnx(model: BakedModel, path: str | Path) -> None:
         verbose=False,
     )
     assert program is not None
-    shown = model.view
     program.model.metadata_props.update(
         trunk=model.trunk.name,
         method=model.method,
         classes=json.dumps(model.class_names),
-        short_side=str(shown.short_side),
-        max_long_side=str(shown.max_long_side),
+        short_side=str(model.view.short_side),
+        max_long_side=str(model.view.max_long_side),
         least_side=str(least),
     )
     with written_whole(path) as temporary:

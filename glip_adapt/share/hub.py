@@ -1,6 +1,6 @@
-"""Adapters on the Hub: two files and a card go up; two files come down, and no others.
+"""Push adapters to the Hub with a card, and fetch them from it.
 
-Both formats hold data only, JSON and safetensors: nothing that is fetched can run.
+Both formats, JSON and safetensors, hold data only: no fetched file can run code.
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from pathlib import Path
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from glip_adapt.adapters import storage
 from glip_adapt.adapters.storage import (
-    BAKED_DESCRIPTION_FILE,
     DESCRIPTION_FILE,
-    MAX_HEADER_BYTES,
-    MAX_JSON_BYTES,
     TENSORS_FILE,
     AdapterMismatchError,
     Description,
     read_description,
-    replaced_pair,
 )
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.downloads import DownloadError, describe, download, hub_endpoint
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import file_sha256
+from glip_adapt.core.retries import advice, reason
 from glip_adapt.data.images import load_rgb
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.share.card import PICTURE_FILE, TrainingFacts, build_card, read_facts
 from glip_adapt.trunks.catalogue import Trunk
 
-MAX_TENSORS_BYTES = 4 * 2**30  # twice what all of the largest trunk takes
-_BYTES_PER_NUMBER = 8  # at most, whatever the type
+MAX_TENSORS_BYTES = 4 * 2**30  # twice the size of the largest trunk
+_BYTES_PER_NUMBER = 8  # at most, of any type
 _PICTURE_SIDE = 1280
 
 
@@ -54,15 +52,15 @@ def push_to_hub(
     picture: str | Path | None = None,
     private: bool = False,
 ) -> str:
-    """Send an adapter to the Hub with a card made from what is known about it; return the repository's address.
+    """Send an adapter to the Hub with a card that describes it; return the address of the repository.
 
-    The repository is made if need be; of its files, only those four are written: ``adapter.safetensors``,
-    ``adapter.json``, ``README.md``, and ``picture.png`` where there is a picture.
+    Makes the repository if there is none. Writes ``adapter.safetensors``, ``adapter.json``, ``README.md``, and
+    ``picture.png`` if a picture is given.
 
     Args:
         model: an adapter, or the folder that one was saved in.
         repository: ``"owner/name"``.
-        facts: how it was trained; without them, ``training.json`` in the folder, where there is one.
+        facts: how it was trained; by default those of ``training.json`` in the folder, if there is one.
         licence: of the adapter, in the Hub's short form, ``"mit"`` for example.
         picture: detections to show on the card; sent as PNG without the file's own metadata, at most 1280 pixels wide.
         private: whether a new repository is hidden.
@@ -80,13 +78,8 @@ def push_to_hub(
             folder = Path(scratch)
             model.save(folder)
         description = _check_saved(folder)
-        card = build_card(
-            repository,
-            description,
-            facts or read_facts(folder),
-            licence=licence,
-            has_picture=picture is not None,
-        )
+        facts = facts or read_facts(folder)
+        card = build_card(repository, description, facts, licence=licence, has_picture=picture is not None)
         content: dict[str, str | bytes] = {
             TENSORS_FILE: str(folder / TENSORS_FILE),
             DESCRIPTION_FILE: str(folder / DESCRIPTION_FILE),
@@ -134,39 +127,39 @@ def from_hub(
 def download_adapter(repository: str, revision: str = "main") -> Path:
     """Return the folder in the Hub's cache that holds ``adapter.json`` and ``adapter.safetensors`` of a repository.
 
-    Sizes are known before anything is fetched: the tensors may take no more than the description accounts for.
+    Sizes are known before anything is fetched: the tensors may be no larger than the description states.
 
     Raises:
         HubError: if the Hub cannot be reached or does not have them.
         AdapterMismatchError: if a file is too large, or the two do not belong together.
     """
-    path, commit = _download(repository, DESCRIPTION_FILE, revision, MAX_JSON_BYTES)
-    allowed = MAX_HEADER_BYTES + _BYTES_PER_NUMBER * read_description(path.parent).trained_parameters
+    path, commit = _download(repository, DESCRIPTION_FILE, revision, storage.MAX_JSON_BYTES)
+    allowed = storage.MAX_HEADER_BYTES + _BYTES_PER_NUMBER * read_description(path.parent).trained_parameters
     _download(repository, TENSORS_FILE, commit, min(allowed, MAX_TENSORS_BYTES))
     _check_saved(path.parent)
     return path.parent
 
 
 def pull(repository: str, folder: str | Path, revision: str = "main") -> Description:
-    """Copy an adapter from the Hub into ``folder``; return what it is.
+    """Copy an adapter from the Hub into ``folder``; return its description.
 
     Raises:
         HubError, AdapterMismatchError: as ``download_adapter``.
         FileExistsError: if ``folder`` holds an adapter or a baked model already.
     """
     folder = Path(folder)
-    for name, what in ((DESCRIPTION_FILE, "an adapter"), (BAKED_DESCRIPTION_FILE, "a baked model")):
+    for name, kind in ((DESCRIPTION_FILE, "an adapter"), (storage.BAKED_DESCRIPTION_FILE, "a baked model")):
         if (folder / name).exists():
-            raise FileExistsError(f"{folder} holds {what} already. Name another folder, or remove it.")
+            raise FileExistsError(f"{folder} holds {kind} already. Name another folder, or remove it.")
     source = download_adapter(repository, revision)
-    with replaced_pair(folder, DESCRIPTION_FILE, overwrite=False) as staging:
+    with storage.replaced_pair(folder, DESCRIPTION_FILE, overwrite=False) as staging:
         for name in (TENSORS_FILE, DESCRIPTION_FILE):
             shutil.copyfile(source / name, staging / name)
     return read_description(folder)
 
 
 def _download(repository: str, name: str, revision: str, most_bytes: int) -> tuple[Path, str]:
-    """Return where a file lies in the Hub's cache, and its commit, after a look at its size."""
+    """Return the path of a file in the Hub's cache and its commit, after checking its size."""
     try:
         file = describe(repository, name, revision).pinned()
         if file.size_bytes > most_bytes:
@@ -180,7 +173,7 @@ def _download(repository: str, name: str, revision: str, most_bytes: int) -> tup
 
 
 def _check_saved(folder: Path) -> Description:
-    """Return the description of a saved adapter, once its tensors are the ones described."""
+    """Return the description of a saved adapter, after checking its tensors."""
     description = read_description(folder)
     path = folder / TENSORS_FILE
     if not path.is_file():
@@ -195,7 +188,7 @@ def _check_saved(folder: Path) -> Description:
 
 
 def _shown(path: Path) -> bytes:
-    """Return a picture as PNG, small enough for a card, without what the file says about camera and place."""
+    """Return a picture as PNG of at most 1280 pixels a side, without metadata such as camera and place."""
     picture = load_rgb(path)
     picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
     picture.info.clear()
@@ -206,11 +199,8 @@ def _shown(path: Path) -> bytes:
 
 @contextmanager
 def _hub_errors(what: str) -> Iterator[None]:
-    """Turn whatever the Hub client raises into one error that says what to do."""
+    """Turn every error of the Hub client into a HubError with advice."""
     try:
         yield
     except Exception as error:  # the client raises OS, HTTP, value and its own errors alike
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        hint = "Log in with `hf auth login`, or set HF_TOKEN." if status in (401, 403) else "Check name and network."
-        reason = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise HubError(f"{what} ({type(error).__name__}: {reason}). {hint}") from error
+        raise HubError(f"{what} ({reason(error)}). {advice(error)}") from error

@@ -1,4 +1,4 @@
-"""Detections for other tools: ``supervision``, and COCO files that another detector can learn from."""
+"""Convert detections for other tools: ``supervision``, and COCO files with pseudo-labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA factors on their way out: folded into a trunk, or in the files of plain peft."""
+"""Merge LoRA factors into a trunk, or save them for plain peft."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PREFIX = "base_model.model."  # of every name in a file of peft
 
 
 def merge(model: AdaptedModel) -> Trunk:
-    """Merge LoRA factors into the weights: return a trunk that is no slower, and ready for another adapter.
+    """Merge LoRA factors into the weights; return a trunk of the usual speed, ready for another adapter.
 
-    ``model`` and its trunk stay as they are, so that there is nothing to unmerge; other tensors are shared with them.
+    ``model`` and its trunk stay as they are; the result shares their other tensors.
 
     Raises:
         ValueError: if the model is not by LoRA.
@@ -34,8 +34,8 @@ def merge(model: AdaptedModel) -> Trunk:
 def save_for_peft(model: AdaptedModel, folder: str | Path) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which plain peft loads onto the network.
 
-    ``peft.PeftModel.from_pretrained(copy.deepcopy(trunk.network), folder)`` reads them; peft changes the network that
-    it is given. They may lie beside the files of ``model.save``, which alone know the trunk and the classes.
+    ``peft.PeftModel.from_pretrained(copy.deepcopy(trunk.network), folder)`` reads them, and changes that network.
+    They may lie beside the files of ``model.save``, which also hold the trunk and the classes.
 
     Raises:
         ValueError: if the model is not by LoRA.

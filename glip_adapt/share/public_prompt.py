@@ -1,4 +1,4 @@
-"""A prompt that the public code tuned → an adapter.
+"""Import a prompt that the public code tuned as an adapter.
 
 GLIP, arXiv 2112.03857, section 4.3; public mode ``language_prompt_v2`` adds row t of ``rpn.tunable_linear.weight`` to
 the features of token t. Rows that no caption reaches get no gradient and stay zero.

@@ -1,4 +1,4 @@
-"""Many adapters on one trunk, by name: the weights are held once, and an image is encoded once for all of them."""
+"""Serve many adapters by name on one trunk: its weights are held once, and an image is encoded once for all."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ from glip_adapt.trunks.catalogue import Trunk
 
 
 class TaskSet(Mapping[str, AdaptedModel]):
-    """Adapted models of one trunk; looking one up by its name is all that a swap takes.
-
-    The trunk itself never changes, so that nothing is left of a task once it is removed.
-    """
+    """Adapted models of one trunk by name. The trunk itself never changes."""
 
     def __init__(self, trunk: Trunk) -> None:
         """Start without tasks."""
@@ -33,9 +30,7 @@ class TaskSet(Mapping[str, AdaptedModel]):
         self._models: dict[str, AdaptedModel] = {}
 
     def add(self, name: str, model: AdaptedModel | str | Path) -> None:
-        """Take a model of this trunk, or load one from its folder.
-
-        Its text is encoded now, so that its first image waits for nothing.
+        """Add a model of this trunk, or load one from its folder; its text is encoded at once.
 
         Args:
             name: of the task.
@@ -83,10 +78,10 @@ class TaskSet(Mapping[str, AdaptedModel]):
     def predict(
         self, images: Sequence[Image.Image], tasks: Sequence[str], view: ViewConfig | None = None
     ) -> list[Detections]:
-        """Return what each task finds in its image, best first, as ``predict`` of its model alone does.
+        """Return the detections of each task in its image, best first, as by ``predict`` of its model alone.
 
-        Small images of one padded size are encoded together, and one that several tasks look at is encoded once. A
-        task that trains the image encoder encodes its images itself.
+        Small images of one padded size are encoded together, and an image of several tasks is encoded once. Tasks that
+        train the image encoder encode their images themselves.
 
         Args:
             images: N RGB images of any size; the same object may come several times.
@@ -118,7 +113,7 @@ class TaskSet(Mapping[str, AdaptedModel]):
 
 
 class _Encoded:
-    """A batch of images, and what the image encoder of the trunk makes of it once somebody asks."""
+    """A batch of images, encoded by the trunk at the first request."""
 
     def __init__(self, trunk: Trunk, images: Sequence[Image.Image], view: ViewConfig) -> None:
         shown = View(view.short_side, flip=False)
@@ -127,7 +122,7 @@ class _Encoded:
         self._pyramid: Pyramid | None = None
 
     def of(self, model: AdaptedModel, rows: list[int]) -> ImageBatch | Pyramid:
-        """Return the last result for some of the images that the model shares with the trunk."""
+        """Return the last result that the model shares with the trunk, for some of the images."""
         sizes_hw = tuple(self._batch.image_sizes_hw[row] for row in rows)
         if model.frozen_state is ImageBatch:
             return ImageBatch(self._batch.pixels[rows], sizes_hw)

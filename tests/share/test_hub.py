@@ -173,7 +173,7 @@ def test_what_is_not_there_or_no_hub_is_one_error_that_says_what_to_do(server, s
     with pytest.raises(HubError, match=r"was not answered by a Hub"):
         from_hub(REPOSITORY, trunk=tiny_trunk)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    with pytest.raises(HubError, match=r"could not be written .*Check name and network"):
+    with pytest.raises(HubError, match=r"could not be written .*Check the network"):
         push_to_hub(saved, REPOSITORY)
 
 
