@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,10 @@ def preview_benchmark(
 ) -> tuple[list[Forecast], dict[str, str]]:
     """Return a forecast of every run of ``run_benchmark``, and the datasets that it would miss; nothing is run.
 
-    Args:
-        plan: as for ``run_benchmark``.
-        out: the results folder; may be absent.
-        where: as for ``run_benchmark``.
-        vocabulary: as for ``run_benchmark``.
+    The arguments and errors are those of ``run_benchmark``; ``out`` may be absent.
 
     Returns:
         The forecasts, and dataset → why it cannot be read yet, with the command that fetches it.
-
-    Raises:
-        ValueError: as for ``run_benchmark``.
-        FileNotFoundError: if a checkpoint is not on this machine.
     """
     plan = _check_plan(plan, where)
     missing = _missing_datasets(plan, where)
@@ -114,10 +107,10 @@ def preview_benchmark(
         here = trunk in plan.checkpoints or TRUNKS[trunk].public_file is None
         return _load_checksum(plan, where, vocabulary, trunk) if here else recorded.get(trunk)
 
-    def resolve(key: RunKey, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return _resolve(key, given, where, checksum(key.trunk))
-
-    return forecast_runs(list_runs(plan, Path(out), resolve, update_config), records), missing
+    runs = list_runs(
+        plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)), update_config
+    )
+    return forecast_runs(runs, records), missing
 
 
 def update_config(method: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -158,20 +151,17 @@ def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
     """Return ``plan`` with suites spelled out, after a check of its entries and of the settings of its methods."""
     suites = {"odinw13": tuple(spec.official_name for spec in known_datasets()), "glyphs13": tuple(rendered_datasets())}
     plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=suites)
-    for method, settings in plan.settings.items():
-        try:
+    with _placing(where):
+        for method, settings in plan.settings.items():
             build_adapter(method, settings)
-        except ValueError as error:
-            raise _placed(error, where) from error
     return plan
 
 
 def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, trunk: str) -> str:
     """Return the checksum of a trunk's weights. The weights are not kept: every worker loads its own."""
-    try:
-        return load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary).checksum
-    except (ValueError, FileNotFoundError) as error:
-        raise _placed(error, f"{where}, trunks, {trunk}") from error
+    with _placing(f"{where}, trunks, {trunk}"):
+        loaded = load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary)
+    return loaded.checksum
 
 
 def _check_datasets(plan: BenchPlan, where: str) -> None:
@@ -180,30 +170,31 @@ def _check_datasets(plan: BenchPlan, where: str) -> None:
     if any(key.method != ZERO_SHOT for key in keys):
         needed |= {"train", "val"} if plan.protocol.selection == "best_on_val" else {"train"}
     for entry in plan.datasets:
-        try:
+        with _placing(f"{where}, datasets, {entry}"):
             data = load_dataset(entry)
             for split in sorted(needed):
                 getattr(data, split)
-        except (ValueError, FileNotFoundError) as error:
-            raise _placed(error, f"{where}, datasets, {entry}") from error
 
 
 def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
     """Return the datasets of a plan that are not on this machine, and why; raise for those that exist nowhere."""
     missing = {}
     for entry in plan.datasets:
-        if entry in rendered_datasets():  # on first use
-            continue
-        try:
-            load_dataset(entry)
-        except FileNotFoundError as error:
-            missing[entry] = str(error)
-        except ValueError as error:
-            raise _placed(error, f"{where}, datasets, {entry}") from error
+        with _placing(f"{where}, datasets, {entry}"):
+            try:
+                if entry not in rendered_datasets():  # those are rendered on first use
+                    load_dataset(entry)
+            except FileNotFoundError as error:
+                missing[entry] = str(error)
     return missing
 
 
-def _placed(error: Exception, place: str) -> Exception:
-    """Return an error of the same kind whose message begins with a place in the plan."""
-    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-    return kind(f"{place}: {error}")
+@contextlib.contextmanager
+def _placing(place: str) -> Iterator[None]:
+    """Let the message of an error inside begin with a place in the plan."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

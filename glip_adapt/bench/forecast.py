@@ -33,40 +33,26 @@ class Forecast:
 
 
 def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> list[Forecast]:
-    """Return the forecast of each run.
-
-    Args:
-        runs: of a plan, from ``list_runs``.
-        records: of the same results folder.
-    """
+    """Return the forecast of each run of a plan, with the times of the records of the same results folder."""
     seconds: dict[tuple[object, ...], list[float]] = {}
     for record in records:
         if record.cost is not None:
             seconds.setdefault(_kind(record.key), []).append(record.cost.seconds)
     trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
-
     settings = {run.key.method: run.config["settings"] for run in runs}  # a plan has one table per method
 
     @functools.cache
     def peak_bytes(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> int:
         return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[method]).total
 
-    forecasts = []
-    for run in runs:
-        shown = run.config["predict"]
-        recipe = run.config["fit"] or {}
-        short_side = max([shown["short_side"], *recipe.get("short_sides", ())])
-        recompute = recipe.get("recompute", False)
-        known = seconds.get(_kind(run.key))
-        forecasts.append(
-            Forecast(
-                key=run.key,
-                state=run.state,
-                seconds=fmean(known) if known else None,
-                peak_bytes=peak_bytes(run.key.trunk, run.key.method, short_side, shown["max_long_side"], recompute),
-            )
-        )
-    return forecasts
+    def forecast(run: PlannedRun) -> Forecast:
+        key, view, recipe = run.key, run.config["predict"], run.config["fit"] or {}
+        short_side = max([view["short_side"], *recipe.get("short_sides", ())])
+        peak = peak_bytes(key.trunk, key.method, short_side, view["max_long_side"], recipe.get("recompute", False))
+        known = seconds.get(_kind(key))
+        return Forecast(key=key, state=run.state, seconds=fmean(known) if known else None, peak_bytes=peak)
+
+    return list(map(forecast, runs))
 
 
 def _kind(key: RunKey) -> tuple[object, ...]:

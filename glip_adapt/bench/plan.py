@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -239,8 +240,5 @@ def _spell_out(entries: Sequence[str], suites: Mapping[str, Sequence[str]]) -> t
 
 def _check_distinct(name: str, entries: Sequence[Hashable]) -> None:
     """Raise if an entry is listed twice."""
-    if len(set(entries)) == len(entries):
-        return
-    for position, entry in enumerate(entries):
-        if entry in entries[:position]:
-            raise ValueError(f"{name}: {entry!r} is listed twice; each run has one folder, so keep one of them.")
+    if repeated := [entry for entry, count in Counter(entries).items() if count > 1]:
+        raise ValueError(f"{name}: {repeated[0]!r} is listed twice; each run has one folder, so keep one of them.")

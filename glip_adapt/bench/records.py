@@ -41,19 +41,18 @@ class RunMetrics:
     """Metrics of the scored split, fractions in [0, 1]; None where undefined (no box of that size or class).
 
     In a file the values lie flat beside the other fields: ``{"ap": 0.3, "ap50": 0.5, …, "per_class": {…}, …}``.
+
+    Attributes:
+        values: metric name → value on the whole split: ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, …
+        per_class: class name → AP over IoU 0.50:0.95.
+        val_ap: best AP on the validation split, which selected the scored state; None if nothing was selected.
+        retention: name of another dataset → AP there after adapting to this one; empty where it was not asked for.
     """
 
     values: Mapping[str, float | None]
-    """Metric name → value on the whole split: ``ap``, ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large``."""
-
     per_class: Mapping[str, float | None]
-    """Class name → AP over IoU 0.50:0.95."""
-
     val_ap: float | None = None
-    """Best AP on the validation split, which selected the scored state; None if nothing was selected."""
-
     retention: Mapping[str, float | None] = field(default_factory=dict)
-    """Name of another dataset → AP there after adapting to this one; empty where it was not asked for."""
 
     def __post_init__(self) -> None:
         if taken := {"per_class", "val_ap", "retention"} & self.values.keys():
@@ -71,19 +70,19 @@ class RunMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCost:
-    """Cost of a run: parameters, bytes, seconds."""
+    """Cost of a run.
+
+    Attributes:
+        trained_parameters: numbers that were trained.
+        adapter_bytes: size of the saved adapter.
+        peak_bytes: highest memory in use: of the device if it has its own, else of the process; None if unknown.
+        seconds: wall time of fitting and scoring; trunk and dataset are loaded before.
+    """
 
     trained_parameters: int
-    """Numbers that were trained."""
-
     adapter_bytes: int
-    """Size of the saved adapter."""
-
     peak_bytes: int | None
-    """Highest memory in use: of the device if it has its own, else of the process; None if unknown."""
-
     seconds: float
-    """Wall time of fitting and scoring; trunk and dataset are loaded before."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -94,42 +93,35 @@ class RunCost:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run: its key, resolved settings, outcome and environment."""
+    """One run: its key, resolved settings, outcome and environment.
+
+    Attributes:
+        schema: version of this layout.
+        key: which run.
+        config: resolved settings, JSON-ready.
+        status: a run that is done has metrics and cost, a failed one has an error.
+        metrics: of the scored split.
+        cost: of fitting and scoring.
+        train_source: source of the training images: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared
+            few-shot file; None if nothing was trained, and in records from before this field.
+        selected_on: name of the split that selected the scored state, ``"Raccoon/val"`` for example; None if nothing
+            was selected, and in records from before this field.
+        error: one line that says what went wrong, then the traceback.
+        environment: as ``capture_environment`` returns it.
+        created: ISO 8601 time of completion, UTC.
+    """
 
     schema: int = SCHEMA_VERSION
-    """Version of this layout."""
-
     key: RunKey
-    """Which run."""
-
     config: Mapping[str, Any]
-    """Resolved settings, JSON-ready."""
-
     status: Literal["done", "failed"]
-    """Whether the run has metrics or an error."""
-
     metrics: RunMetrics | None = None
-    """Present if done."""
-
     cost: RunCost | None = None
-    """Present if done."""
-
     train_source: str | None = None
-    """Source of the training images: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot file.
-    None if nothing was trained, and in records from before this field."""
-
     selected_on: str | None = None
-    """Name of the split that selected the scored state, ``"Raccoon/val"`` for example. None if nothing was selected,
-    and in records from before this field."""
-
     error: str | None = None
-    """Present if failed: one line that says what went wrong, then the traceback."""
-
     environment: Mapping[str, Any]
-    """As ``capture_environment`` returns it."""
-
     created: str
-    """ISO 8601 time of completion, UTC."""
 
     def __post_init__(self) -> None:
         done = self.metrics is not None and self.cost is not None and self.error is None
@@ -307,17 +299,12 @@ def capture_environment(device: str, threads: int) -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where there is no git or no repository; the repository starts no program."""
     try:
-        answer = subprocess.run(
-            ["git", "-c", "core.fsmonitor=false", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        command = ["git", "-c", "core.fsmonitor=false", *arguments]
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 def _version(package: str) -> str | None:

@@ -29,7 +29,6 @@ WAIT_SECONDS = 1.0  # between looks at runs that another runner holds
 
 logger = logging.getLogger(__name__)
 
-
 Resolve = Callable[[RunKey, Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -62,17 +61,9 @@ def run_plan(
     """Do every run of ``plan`` that ``out`` does not hold yet, and return the counts.
 
     A run that raises becomes a record with its traceback, is tried again at the next start, and does not stop the rest.
-    Runs that another runner has in hand are waited for, and taken over should it die.
-
-    Args:
-        plan: what to run.
-        out: the results folder, made if absent.
-        work: does those of given runs that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``.
-        resolve: as for ``list_runs``.
-        update: as for ``list_runs``.
-        on_start: called when a run begins with its key, how many runs of the plan are over, and how many there are.
-        on_step: called after each training step with the key of its run, the step and the number of steps.
-        on_finish: called with the record of each run done or failed now.
+    Runs that another runner has in hand are waited for, and taken over should it die. ``work`` does those of given runs
+    that nobody else holds, and reports: ``in_process`` or ``workers.in_workers``. ``resolve`` and ``update`` are those
+    of ``list_runs``, and what is called on events is as for ``benchmark.run_benchmark``.
 
     Raises:
         ValueError: before the first run, if a finished run has other settings than the plan, or a record is broken;
@@ -240,15 +231,11 @@ def _check_same(record: RunRecord | None, run: PlannedRun) -> None:
     """Raise if a finished run of this name was another run, naming every setting that differs."""
     if record is None or record.status != "done":
         return
-    settings = {"settings": {}, **record.config}
-    if run.update is not None:
-        settings = {**run.update(run.key.method, settings)}
-    recorded, planned = (_flatten({**to_mapping(k), **c}) for k, c in ((record.key, settings), (run.key, run.config)))
-    differing = [
-        f"{name} ({recorded.get(name, 'absent')!r} recorded, {planned.get(name, 'absent')!r} planned)"
-        for name in sorted({*recorded, *planned})
-        if name not in recorded or name not in planned or recorded[name] != planned[name]
-    ]
+    config: Mapping[str, Any] = {"settings": {}, **record.config}
+    config = run.update(run.key.method, config) if run.update else config
+    recorded, planned = _flatten({**to_mapping(record.key), **config}), _flatten({**to_mapping(run.key), **run.config})
+    found = {name: (recorded.get(name, "absent"), planned.get(name, "absent")) for name in {*recorded, *planned}}
+    differing = [f"{name} ({a!r} recorded, {b!r} planned)" for name, (a, b) in sorted(found.items()) if a != b]
     if differing:
         raise ValueError(
             f"{run.key.name}: this run is finished with other settings: {'; '.join(differing)}. "
@@ -267,9 +254,8 @@ def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _is_disk_full(error: BaseException | None) -> bool:
     """Say whether a full disk or quota is behind an error; some writers report it in words only."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "No space left on device" in str(error):
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -76,15 +76,9 @@ def in_workers(pool: Pool) -> Work:
 
 
 class ProcessPool:
-    """Workers that are processes on this machine; they end with the process that started them."""
+    """Workers that are processes on this machine, as many as ``size``; they end with the process that started them."""
 
     def __init__(self, build: BuildExecutor, size: int) -> None:
-        """Start nothing yet.
-
-        Args:
-            build: makes the executor, in the worker.
-            size: number of workers.
-        """
         self.size = size
         self._build = build
         self._context = multiprocessing.get_context("spawn")  # a forked child inherits threads that do not run
@@ -247,8 +241,6 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 def _describe_exit(code: int | None) -> str | None:
     """Return how a process died, in words, or None if it ended by itself."""
-    if code == 0:
-        return None
     if code is not None and code < 0:
         return f"a worker was ended by {signal.Signals(-code).name}"
-    return f"a worker ended with exit code {code}"
+    return f"a worker ended with exit code {code}" if code != 0 else None

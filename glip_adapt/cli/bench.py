@@ -34,8 +34,7 @@ def quickstart(
 
     Example: glip-adapt quickstart
     """
-    from glip_adapt.bench.quickstart import NOTE, SHOTS, quickstart_plan
-    from glip_adapt.bench.report.strip import draw_strip
+    from glip_adapt.bench.quickstart import NOTE, SHOTS, draw_strip, quickstart_plan
 
     results = out / ("full" if full else "results")
     failed = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)

@@ -7,9 +7,8 @@ import torch
 
 from glip_adapt.bench.benchmark import run_benchmark
 from glip_adapt.bench.plan import BenchPlan
-from glip_adapt.bench.quickstart import SHOTS, quickstart_plan
+from glip_adapt.bench.quickstart import CELL, HEADING, SHOTS, _best, draw_strip, quickstart_plan
 from glip_adapt.bench.records import read_records
-from glip_adapt.bench.report.strip import CELL, HEADING, _best, draw_strip
 from glip_adapt.data.dataset import load_dataset
 
 

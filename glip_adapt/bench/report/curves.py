@@ -13,18 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.report.plotting import (
-    GREY,
-    build_figure,
-    draw_points,
-    finish_axes,
-    positions_of,
-    published_note,
-    readable,
-    styles_of,
-    top_of,
-    write_beside,
-)
+from glip_adapt.bench.report import plotting
 from glip_adapt.bench.report.published import published_ap, published_mean
 from glip_adapt.bench.report.tables import select, sort_shots, summarize_datasets, summarize_mean
 from glip_adapt.core.settings import Shots
@@ -50,9 +39,10 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
     columns = math.ceil(math.sqrt(len(small)))
     rows = math.ceil(len(small) / columns) if small else 1
     gaps = "Gaps: figures that are missing." if (mean["finished"] < mean["expected"]).any() else ""
-    overlaid = published_note(set(names) & set(published.index.get_level_values("dataset")), table["annotation_ids"])
+    overlaid = published[published.index.get_level_values("dataset").isin(names)]
+    published_note = plotting.published_note(overlaid, table["annotation_ids"])
     size = (7.4 + 2.7 * columns, max(4.6, 2.15 * rows) + 0.7)
-    figure = build_figure(f"Data efficiency of {trunk}", (note, overlaid, gaps), size)
+    figure = plotting.build_figure(f"Data efficiency of {trunk}", (note, published_note, gaps), size)
     panels = figure.add_gridspec(rows, columns + 1, width_ratios=[2.4] + [1.0] * columns)
     main = figure.add_subplot(panels[:, 0])
     title = f"mean over {len(names)} datasets" if small else names[0]
@@ -73,19 +63,19 @@ def _draw_panel(axes: Axes, summary: pd.DataFrame, published: pd.Series, title: 
     """Draw the complete cells of a summary indexed by method and shots, one line per method, and published ones."""
     summary = summary.where(summary["finished"] == summary["expected"])
     shots = sort_shots(dict.fromkeys(summary.index.get_level_values("shots")))
-    places = positions_of(shots)
+    places = plotting.positions_of(shots)
     methods = dict.fromkeys(summary.index.get_level_values("method"))
-    styles = styles_of(methods)
+    styles = plotting.styles_of(methods)
     shown = published[published.index.isin(list(itertools.product(styles, places)))]
     for method in methods:
         _draw_published(axes, shown, method, places, styles[method], large)
         _draw_line(axes, select(summary, method).reindex(shots), places, styles[method], large)
-    axes.set_ylim(0, top_of(pd.concat([summary["mean"] + summary["std"].fillna(0), shown]), 1.12))
+    axes.set_ylim(0, plotting.top_of(pd.concat([summary["mean"] + summary["std"].fillna(0), shown]), 1.12))
     axes.set_xlim(min(places.values()) - 0.1, max(places.values()) + 0.1)
     axes.set_xticks([places[value] for value in shots], [str(value) for value in shots])
     axes.set_xlabel("shots per class", fontsize=10 if large else 8)
     axes.yaxis.set_major_locator(MaxNLocator(8 if large else 4))
-    finish_axes(axes, title, large)
+    plotting.finish_axes(axes, title, large)
 
 
 def _draw_published(
@@ -113,17 +103,10 @@ def _draw_line(
         axes.plot([places[value] for value in part], mean[part], dashes, color=style["color"], lw=width)
     points = line.drop(index=0, errors="ignore")
     spread = points["std"].fillna(0) if points["std"].notna().any() else None
-    rim: dict[str, Any] = {
-        "ls": "",
-        "ms": size,
-        "mec": "white",
-        "mew": 0.8,
-        "capsize": 3 if large else 0,
-        "elinewidth": 1.1,
-    }
-    axes.errorbar([places[value] for value in points.index], points["mean"], spread, zorder=3, **rim, **style)
+    look = {**plotting.RIM, **style, "ms": size, "capsize": 3 if large else 0, "elinewidth": 1.1, "zorder": 3}
+    axes.errorbar([places[value] for value in points.index], points["mean"], spread, **look)
     if 0 in places:
-        draw_points(axes, places[0], mean[0], {"color": GREY, "marker": "o"}, size + 0.5, zorder=4)
+        plotting.draw_points(axes, places[0], mean[0], {"color": plotting.GREY, "marker": "o"}, size + 0.5, zorder=4)
 
 
 def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
@@ -131,20 +114,20 @@ def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
     complete = summary.loc[summary["finished"] == summary["expected"], "mean"]
     methods = list(dict.fromkeys(summary.index.get_level_values("method")))
     last = {method: mean.iloc[-1] / axes.get_ylim()[1] for method, mean in complete.groupby("method")}
-    styles = styles_of(methods)
+    styles = plotting.styles_of(methods)
     order = sorted(methods, key=lambda method: last.get(method, 0.0))
     heights = _spread([last.get(method, 0.0) for method in order], gap=0.055)
     for method, height in zip(order, heights, strict=True):
         colour, marker = styles[method]["color"], styles[method]["marker"]
         axes.plot(1.03, height, marker, color=colour, ms=7, transform=axes.transAxes, clip_on=False)
-        text = readable(method) + ("" if method in last else " (no figure)")
+        text = plotting.readable(method) + ("" if method in last else " (no figure)")
         axes.annotate(text, (1.055, height), xycoords="axes fraction", va="center", color=colour)
     zero = complete[complete.index.get_level_values("shots") == 0]
     if len(zero) and ZERO_SHOT not in methods:
-        below = zero.iloc[0] / axes.get_ylim()[1] > 0.1
-        place = positions_of(sort_shots(summary.index.get_level_values("shots").unique()))[0]
+        place = plotting.positions_of(sort_shots(summary.index.get_level_values("shots").unique()))[0], zero.iloc[0]
+        shift = 0, -16 if place[1] / axes.get_ylim()[1] > 0.1 else 8
         words = {"ha": "center", "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}  # lines pass behind
-        write_beside(axes, "zero-shot", (place, zero.iloc[0]), (0, -16 if below else 8), GREY, **words)
+        plotting.write_beside(axes, "zero-shot", place, shift, plotting.GREY, **words)
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:

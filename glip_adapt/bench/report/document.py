@@ -8,18 +8,8 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 from glip_adapt.bench.plan import ZERO_SHOT
+from glip_adapt.bench.report import tables
 from glip_adapt.bench.report.published import SOURCE, published_mean, scoring_note
-from glip_adapt.bench.report.tables import (
-    bootstrap_mean,
-    compare_methods,
-    rank_methods,
-    select,
-    sort_shots,
-    summarize_costs,
-    summarize_datasets,
-    summarize_mean,
-    summarize_retention,
-)
 from glip_adapt.bench.report.writers import Section
 
 MISSING = "–"
@@ -58,7 +48,8 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
         table: as ``load_table`` returns it.
         note: a sentence for the head.
     """
-    datasets, mean, interval = summarize_datasets(table), summarize_mean(table), bootstrap_mean(table)
+    datasets, mean = tables.summarize_datasets(table), tables.summarize_mean(table)
+    interval = tables.bootstrap_mean(table)
     sections = [_head(table, note), Section("AP per dataset", table=_as_text(pivot(datasets)))]
     for trunk in dict.fromkeys(table["trunk"]):
         runs = table[table["trunk"] == trunk]
@@ -67,16 +58,16 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
         sections.append(Section(title, ", ".join(names) + ".", _as_text(pivot(mean.loc[[trunk]]))))
         published = published_mean(trunk, names)
         if len(published):
-            sections.append(_beside_published(trunk, select(mean, trunk), published, runs["annotation_ids"]))
-    retention = summarize_retention(table)
+            sections.append(_beside_published(trunk, tables.select(mean, trunk), published, runs["annotation_ids"]))
+    retention = tables.summarize_retention(table)
     retention.insert(2, "change", retention["after"] - retention["before"])
     for title, found in zip(
         _TEXTS,
         (
             pivot(interval, _format_interval) if interval["low"].notna().any() else pd.DataFrame(),
-            _with_intervals(rank_methods(table)),
-            compare_methods(table),
-            summarize_costs(table),
+            _with_intervals(tables.rank_methods(table)),
+            tables.compare_methods(table),
+            tables.summarize_costs(table),
             retention,
         ),
         strict=True,
@@ -100,7 +91,7 @@ def pivot(summary: pd.DataFrame, format_cell: Callable[..., str] | None = None) 
     form = format_cell or _format_cell
     text = pd.Series([form(cell) for cell in summary.itertuples()], index=summary.index, dtype="object")
     wide = text.unstack("shots", sort=False).fillna(MISSING)
-    return wide.reindex(columns=sort_shots(summary.index.get_level_values("shots").unique()))
+    return wide.reindex(columns=tables.sort_shots(summary.index.get_level_values("shots").unique()))
 
 
 def _head(table: pd.DataFrame, note: str) -> Section:

@@ -16,27 +16,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.report.plotting import (
-    GREY,
-    RULE,
-    build_figure,
-    draw_points,
-    finish_axes,
-    published_note,
-    readable,
-    styles_of,
-    top_of,
-    write_beside,
-)
+from glip_adapt.bench.report import plotting, tables
 from glip_adapt.bench.report.published import published_mean
-from glip_adapt.bench.report.tables import (
-    COSTS,
-    bootstrap_mean,
-    select,
-    sort_shots,
-    summarize_costs,
-    summarize_retention,
-)
 
 _COST_AXES: Mapping[str, tuple[str, str | None]] = {
     "trained_parameters": ("trained parameters", ""),
@@ -56,29 +37,29 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     """
     table = table[table["trunk"] == trunk]
     names = list(dict.fromkeys(table["dataset"]))
-    mean, published = select(bootstrap_mean(table), trunk), published_mean(trunk, names)
+    mean, published = tables.select(tables.bootstrap_mean(table), trunk), published_mean(trunk, names)
     published = published[published.index.isin(mean.index)]
     limits = _LIMITS if mean["low"].notna().any() else ""
     figure, axes = _draw_groups(
         f"Methods on {trunk}",
-        (note, limits, published_note(published.index, table["annotation_ids"])),
+        (note, limits, plotting.published_note(published.index, table["annotation_ids"])),
         mean.rename(columns={"mean": "value"}),
         published,
     )
     _draw_level(axes, mean[mean.index.get_level_values("shots") == 0]["mean"].max(), "zero-shot")
     axes.set_ylabel("AP (percent)")
-    finish_axes(axes, f"mean over {len(names)} datasets" if len(names) > 1 else names[0])
+    plotting.finish_axes(axes, f"mean over {len(names)} datasets" if len(names) > 1 else names[0])
     return figure
 
 
 def draw_retention(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     """Return AP on the other datasets after adapting to one, per method and shots, beside AP before."""
-    retention = select(summarize_retention(table[table["trunk"] == trunk]), trunk)
+    retention = tables.select(tables.summarize_retention(table[table["trunk"] == trunk]), trunk)
     after = retention.rename(columns={"after": "value"}).assign(low=math.nan, high=math.nan)
     figure, axes = _draw_groups(f"Zero-shot retention of {trunk}", (note,), after, pd.Series(dtype="float64"))
     _draw_level(axes, retention["before"].max(), "before adapting")
     axes.set_ylabel("AP on the other datasets (percent)")
-    finish_axes(axes, "mean over runs and the datasets that they were not adapted to")
+    plotting.finish_axes(axes, "mean over runs and the datasets that they were not adapted to")
     return figure
 
 
@@ -88,27 +69,27 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     A point is the mean over datasets and seeds at one number of shots, joined by method; the least and the most
     shots are named. Zero-shot, which trains nothing, is a level.
     """
-    costs = select(summarize_costs(table[table["trunk"] == trunk]), trunk)
+    costs = tables.select(tables.summarize_costs(table[table["trunk"] == trunk]), trunk)
     methods = costs.index.get_level_values("method")
     zero_shot, adapted = costs[methods == ZERO_SHOT]["ap"], costs[methods != ZERO_SHOT]
-    styles = styles_of(methods)
+    styles = plotting.styles_of(methods)
     foot = (note, "Beside the ends of a line: shots per class.")
-    figure = build_figure(f"Cost of the methods on {trunk}", foot, (max(11.0, _head_width(len(styles))), 7.6))
-    for position, cost in enumerate(COSTS, start=1):
+    figure = plotting.build_figure(f"Cost of the methods on {trunk}", foot, (max(11.0, _head_width(len(styles))), 7.6))
+    for position, cost in enumerate(tables.COSTS, start=1):
         axes = figure.add_subplot(2, 2, position)
         label, unit = _COST_AXES[cost]
         for method, points in adapted.groupby("method", sort=False):
             _draw_cost(axes, points.droplevel("method")[[cost, "ap"]].dropna(), styles[str(method)])
         _draw_level(axes, zero_shot.max(), "zero-shot")
         if adapted[cost].isna().all():
-            axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=GREY)
+            axes.annotate("not measured", (0.5, 0.5), xycoords="axes fraction", ha="center", color=plotting.GREY)
         else:
             _scale_costs(axes, adapted[cost].dropna(), unit)
-        axes.set_ylim(0, top_of(costs["ap"]))
+        axes.set_ylim(0, plotting.top_of(costs["ap"]))
         axes.set_xlabel(label)
         axes.set_ylabel("AP (percent)" if position % 2 else "")
-        finish_axes(axes, "")
-        axes.grid(axis="x", color=RULE, lw=0.8)
+        plotting.finish_axes(axes, "")
+        axes.grid(axis="x", color=plotting.RULE, lw=0.8)
     _add_legend(figure, styles)
     return figure
 
@@ -120,11 +101,11 @@ def _head_width(methods: int) -> float:
 
 def _draw_groups(title: str, foot: Sequence[str], summary: pd.DataFrame, published: pd.Series) -> tuple[Figure, Axes]:
     """Draw ``value`` with ``low`` and ``high`` by method and shots: a group per number of shots, a place per method."""
-    shots = sort_shots(dict.fromkeys(summary.index.get_level_values("shots")))
-    styles = styles_of(summary.index.get_level_values("method"))
+    shots = tables.sort_shots(dict.fromkeys(summary.index.get_level_values("shots")))
+    styles = plotting.styles_of(summary.index.get_level_values("method"))
     methods = [name for name in styles if name != ZERO_SHOT]
     width = max(7.4, _head_width(len(methods)), 3.0 + 0.34 * (len(methods) + 1) * len(shots))
-    figure = build_figure(title, foot, (width, 4.9))
+    figure = plotting.build_figure(title, foot, (width, 4.9))
     axes = figure.add_subplot()
     shots = [value for value in shots if value != 0]
     step = 0.8 / (len(methods) + 1)
@@ -133,14 +114,15 @@ def _draw_groups(title: str, foot: Sequence[str], summary: pd.DataFrame, publish
             x, style = group + step * (place - (len(methods) - 1) / 2), styles[method]
             middle, *limits = summary.loc[(method, value), ["value", "low", "high"]].to_numpy(dtype="float64")
             axes.plot([x, x], limits, "-", color=style["color"], lw=1.6)
-            draw_points(axes, x, middle, style)
+            plotting.draw_points(axes, x, middle, style)
             if math.isnan(middle):
                 words = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 8}
-                write_beside(axes, "missing", (x, 0), (0, 3), style["color"], **words)
+                plotting.write_beside(axes, "missing", (x, 0), (0, 3), style["color"], **words)
             if (method, value) in published.index:
-                draw_points(axes, x + step / 3, published[method, value], style, 5.5, mfc="white", mec=None, mew=1.3)
+                hollow = {"mfc": "white", "mec": None, "mew": 1.3}
+                plotting.draw_points(axes, x + step / 3, published[method, value], style, 5.5, **hollow)
     shown = pd.concat([summary["value"], summary["high"], published])
-    axes.set_ylim(0, top_of(shown))
+    axes.set_ylim(0, plotting.top_of(shown))
     axes.set_xlim(-0.6, len(shots) - 0.4)
     axes.set_xticks(range(len(shots)), [str(value) for value in shots])
     axes.set_xlabel("shots per class")
@@ -151,10 +133,10 @@ def _draw_groups(title: str, foot: Sequence[str], summary: pd.DataFrame, publish
 def _draw_cost(axes: Axes, points: pd.DataFrame, style: Mapping[str, Any]) -> None:
     """Draw the points of one method, cost and AP by shots, joined; the least and the most shots are named."""
     cost, ap = points.to_numpy(dtype="float64").T
-    draw_points(axes, cost, ap, style, 7.5, ls="-", lw=1.2)
+    plotting.draw_points(axes, cost, ap, style, 7.5, ls="-", lw=1.2)
     for end in dict.fromkeys((0, len(points) - 1)) if len(points) else ():
         shots = str(points.index[end])
-        write_beside(axes, shots, (cost[end], ap[end]), (7, 0), style["color"], va="center", fontsize=8)
+        plotting.write_beside(axes, shots, (cost[end], ap[end]), (7, 0), style["color"], va="center", fontsize=8)
 
 
 def _scale_costs(axes: Axes, cost: pd.Series, unit: str | None) -> None:
@@ -171,13 +153,15 @@ def _scale_costs(axes: Axes, cost: pd.Series, unit: str | None) -> None:
 def _draw_level(axes: Axes, ap: float, name: str) -> None:
     """Draw a value that all methods share, named on its right; nothing where it is missing."""
     if not math.isnan(ap):
-        axes.axhline(ap, color=GREY, lw=1.2, ls="--", zorder=0)
+        axes.axhline(ap, color=plotting.GREY, lw=1.2, ls="--", zorder=0)
         axes.set_ylim(0, max(axes.get_ylim()[1], 1.05 * ap))
-        axes.annotate(name, (1.01, ap), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=GREY)
+        axes.annotate(
+            name, (1.01, ap), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=plotting.GREY
+        )
 
 
 def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
     """Name the methods above the panels."""
-    shown = {readable(name): style for name, style in styles.items() if name != ZERO_SHOT}
+    shown = {plotting.readable(name): style for name, style in styles.items() if name != ZERO_SHOT}
     handles = [Line2D([], [], ls="", ms=8, label=name, **style) for name, style in shown.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=max(1, len(handles)), frameon=False)

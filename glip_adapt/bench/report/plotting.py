@@ -21,6 +21,8 @@ from glip_adapt.core.settings import Shots
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 GREY, RULE = "#555555", "#E4E4E4"
 
+RIM: Mapping[str, Any] = {"ls": "", "mec": "white", "mew": 0.8}  # of markers, which lines pass behind
+
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
@@ -74,7 +76,7 @@ def top_of(values: pd.Series, room: float = 1.1) -> float:
 
 def draw_points(axes: Axes, x: Any, y: Any, style: Mapping[str, Any], size: float = 8, **more: Any) -> None:
     """Draw markers with a white rim; without a line, unless ``more`` asks for one."""
-    axes.plot(x, y, **{"ls": "", "ms": size, "mec": "white", "mew": 0.8, **style, **more})
+    axes.plot(x, y, **{"ms": size, **RIM, **style, **more})
 
 
 def write_beside(
