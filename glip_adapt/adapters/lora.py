@@ -61,12 +61,7 @@ class Lora(Adapter):
     @property
     def stage(self) -> Stage:
         """The first stage with a wrapped layer."""
-        return {
-            "text": Stage.ENCODE_TEXT,
-            "all": Stage.ENCODE_TEXT,
-            "fusion": Stage.FUSE,
-            "head": Stage.PREDICT,
-        }[self.part]
+        return {"fusion": Stage.FUSE, "head": Stage.PREDICT}.get(self.part, Stage.ENCODE_TEXT)
 
     def insert(self, network: Network, tokens: Tokens) -> None:
         """Wrap the layers of the part.

@@ -55,7 +55,7 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
         ValueError: if there is no class, a name is empty once cleaned, or one holds control characters.
     """
     if not classes:
-        raise ValueError("A caption needs at least one class name; got none. Name what should be detected.")
+        raise ValueError("A caption needs at least one class name; got none. Name at least one class.")
     prompts = [ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes]
     text = ""
     spans: list[tuple[int, int]] = []

@@ -89,13 +89,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 def override(instance: T, mapping: Mapping[str, Any], where: str) -> T:
     """Copy a dataclass instance with the fields in ``mapping`` replaced; nested mappings replace nested fields.
 
-    Args:
-        instance: a dataclass instance; it is not changed.
-        mapping: field name → new value.
-        where: place for error messages.
-
-    Raises:
-        UnknownNameError, ValueError: as for ``from_mapping``.
+    Arguments and errors as for ``from_mapping``.
     """
     values = _convert_fields(type(instance), mapping, where, current=instance)
     return _build(lambda: dataclasses.replace(instance, **values), where)  # type: ignore[type-var]
@@ -118,7 +112,7 @@ def describe_unknown(name: str, choices: Collection[str]) -> str:
 
 
 def unknown_name(kind: str, name: str, choices: Collection[str]) -> UnknownNameError:
-    """Build the error for a ``name`` that is not in ``choices``; ``kind`` says what it names, such as a trunk."""
+    """Build the error for a ``name`` that is not in ``choices``; ``kind`` is a word such as "trunk"."""
     return UnknownNameError(f"Unknown {kind} {describe_unknown(name, choices)}.")
 
 

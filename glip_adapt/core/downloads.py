@@ -143,7 +143,7 @@ def download(file: HubFile, cache: Path | None = None, on_bytes: OnBytes | None 
 
 @contextmanager
 def _one_error(what: str) -> Iterator[None]:
-    """Turn any error of the Hub client or the disk into a DownloadError that says what to do."""
+    """Turn any error of the Hub client or the disk into a DownloadError with advice."""
     try:
         yield
     except DownloadError:

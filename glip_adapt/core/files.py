@@ -76,7 +76,7 @@ def check_room(folder: Path, size_bytes: int) -> None:
     """Check that ``size_bytes`` can be written to ``folder``, or to the place where it will be made.
 
     Raises:
-        OSError: if they cannot; says why, and what to do.
+        OSError: if they cannot, with the reason.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:

@@ -30,5 +30,5 @@ def excerpt(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Escape ``text`` for Markdown, in one line, so that it is shown as it is."""
+    """Escape ``text`` for Markdown, in one line; it is shown unchanged."""
     return _MARKDOWN.sub(r"\\\g<0>", html.escape(one_line(text), quote=False))

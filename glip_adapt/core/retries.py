@@ -1,4 +1,4 @@
-"""Retry requests to a busy server for a bounded time, and describe why a request failed and what helps."""
+"""Retry requests to a busy server for a bounded time; describe errors, and give advice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def busy_is_an_error() -> Iterator[None]:
 
 
 def is_busy(error: Exception | None) -> bool:
-    """Return whether an error says that the server is busy, so that a later try may succeed."""
+    """Return whether the server is busy: a later try may succeed."""
     return _status(error) in _BUSY
 
 
@@ -100,7 +100,7 @@ def reason(error: Exception | None) -> str:
 
 
 def advice(error: Exception | None) -> str:
-    """Say what to do about an error of a download."""
+    """Return advice about an error of a request."""
     if isinstance(error, OfflineModeIsEnabled):
         return "Unset HF_HUB_OFFLINE, or get the file on another machine."
     if isinstance(error, OSError) and error.errno is not None:
@@ -116,7 +116,7 @@ def _status(error: Exception | None) -> int | None:
 
 
 def _told_wait(error: Exception | None) -> float | None:
-    """Return how many seconds a busy server asks to wait, or None where it does not say."""
+    """Return how many seconds a busy server asks to wait, or None if it does not say."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     limit = parse_ratelimit_headers(headers)
     if _status(error) == 429 and limit is not None and limit.remaining == 0:

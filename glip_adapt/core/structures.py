@@ -1,4 +1,4 @@
-"""The frozen dataclasses that flow through the pipeline; everything else only passes them on.
+"""Data of the pipeline as frozen dataclasses: images, features, tokens, targets, detections.
 
 Nobody writes into a structure received: derive a new one with ``dataclasses.replace``.
 
@@ -87,7 +87,7 @@ class Tokens:
 
     Attributes:
         ids: (B or 1, T) int64, WordPiece ids with [CLS] first and [SEP] last.
-        mask: (B or 1, T) bool, True where a real token is.
+        mask: (B or 1, T) bool, True for real tokens.
         token_map: (B or 1, K, T) bool, True where token t belongs to the name of class k; an all-False row is a class
             that the caption does not hold.
     """
@@ -138,14 +138,14 @@ class TextFeatures:
 
 @dataclass(frozen=True)
 class Fused:
-    """What the tower hands to the head: both modalities after deep fusion."""
+    """Both modalities after deep fusion."""
 
     pyramid: Pyramid
     text: TextFeatures
 
     @classmethod
     def stack(cls, parts: Sequence[Fused]) -> Fused:
-        """Return several results for one caption as one; text features differ from image to image by now."""
+        """Return several results for one caption as one; each image has text features of its own."""
         text = TextFeatures(
             torch.cat([part.text.features for part in parts]),
             torch.cat([part.text.mask for part in parts]),
@@ -207,7 +207,7 @@ class Detections:
         return len(self.labels)
 
     def above(self, score: float) -> Detections:
-        """Return those that score at least ``score``."""
+        """Return the detections that score at least ``score``."""
         return self.select(self.scores >= score)
 
     def select(self, chosen: Tensor) -> Detections:

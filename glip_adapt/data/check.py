@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _Finding = tuple[str, str]  # kind of defect, one example of it
 
-# Defects that stop loading, and what is expected instead.
+# Defects that stop loading → the expected content.
 _EXPECTED = {
     "missing annotation file": "a COCO JSON file (`glip-adapt data fetch NAME` downloads a known dataset)",
     "malformed JSON": "a JSON object with the lists images, annotations and categories",

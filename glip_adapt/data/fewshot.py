@@ -16,7 +16,7 @@ def draw(present: Sequence[AbstractSet[int]], image_ids: Sequence[int | str], sh
     """Return the positions of the drawn images, in the order of drawing.
 
     Images are sorted by id and, unless ``seed`` is 0, shuffled. An image is taken if one of its classes still needs
-    images. It then counts for all of its classes, so that common ones end up with more than ``shots``.
+    images. It then counts for all of its classes: common ones end up with more than ``shots``.
 
     Args:
         present: the classes on each image, by any number.

@@ -25,7 +25,7 @@ from glip_adapt.data.glyphs import glyph_facts, seen_glyphs, unseen_glyphs
 from glip_adapt.data.scenes import TRAINING_STYLE, Scene, Style, render_scene
 from glip_adapt.data.split import ImageRecord, Split
 
-GLYPHS_VERSION = 1  # raise it when any image changes, so that sets rendered before are not used
+GLYPHS_VERSION = 1  # raise it when any image changes: sets rendered before are then not used
 _SPLITS = ("train", "valid", "test")
 
 
@@ -115,7 +115,7 @@ def scenes(spec: GlyphSet, split: str) -> Iterator[tuple[Scene, list[int]]]:
     by_name = {glyph.name: glyph for glyph in (*seen_glyphs(), *unseen_glyphs())}
     others = [glyph for glyph in seen_glyphs() if glyph.name not in spec.classes]
     generator = np.random.default_rng((zlib.crc32(spec.name.encode()), _SPLITS.index(split)))
-    deck: list[str] = []  # classes come in shuffled rounds, so that none is rare
+    deck: list[str] = []  # classes come in shuffled rounds: none is rare
     for _ in range(spec.images[_SPLITS.index(split)]):
         count = generator.integers(*spec.objects, endpoint=True)
         while len(deck) < count:

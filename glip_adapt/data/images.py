@@ -1,4 +1,4 @@
-"""Open image files as upright RGB, whatever their format, mode and EXIF orientation."""
+"""Open image files of any common format, mode and EXIF orientation as upright RGB."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _split_folder_layout(folder: Path) -> Iterator[tuple[str, _Candidates]]:
 
 
 def _coco_files(folder: Path) -> list[Path]:
-    """Return the COCO files of a folder by their content, whatever their names."""
+    """Return the COCO files of a folder, recognised by their content."""
     return [path for path in _json_files(folder) if _is_coco(path)]
 
 
@@ -144,5 +144,5 @@ def _image_dir(annotation_file: Path, candidates: list[Path]) -> Path:
             first = json.loads(annotation_file.read_bytes())["images"][0]["file_name"]
             return next(path for path in existing if image_path(path, first).is_file())
         except (ValueError, LookupError, TypeError, StopIteration):
-            pass  # load_split says what is wrong
+            pass  # load_split raises the error
     return existing[0]

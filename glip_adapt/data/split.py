@@ -102,8 +102,8 @@ class Split:
         source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot subset.
         image_dir: written file names are relative to this folder; None writes whole paths.
         aliases: other names of label 0..K-1 that a prompt may use; empty if there are none.
-        annotation_ids: how boxes are numbered for scoring. ``"as_in_file"`` is what the public evaluator does; it never
-            matches a box with id 0. See ``coco_ground_truth``.
+        annotation_ids: how boxes are numbered for scoring. ``"as_in_file"`` is the way of the public evaluator, which
+            never matches a box with id 0. See ``coco_ground_truth``.
         shots: images per class that were asked for; ``"all"`` if nothing was drawn.
         prepared: set by the reader; returns the few-shot subset that the dataset itself brings for this split, a number
             of shots and a seed, or None if it brings none.

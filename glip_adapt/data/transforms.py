@@ -3,7 +3,7 @@
 GLIP, arXiv 2112.03857; maskrcnn_benchmark/data/transforms/{transforms,build}.py of the public code: PIL bilinear on
 uint8, resize first, then flip. Channel order and pixel statistics belong to the model, not here.
 
-Training draws from a finite set of views of an image, so that the features of a frozen network can be cached per view.
+Training draws from a finite set of views of an image: features of a frozen network are cached per view.
 
 Shape letters: B batch, H W padded pixels, h w real pixels.
 """

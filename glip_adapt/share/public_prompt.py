@@ -23,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def import_prompt(
-    checkpoint: str | Path,
-    name: str,
-    classes: Sequence[str | ClassPrompt],
-    *,
-    vocabulary: str | Path | None = None,
+    checkpoint: str | Path, name: str, classes: Sequence[str | ClassPrompt], *, vocabulary: str | Path | None = None
 ) -> AdaptedModel:
     """Return the tuned prompt of a public file as a ``prompt`` adapter on the weights of the same file.
 

@@ -53,24 +53,13 @@ PUBLISHED = Recipes(
         "lora": {"learning_rate": 2e-4, "text_learning_rate": 2e-4},  # arXiv 2106.09685, tables 11 and 12
         "full": {"recompute": True},  # changes no number; full needs the most memory of all methods
     },
-    shots={
-        1: {"copies": 8},
-        3: {"copies": 4},
-        5: {"copies": 2},
-        "all": {"plateau_patience": 2, "stop_patience": 4},
-    },
+    shots={1: {"copies": 8}, 3: {"copies": 4}, 5: {"copies": 2}, "all": {"plateau_patience": 2, "stop_patience": 4}},
 )
 
 # The nano trunks are small, see 160 pixels, and know left arrows from right ones. Their numbers were found on the
 # validation images of glyphs13; the published rates hardly move a network of 3 million parameters.
 NANO = Recipes(
-    base={
-        "short_sides": (160,),
-        "flip": False,
-        "schedule": "cosine",
-        "max_steps": 80,
-        "validate_every": 40,
-    },
+    base={"short_sides": (160,), "flip": False, "schedule": "cosine", "max_steps": 80, "validate_every": 40},
     methods={
         "prompt": {"learning_rate": 0.1, "max_steps": 60, "validate_every": 30},
         "linear_probe": {"learning_rate": 1e-2, "max_steps": 160},

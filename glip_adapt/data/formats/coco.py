@@ -96,13 +96,7 @@ def load_split(
         records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
     classes = tuple(category_name for _, category_name in named)
     return Split(
-        name,
-        tuple(records),
-        classes,
-        tuple(label_of),
-        annotation_file,
-        image_dir=image_dir,
-        prepared=official_subset,
+        name, tuple(records), classes, tuple(label_of), annotation_file, image_dir=image_dir, prepared=official_subset
     )
 
 

@@ -28,9 +28,8 @@ class DetectionGraph(nn.Module):
         self.network: Any = network
         self.captions = len(texts)
         for i, text in enumerate(texts):
-            self.register_buffer(f"features_{i}", text.features)
-            self.register_buffer(f"mask_{i}", text.mask)
-            self.register_buffer(f"token_map_{i}", text.token_map)
+            for name, value in vars(text).items():
+                self.register_buffer(f"{name}_{i}", value)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return edges of boxes (N, 4) in pixels, scores (N,) best first, and labels (N,).

@@ -8,7 +8,6 @@ Shape letters: B batch, A anchors over all levels, T tokens, C visual channels, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,16 +85,12 @@ class AlignmentHead(nn.Module):
             token_logits=self._align(pyramid.cells, text.features),
             box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
             centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
-            anchors_xyxy=self.anchors(pyramid.level_shapes_hw, pyramid.cells.device),
+            anchors_xyxy=anchor_grid(pyramid.level_shapes_hw, pyramid.cells.device, self.anchor_scale),
             level_shapes_hw=pyramid.level_shapes_hw,
             token_mask=text.mask,
             token_map=text.token_map,
             image_sizes_hw=pyramid.image_sizes_hw,
         )
-
-    def anchors(self, level_shapes_hw: Sequence[SizeHW], device: torch.device | str = "cpu") -> Tensor:
-        """Return the (A, 4) anchors that predictions refer to, finest level first."""
-        return anchor_grid(level_shapes_hw, device, self.anchor_scale)
 
     def _align(self, image: Tensor, text: Tensor) -> Tensor:
         """Return (B, A, T) dot products of positions (B, A, C) with projected tokens (B, T, D)."""

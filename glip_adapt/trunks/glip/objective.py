@@ -60,12 +60,7 @@ class LossScale:
         return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The target of one image and its assignment."""
-
-    target: Target
-    assignment: Assignment
+Prepared = tuple[Target, Assignment]  # of one image
 
 
 class GlipObjective:
@@ -79,15 +74,16 @@ class GlipObjective:
         """Return the target with its ATSS assignment, for an image padded to ``padded_hw``."""
         level_shapes_hw = codec.level_shapes(padded_hw)
         anchors = codec.anchor_grid(level_shapes_hw, target.boxes_xyxy.device, self.anchor_scale)
-        return Prepared(target, assign(anchors, level_shapes_hw, target))
+        return target, assign(anchors, level_shapes_hw, target)
 
     def scale(self, prepared: Sequence[Prepared]) -> LossScale:
         """Return the divisors of the losses of a batch."""
-        return LossScale.of([one.assignment for one in prepared])
+        return LossScale.of([assignment for _, assignment in prepared])
 
     def losses(self, output: HeadOutput, prepared: Sequence[Prepared], scale: LossScale) -> dict[str, Tensor]:
         """Return the losses ``token``, ``box`` and ``centerness``; see ``detection_loss``."""
-        return detection_loss(output, [one.target for one in prepared], scale, [one.assignment for one in prepared])
+        targets, assignments = zip(*prepared, strict=True)
+        return detection_loss(output, targets, scale, assignments)
 
 
 def detection_loss(
