@@ -31,11 +31,11 @@ class Adapter(ABC):
 
     Attributes:
         name: in plans, files and on the command line.
-        caption_bound: whether the owned tensors belong to the tokens of one caption. Other methods serve any classes.
+        caption_bound: whether the owned tensors belong to the tokens of one caption; other methods serve any classes.
         renamed: old names of settings → present ones, for saved adapters and plans.
-        purpose: what the method is for, and when to take it; one sentence.
-        cost: what it costs compared with the others; one sentence.
-        counted: how the owned numbers are counted where they depend on the caption; empty for other methods.
+        purpose: use of the method, and when to take it; one sentence.
+        cost: time, memory and file size compared with other methods; one sentence.
+        counted: formula of the number of owned values, if it depends on the caption; else empty.
     """
 
     name: ClassVar[str]

@@ -97,20 +97,20 @@ class Tokens:
     token_map: Tensor
 
     @classmethod
-    def stack(cls, captions: Sequence[Tokens]) -> Tokens:
-        """Return B captions, each with a first dimension of 1, as one batch; the shorter ones are padded.
+    def stack(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Return the tokens of B captions, each with a first dimension of 1, as one batch; the shorter ones are padded.
 
         Padding has id 0, mask False and belongs to no class; missing classes are all-False rows.
         """
-        length = max(tokens.ids.shape[1] for tokens in captions)
-        classes = max(tokens.token_map.shape[1] for tokens in captions)
+        length = max(tokens.ids.shape[1] for tokens in parts)
+        classes = max(tokens.token_map.shape[1] for tokens in parts)
         batch = cls(
-            torch.zeros(len(captions), length, dtype=torch.int64),
-            torch.zeros(len(captions), length, dtype=torch.bool),
-            torch.zeros(len(captions), classes, length, dtype=torch.bool),
+            torch.zeros(len(parts), length, dtype=torch.int64),
+            torch.zeros(len(parts), length, dtype=torch.bool),
+            torch.zeros(len(parts), classes, length, dtype=torch.bool),
         )
-        for row, tokens in enumerate(captions):
-            (count, used) = tokens.token_map.shape[1:]
+        for row, tokens in enumerate(parts):
+            count, used = tokens.token_map.shape[1:]
             batch.ids[row, :used] = tokens.ids[0]
             batch.mask[row, :used] = tokens.mask[0]
             batch.token_map[row, :count, :used] = tokens.token_map[0]

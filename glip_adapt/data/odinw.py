@@ -1,4 +1,4 @@
-"""ODinW-13: facts of its thirteen datasets (odinw13.toml), and where they lie on this machine.
+"""ODinW-13: facts of its thirteen datasets (odinw13.toml), and their place on this machine.
 
 GLIP, arXiv 2112.03857, section E.1, and configs/odinw_13 of the public code.
 """
@@ -44,11 +44,9 @@ class DatasetSpec:
         classes: names of category id 1, 2, 3 …
         splits: by name: train, val, test, and minival if the public configs have one.
         licence: of the images, as the card of the dataset states it.
-        provider: who published the images.
         archive: name of the official zip file, see ``archive_path``.
         early_stopping: the split that public training selects on.
         prompts: the wording of the paper, one per class; None if it uses the plain names.
-        note: a caveat for reading numbers.
     """
 
     official_name: str
@@ -56,11 +54,9 @@ class DatasetSpec:
     classes: tuple[str, ...]
     splits: Mapping[str, SplitSpec]
     licence: str
-    provider: str
     archive: str
     early_stopping: str
     prompts: tuple[ClassPrompt, ...] | None = None
-    note: str = ""
 
     @property
     def archive_path(self) -> str:

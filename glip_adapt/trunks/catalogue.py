@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkSpec:
-    """All that is true of one released detector.
+    """Facts of one released detector.
 
     Attributes:
         purpose: when to take it.
@@ -44,7 +44,7 @@ class TrunkSpec:
         view: how images are shown while testing.
         recipes: of training.
         settings: method → settings of its adapter that the published recipe of this trunk changes.
-        threads: CPU threads of a benchmark run; None takes what the machine has.
+        threads: CPU threads of a benchmark run; None takes all of the machine.
     """
 
     purpose: str
@@ -120,7 +120,7 @@ class Trunk:
         name: one of ``TRUNKS``.
         network: frozen and in eval mode; adapters work on copies that share its tensors.
         tokenizer: of its text encoder.
-        checksum: SHA-256 over all weights, whatever file they came from.
+        checksum: SHA-256 over all weights, the same for every file with these weights.
     """
 
     name: str

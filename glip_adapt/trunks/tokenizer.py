@@ -111,16 +111,16 @@ class Tokenizer:
                 chunks.append(self.encode(build_caption(classes[first:end])))
         return chunks
 
-    def doubts(self, classes: Sequence[ClassPrompt], captions: Sequence[Tokens]) -> list[str]:
+    def doubts(self, classes: Sequence[ClassPrompt], encoded: Sequence[Tokens]) -> list[str]:
         """Describe unknown words, and classes that have the same tokens, one sentence each.
 
         Args:
             classes: in label order.
-            captions: their tokens, from ``encode_in_chunks``.
+            encoded: their tokens, from ``encode_in_chunks``.
         """
         unknown, sentences = self._tokenizer.token_to_id("[UNK]"), []
         seen: dict[tuple[Any, ...], str] = {}
-        owned = [ids[row].tolist() for tokens in captions for ids in tokens.ids for row in tokens.token_map[0]]
+        owned = [ids[row].tolist() for tokens in encoded for ids in tokens.ids for row in tokens.token_map[0]]
         for prompt, ids in zip(classes, owned, strict=True):
             if unknown in ids:
                 sentences.append(

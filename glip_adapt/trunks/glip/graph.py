@@ -26,7 +26,7 @@ class DetectionGraph(nn.Module):
     def __init__(self, network: Network, texts: Sequence[TextFeatures]) -> None:
         super().__init__()
         self.network: Any = network
-        self.captions = len(texts)
+        self.caption_count = len(texts)
         for i, text in enumerate(texts):
             for name, value in vars(text).items():
                 self.register_buffer(f"{name}_{i}", value)
@@ -40,7 +40,7 @@ class DetectionGraph(nn.Module):
         size_hw = (pixels.shape[2], pixels.shape[3])
         pyramid = self._encode(pixels, size_hw)
         parts, first_label = [], 0
-        for i in range(self.captions):
+        for i in range(self.caption_count):
             text = TextFeatures(*(self.get_buffer(f"{name}_{i}") for name in ("features", "mask", "token_map")))
             (found,) = decode(self.network.predict(self.network.fuse(pyramid, text)))
             parts.append(replace(found, labels=found.labels + first_label))
