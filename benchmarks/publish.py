@@ -17,9 +17,9 @@ from pathlib import Path
 
 from glip_adapt.bench.records import read_records, to_json
 from glip_adapt.bench.report.document import build_document
+from glip_adapt.bench.report.markup import format_markdown
 from glip_adapt.bench.report.tables import load_table
 from glip_adapt.bench.report.write import write_report
-from glip_adapt.bench.report.writers import format_markdown
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("data_efficiency", "cost")

@@ -124,13 +124,13 @@ def update_config(method: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _choose_work(build: BuildFitExecutor, ray: str | None) -> Work:
     """Return the ``Work`` of this process, of worker processes, or of a Ray cluster."""
-    if ray is not None:
-        from glip_adapt.bench.ray_pool import RayPool
+    if ray is None:
+        return in_process(build(0)) if build.workers == 1 else in_workers(ProcessPool(build, build.workers))
+    from glip_adapt.bench.ray_pool import RayPool
 
-        threads = max(threads_of(build.plan, trunk, build.workers) for trunk in build.plan.trunks)
-        on_gpu = build.device.startswith("cuda")
-        return in_workers(RayPool(build, build.workers, ray, threads=threads, gpus=1 if on_gpu else 0))
-    return in_process(build(0)) if build.workers == 1 else in_workers(ProcessPool(build, build.workers))
+    threads = max(threads_of(build.plan, trunk, build.workers) for trunk in build.plan.trunks)
+    gpus = 1 if build.device.startswith("cuda") else 0
+    return in_workers(RayPool(build, build.workers, ray, threads=threads, gpus=gpus))
 
 
 def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | None) -> Mapping[str, Any]:

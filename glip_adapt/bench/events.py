@@ -30,13 +30,9 @@ class Executor(Protocol):
     def execute(
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
     ) -> RunOutcome:
-        """Do one run.
+        """Do one run with its resolved settings, and leave its files in ``directory``, an empty folder.
 
-        Args:
-            key: which run.
-            config: its resolved settings.
-            directory: empty folder for its files.
-            on_step: to be called after each training step with that step and the number of steps.
+        ``on_step`` is to be called after each training step with that step and the number of steps.
         """
 
 

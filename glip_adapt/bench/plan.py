@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, Literal
 
 from glip_adapt.core.config import describe_unknown, to_mapping
@@ -189,21 +190,15 @@ def check_plan(
     *,
     methods: Collection[str],
     trunks: Collection[str],
-    suites: Mapping[str, Sequence[str]] | None = None,
+    suites: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> BenchPlan:
-    """Return ``plan`` with suites spelled out, after checking it against what exists.
+    """Return ``plan`` with suites spelled out, after checking it against the methods, trunks and suites that exist.
 
-    Args:
-        plan: the plan.
-        where: what the error names, for example the file.
-        methods: the methods that exist.
-        trunks: the trunks that exist.
-        suites: suite name → its dataset names.
+    ``where`` is what errors call the plan, for example its file; ``suites`` maps a name to those of its datasets.
 
     Raises:
         ValueError: if the plan asks for something that does not exist or makes no sense; names place, key and entry.
     """
-    suites = suites or {}
     tables = [name for name, value in plan.fit.items() if isinstance(value, Mapping)]
     for place, entries, choices in (
         ("trunks", plan.trunks, trunks),

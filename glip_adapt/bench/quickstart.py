@@ -56,12 +56,8 @@ def quickstart_plan(full: bool) -> BenchPlan:
 def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
     """Return an image with one row per dataset: the truth, zero-shot, then each method at ``shots``.
 
-    Of each run the best boxes are drawn, as many as there are objects, so that no threshold flatters a method.
-
-    Args:
-        out: results folder of ``run_benchmark``.
-        shots: of the adapted runs.
-        title: stands above all.
+    Of each run in the results folder ``out`` the best boxes are drawn, as many as there are objects, so that no
+    threshold flatters a method.
 
     Raises:
         FileNotFoundError: if the folder holds no finished run at these shots.

@@ -14,7 +14,7 @@ from typing import Any
 
 from glip_adapt.bench.events import PlannedRun
 from glip_adapt.bench.runner import walk
-from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Ended, Report, Stopped, picklable
+from glip_adapt.bench.workers import STOP_SECONDS, BuildExecutor, Ended, Report, picklable
 
 try:
     import ray
@@ -107,4 +107,4 @@ def _work(queue: Queue, build: BuildExecutor, worker: int, runs: Sequence[Planne
         os.chdir(folder)  # relative paths of a plan start from it
         walk(runs, out, build(worker), lambda event: queue.put((worker, event)))
     except Exception as error:
-        queue.put((worker, Stopped(picklable(error))))
+        queue.put((worker, Ended(error=picklable(error))))

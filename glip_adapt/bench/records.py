@@ -149,18 +149,11 @@ def _from_json(content: Mapping[str, Any], where: str) -> RunRecord:
 
 
 def write_record(out: Path, record: RunRecord, directory: Path) -> Path:
-    """Complete ``directory`` with ``record`` and give it its final name in one step.
+    """Complete ``directory`` with ``record``, give it its final name in ``out`` in one step, and return that folder.
 
-    A failed record of the same key makes room first; if the process is killed in between, ``complete_replacement``
-    does the rest. A finished record is never replaced.
-
-    Args:
-        out: the results folder.
-        record: the record.
-        directory: the folder from ``claims.partial_run``, holding the other files of the run.
-
-    Returns:
-        The final folder.
+    The directory is from ``claims.partial_run`` and holds the other files of the run. A failed record of the same key
+    makes room first; if the process is killed in between, ``complete_replacement`` does the rest. A finished record is
+    never replaced.
 
     Raises:
         FileExistsError: if the key has a finished record.

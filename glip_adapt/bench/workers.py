@@ -33,19 +33,18 @@ BuildExecutor = Callable[[int], Executor]  # takes the position of a worker; pic
 
 @dataclass(frozen=True)
 class Ended:
-    """A worker is gone: through with its runs, or dead, and then ``death`` says how."""
+    """A worker is gone.
+
+    Attributes:
+        death: how it died; None if it is through with its runs.
+        error: what stopped it, if it is not of one run, such as a full disk.
+    """
 
     death: str | None = None
+    error: Exception | None = None
 
 
-@dataclass(frozen=True)
-class Stopped:
-    """A worker met an error that is not of one run, such as a full disk."""
-
-    error: Exception
-
-
-Report = Event | Ended | Stopped
+Report = Event | Ended
 
 
 class Pool(Protocol):
@@ -137,11 +136,11 @@ class _Watch:
             self.pool.start(worker, (*runs[start:], *runs[:start]), self.out)
         while active:
             worker, report = self.pool.next_report()
-            if isinstance(report, Stopped):
-                raise report.error
             if not isinstance(report, Ended):
                 self._note(worker, report)
                 continue
+            if report.error:
+                raise report.error
             if report.death:
                 self._bury(worker, report.death)
             if report.death and self.pending:
@@ -194,7 +193,7 @@ def _work(connection: Connection, build: BuildExecutor, worker: int, runs: Seque
     try:
         walk(runs, out, build(worker), emit)
     except Exception as error:
-        emit(Stopped(picklable(error)))
+        emit(Ended(error=picklable(error)))
 
 
 def log_plainly() -> None:

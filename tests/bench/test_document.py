@@ -5,8 +5,8 @@ import pytest
 from made_up import RECORDS, record
 
 from glip_adapt.bench.report.document import build_document, pivot
+from glip_adapt.bench.report.markup import Section, format_latex, format_markdown
 from glip_adapt.bench.report.tables import load_table, summarize_datasets, summarize_mean
-from glip_adapt.bench.report.writers import Section, format_latex, format_markdown
 
 
 @pytest.fixture

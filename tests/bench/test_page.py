@@ -7,8 +7,8 @@ import pytest
 from made_up import RECORDS
 
 from glip_adapt.bench.report.document import build_document
+from glip_adapt.bench.report.markup import Section, format_page
 from glip_adapt.bench.report.tables import load_table
-from glip_adapt.bench.report.writers import Section, format_page
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><path id="p"/></svg>'
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -12,10 +12,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from glip_adapt.bench.records import read_records
 from glip_adapt.bench.report import write
 from glip_adapt.bench.report.document import build_document
+from glip_adapt.bench.report.markup import format_latex, format_markdown
 from glip_adapt.bench.report.published import published_ap, scoring_note
 from glip_adapt.bench.report.tables import load_table
 from glip_adapt.bench.report.write import _call_synthetic, write_report
-from glip_adapt.bench.report.writers import format_latex, format_markdown
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report import plotting
-from glip_adapt.bench.report.published import published_ap, published_mean
+from glip_adapt.bench.report.published import published_ap, published_mean, published_note
 from glip_adapt.bench.report.tables import select, sort_shots, summarize_datasets, summarize_mean
 from glip_adapt.core.settings import Shots
 
@@ -24,12 +24,8 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
 
     The large panel is the mean over datasets, the small ones a dataset each. Few shots stand on a log axis, 0 on its
     left and ``all`` on its right, joined by dashes because they are not on that axis. Error bars are sample standard
-    deviations over seeds. Incomplete cells are gaps. Published curves of the same trunk and datasets are dotted.
-
-    Args:
-        table: as ``load_table`` returns it.
-        trunk: which trunk.
-        note: a sentence for the foot of the figure.
+    deviations over seeds. Incomplete cells are gaps. Published curves of the same trunk and datasets are dotted. The
+    table is that of ``load_table``; ``note`` is a sentence for the foot of the figure.
     """
     table = table[table["trunk"] == trunk]
     datasets, mean = select(summarize_datasets(table), trunk), select(summarize_mean(table), trunk)
@@ -40,9 +36,9 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
     rows = math.ceil(len(small) / columns) if small else 1
     gaps = "Gaps: figures that are missing." if (mean["finished"] < mean["expected"]).any() else ""
     overlaid = published[published.index.get_level_values("dataset").isin(names)]
-    published_note = plotting.published_note(overlaid, table["annotation_ids"])
+    foot = (note, published_note(overlaid, table["annotation_ids"]), gaps)
     size = (7.4 + 2.7 * columns, max(4.6, 2.15 * rows) + 0.7)
-    figure = plotting.build_figure(f"Data efficiency of {trunk}", (note, published_note, gaps), size)
+    figure = plotting.build_figure(f"Data efficiency of {trunk}", foot, size)
     panels = figure.add_gridspec(rows, columns + 1, width_ratios=[2.4] + [1.0] * columns)
     main = figure.add_subplot(panels[:, 0])
     title = f"mean over {len(names)} datasets" if small else names[0]

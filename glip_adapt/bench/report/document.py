@@ -9,8 +9,8 @@ import pandas as pd
 
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report import tables
+from glip_adapt.bench.report.markup import Section
 from glip_adapt.bench.report.published import SOURCE, published_mean, scoring_note
-from glip_adapt.bench.report.writers import Section
 
 MISSING = "–"
 
@@ -42,12 +42,7 @@ _TEXTS: Mapping[str, str] = {
 
 
 def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
-    """Return the sections of a report in order; the first one is its head.
-
-    Args:
-        table: as ``load_table`` returns it.
-        note: a sentence for the head.
-    """
+    """Return the sections of a report on the runs of ``load_table``; the first one is its head, which has the note."""
     datasets, mean = tables.summarize_datasets(table), tables.summarize_mean(table)
     interval = tables.bootstrap_mean(table)
     sections = [_head(table, note), Section("AP per dataset", table=_as_text(pivot(datasets)))]
@@ -84,9 +79,7 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
 def pivot(summary: pd.DataFrame, format_cell: Callable[..., str] | None = None) -> pd.DataFrame:
     """Return a summary as text with one column per number of shots, one decimal, ``–`` where there is no figure.
 
-    Args:
-        summary: from ``summarize_datasets`` or ``summarize_mean``.
-        format_cell: row of the summary → text; by default mean, ± std, and what is missing.
+    A cell is made of a row of the summary; by default it has the mean, ± std, and what is missing.
     """
     form = format_cell or _format_cell
     text = pd.Series([form(cell) for cell in summary.itertuples()], index=summary.index, dtype="object")

@@ -17,7 +17,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report import plotting, tables
-from glip_adapt.bench.report.published import published_mean
+from glip_adapt.bench.report.published import published_mean, published_note
 
 _COST_AXES: Mapping[str, tuple[str, str | None]] = {
     "trained_parameters": ("trained parameters", ""),
@@ -42,7 +42,7 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     limits = _LIMITS if mean["low"].notna().any() else ""
     figure, axes = _draw_groups(
         f"Methods on {trunk}",
-        (note, limits, plotting.published_note(published.index, table["annotation_ids"])),
+        (note, limits, published_note(published.index, table["annotation_ids"])),
         mean.rename(columns={"mean": "value"}),
         published,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.report.published import SOURCE, scoring_note
 from glip_adapt.core.settings import Shots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -84,18 +83,6 @@ def write_beside(
 ) -> None:
     """Write words at a distance from a place in the data, in points."""
     axes.annotate(text, place, shift, textcoords="offset points", color=color, **more)
-
-
-def published_note(drawn: Collection[object], annotation_ids: Iterable[str]) -> str:
-    """Return sentences that tell published values from ours, or nothing if none are drawn.
-
-    Args:
-        drawn: the published values in the figure.
-        annotation_ids: of our runs, ``ProtocolConfig.annotation_ids``.
-    """
-    if not len(drawn):
-        return ""
-    return f"Hollow: published ({SOURCE}), not measured here. {scoring_note(annotation_ids)}"
 
 
 def readable(method: str) -> str:

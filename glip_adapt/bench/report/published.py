@@ -7,7 +7,7 @@ seeds. The curve of ``glip-t`` is of weights that were never released: the publi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from pathlib import Path
 
 import pandas as pd
@@ -36,12 +36,15 @@ def published_mean(trunk: str, datasets: Sequence[str]) -> pd.Series:
     return rows[there.isin(datasets)].groupby(["method", "shots"], sort=False).mean()
 
 
-def scoring_note(annotation_ids: Iterable[str]) -> str:
-    """Return a sentence on how published and our numbers were scored.
+def published_note(drawn: Sized, annotation_ids: Iterable[str]) -> str:
+    """Return sentences for a figure that tell published values from ours, or nothing if none are drawn."""
+    if not len(drawn):
+        return ""
+    return f"Hollow: published ({SOURCE}), not measured here. {scoring_note(annotation_ids)}"
 
-    Args:
-        annotation_ids: of our runs, ``ProtocolConfig.annotation_ids``.
-    """
+
+def scoring_note(annotation_ids: Iterable[str]) -> str:
+    """Return a sentence on how published numbers and ours, by ``ProtocolConfig.annotation_ids``, were scored."""
     ways = set(annotation_ids)
     if ways == {"as_in_file"}:
         return (

@@ -29,17 +29,9 @@ class Interval:
 
 
 def resample_means(values: NDArray[np.float64], draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """Return means over datasets and seeds: of the values as they are, then of each bootstrap draw.
+    """Return means over datasets and seeds, (…, D, S) → (…, 1 + R): of the values themselves, then of bootstrap draws.
 
     A draw takes datasets with replacement and, within each drawn dataset, seeds; the same for all leading axes.
-
-    Args:
-        values: (…, D, S).
-        draws: R.
-        seed: of the draws.
-
-    Returns:
-        (…, 1 + R).
     """
     drawn_datasets, drawn_seeds = _draw_runs(*values.shape[-2:], draws, seed)
     drawn = values[..., drawn_datasets, drawn_seeds]  # (…, R, D, S)

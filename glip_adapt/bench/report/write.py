@@ -17,8 +17,8 @@ from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.report.curves import draw_data_efficiency
 from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.report.markup import format_latex, format_markdown, format_page
 from glip_adapt.bench.report.tables import load_table, summarize_retention
-from glip_adapt.bench.report.writers import format_latex, format_markdown, format_page
 from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
 from glip_adapt.data.glyphs13 import rendered_datasets
