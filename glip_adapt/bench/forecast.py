@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -34,10 +35,10 @@ class Forecast:
 
 def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> list[Forecast]:
     """Return the forecast of each run of a plan, with the times of the records of the same results folder."""
-    seconds: dict[tuple[object, ...], list[float]] = {}
+    seconds = defaultdict(list)  # runs take about as long that share these coordinates
     for record in records:
         if record.cost is not None:
-            seconds.setdefault(_kind(record.key), []).append(record.cost.seconds)
+            seconds[record.key.trunk, record.key.method, record.key.shots].append(record.cost.seconds)
     trunk = functools.lru_cache(maxsize=1)(random_trunk)  # memory does not depend on the weights
     settings = {run.key.method: run.config["settings"] for run in runs}  # a plan has one table per method
 
@@ -49,12 +50,7 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
         key, view, recipe = run.key, run.config["predict"], run.config["fit"] or {}
         short_side = max([view["short_side"], *recipe.get("short_sides", ())])
         peak = peak_bytes(key.trunk, key.method, short_side, view["max_long_side"], recipe.get("recompute", False))
-        known = seconds.get(_kind(key))
+        known = seconds[key.trunk, key.method, key.shots]
         return Forecast(key=key, state=run.state, seconds=fmean(known) if known else None, peak_bytes=peak)
 
     return list(map(forecast, runs))
-
-
-def _kind(key: RunKey) -> tuple[object, ...]:
-    """Return the coordinates by which runs take about as long."""
-    return (key.trunk, key.method, key.shots)

@@ -7,6 +7,7 @@ shots and all data, three seeds. Which methods, trunks and suites exist is hande
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import Counter
@@ -149,21 +150,13 @@ class BenchPlan:
         Zero-shot does not depend on method, shots or seed. It is one run per trunk and dataset, under the first seed,
         planned when the shots hold 0 or the methods hold ``zero_shot``.
         """
-        keys = []
-        zero_shot = 0 in self.shots or ZERO_SHOT in self.methods
         methods = [method for method in self.methods if method != ZERO_SHOT]
-        for trunk in self.trunks:
-            for dataset in self.datasets:
-                if zero_shot:
-                    keys.append(RunKey(trunk, dataset, ZERO_SHOT, 0, self.seeds[0]))
-                keys += [
-                    RunKey(trunk, dataset, method, shots, seed)
-                    for seed in self.seeds
-                    for shots in self.shots
-                    if shots != 0
-                    for method in methods
-                ]
-        return tuple(keys)
+        shots = [value for value in self.shots if value != 0]
+        runs = [(method, value, seed) for seed in self.seeds for value in shots for method in methods]
+        if 0 in self.shots or ZERO_SHOT in self.methods:
+            runs.insert(0, (ZERO_SHOT, 0, self.seeds[0]))
+        places = itertools.product(self.trunks, self.datasets)
+        return tuple(RunKey(*place, method, value, seed) for place in places for method, value, seed in runs)
 
     def config_of(self, key: RunKey) -> dict[str, Any]:
         """Return the settings of one run as the plan gives them, JSON-ready.

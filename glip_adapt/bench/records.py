@@ -213,22 +213,15 @@ def read_record(directory: Path) -> RunRecord:
 
 
 def read_records(out: Path) -> list[RunRecord]:
-    """Return the records of all complete runs in a results folder, by name; empty if there is none.
-
-    Raises:
-        ValueError: if a record is broken; names the file.
-    """
+    """Return the records of all complete runs in a results folder, by name; a broken one is an error."""
     folders = sorted(file.parent for file in out.glob(f"*/{RECORD_FILE}") if not file.parent.name.startswith("."))
     return [record for folder in folders if (record := find_record(folder)) is not None]
 
 
 def find_record(directory: Path) -> RunRecord | None:
-    """Return the record of one run folder, or None where there is no such folder.
+    """Return the record of one run folder, or None where there is no such folder; errors are those of ``read_record``.
 
     A failed run may make room for the next one at this instant; then the folder is read once more.
-
-    Raises:
-        ValueError: as ``read_record``.
     """
     try:
         return read_record(directory)
@@ -264,15 +257,10 @@ def _depth(content: Any) -> int:
 
 
 def capture_environment(device: str, threads: int) -> dict[str, Any]:
-    """Return commit, versions, platform and device of a run, JSON-ready.
+    """Return the environment of a run, JSON-ready: its device in words and CPU threads, and what this machine has.
 
-    Args:
-        device: the device in words, for example ``"cpu"``.
-        threads: CPU threads in use.
-
-    Returns:
-        ``commit`` and ``dirty`` of the checkout that holds this package (None without one), ``python``, ``versions``
-        (package → version or None), ``platform``, ``device``, ``threads``.
+    The keys are ``commit`` and ``dirty`` of the checkout that holds this package (None without one), ``python``,
+    ``versions`` (package → version or None), ``platform``, ``device``, ``threads``.
     """
     package = Path(__file__).resolve().parent.parent
     tracked = _git(package, "ls-files", "--error-unmatch", __file__)  # not merely inside someone else's checkout

@@ -211,12 +211,11 @@ def _store(
 
 def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -> dict[str, Any]:
     """Do one run and return the fields of its outcome; of all exceptions, only a full disk is raised."""
-
-    def on_step(step: Any, total: int) -> None:
-        emit(Stepped(run.key, step, total))
-
     try:
-        return {"status": "done", **vars(executor.execute(run.key, run.config, directory, on_step))}
+        outcome = executor.execute(
+            run.key, run.config, directory, lambda step, total: emit(Stepped(run.key, step, total))
+        )
+        return {"status": "done", **vars(outcome)}
     except Exception as error:
         if _is_disk_full(error):
             raise

@@ -64,14 +64,7 @@ class Pool(Protocol):
 
 def in_workers(pool: Pool) -> Work:
     """Return a ``Work`` that does runs in the workers of a pool."""
-
-    def work(runs: Sequence[PlannedRun], out: Path, emit: Emit) -> None:
-        try:
-            _Watch(pool, runs, out, emit).run()
-        finally:
-            pool.stop()
-
-    return work
+    return lambda runs, out, emit: _Watch(pool, runs, out, emit).run()
 
 
 class ProcessPool:
@@ -129,7 +122,13 @@ class _Watch:
         self.idle_deaths = 0  # in a row, of workers that had no run
 
     def run(self) -> None:
-        """Return when every worker has walked all runs."""
+        """Return when every worker has walked all runs; an error ends them."""
+        try:
+            self._watch()
+        finally:
+            self.pool.stop()
+
+    def _watch(self) -> None:
         runs = tuple(self.runs.values())
         active = min(self.pool.size, len(runs))
         for worker, start in enumerate(starting_places(runs, active)):

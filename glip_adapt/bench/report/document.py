@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -76,13 +77,21 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
     return sections
 
 
-def pivot(summary: pd.DataFrame, format_cell: Callable[..., str] | None = None) -> pd.DataFrame:
+def _format_cell(row: Any) -> str:
+    """Return mean, spread and what is missing, from a row of a summary."""
+    if math.isnan(row.mean):
+        return f"{MISSING} ({row.expected - row.finished} of {row.expected} missing)" if row.finished else MISSING
+    spread = "" if math.isnan(row.std) else f" ± {row.std:.1f}"
+    lack = f" ({row.finished} of {row.expected} seeds)" if row.finished < row.expected else ""
+    return f"{row.mean:.1f}{spread}{lack}"
+
+
+def pivot(summary: pd.DataFrame, format_cell: Callable[[Any], str] = _format_cell) -> pd.DataFrame:
     """Return a summary as text with one column per number of shots, one decimal, ``–`` where there is no figure.
 
     A cell is made of a row of the summary; by default it has the mean, ± std, and what is missing.
     """
-    form = format_cell or _format_cell
-    text = pd.Series([form(cell) for cell in summary.itertuples()], index=summary.index, dtype="object")
+    text = pd.Series([format_cell(row) for row in summary.itertuples()], index=summary.index, dtype="object")
     wide = text.unstack("shots", sort=False).fillna(MISSING)
     return wide.reindex(columns=tables.sort_shots(summary.index.get_level_values("shots").unique()))
 
@@ -138,18 +147,9 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({title: frame[name].map(form) for name, (title, form) in shown.items()})
 
 
-def _format_cell(cell: object) -> str:
-    """Return one row of a summary as the text of a table cell."""
-    mean, std, finished, expected = (getattr(cell, name) for name in ("mean", "std", "finished", "expected"))
-    if math.isnan(mean):
-        return f"{MISSING} ({expected - finished} of {expected} missing)" if finished else MISSING
-    spread = "" if math.isnan(std) else f" ± {std:.1f}"
-    return f"{mean:.1f}{spread}" + (f" ({finished} of {expected} seeds)" if finished < expected else "")
-
-
-def _format_interval(cell: object) -> str:
-    """Return mean and limits of one row as the text of a table cell."""
-    return _with_limits(*(getattr(cell, name) for name in ("mean", "low", "high")))
+def _format_interval(row: Any) -> str:
+    """Return mean and limits, from a row of ``bootstrap_mean``."""
+    return _with_limits(row.mean, row.low, row.high)
 
 
 def _with_limits(value: float, low: float, high: float) -> str:
@@ -164,12 +164,10 @@ def _as(form: str) -> Callable[[float], str]:
 
 def _bytes(value: float) -> str:
     """Return a size in the largest unit that leaves a number from 1."""
-    if math.isnan(value):
-        return MISSING
-    unit, name = next(
-        ((size, name) for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if value >= size), (1, "B")
-    )
-    return f"{value / unit:.1f} {name}" if unit > 1 else f"{value:.0f} {name}"
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return MISSING if math.isnan(value) else f"{value:.0f} B"
 
 
 def _count(number: int, noun: str) -> str:

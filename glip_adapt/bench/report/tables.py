@@ -46,13 +46,14 @@ def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
     rows = []
     for record, found in zip(records, values, strict=True):
         key = record.key
+        texts = {name: getattr(record.metrics, name, None) for name in ("per_class", "retention")}
         rows.append(
             {"run": key.name, "trunk": key.trunk, "dataset": key.dataset_name, "method": key.method}
             | {"shots": key.shots, "seed": key.seed, "status": record.status}
             | {name: found.get(name) for name in metrics}
             | {"val_ap": getattr(record.metrics, "val_ap", None)}
             | {name: getattr(record.cost, name, None) for name in COSTS}
-            | {name: _as_json(getattr(record.metrics, name, None)) for name in ("per_class", "retention")}
+            | {name: json.dumps(dict(of), ensure_ascii=False) if of else None for name, of in texts.items()}
             | {name: record.environment.get(name) for name in ("device", "commit", "dirty")}
             | {"created": record.created, "error": record.error.splitlines()[0] if record.error else None}
             | {"annotation_ids": (record.config.get("protocol") or {}).get("annotation_ids", "renumbered")}
@@ -268,11 +269,6 @@ def _test_pairs(differences: pd.Series) -> tuple[float, float, float, int, int, 
         return math.nan, math.nan, math.nan, 0, 0, missing
     runs, datasets = found.to_numpy(), found.groupby("dataset").sum().to_numpy()
     return float(runs.mean()), permutation_test(runs), permutation_test(datasets), len(runs), len(datasets), missing
-
-
-def _as_json(values: object) -> str | None:
-    """Return a mapping as text for one cell, None where there is nothing."""
-    return json.dumps(dict(values), ensure_ascii=False) if values else None  # type: ignore[call-overload]
 
 
 def _others(text: str | None) -> dict[str, float | None]:
