@@ -23,13 +23,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from glip_adapt.bench.plan import ZERO_SHOT, RunKey
 from glip_adapt.bench.records import RunRecord, read_records
-from glip_adapt.bench.report.plotting import COLOURS, GREY
+from glip_adapt.bench.report.plotting import COLOURS, GREY, build_figure
 from glip_adapt.bench.report.statistics import DRAWS, Interval, interval_of, resample_means
+from glip_adapt.bench.report.write import save_figure
 from glip_adapt.core.plain_text import markdown
 from glip_adapt.core.settings import Shots
 from glip_adapt.trunks.catalogue import TRUNKS
@@ -71,9 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     records = read_records(arguments.results)
     recoveries = [share_of_gain(records, trunk, "prompt") for trunk in COMPARED]
-    figure = draw_recovery(recoveries, note="Measured on synthetic data.")
-    for suffix in ("png", "svg"):
-        figure.savefig(arguments.out.with_suffix(f".{suffix}"), dpi=160)
+    save_figure(draw_recovery(recoveries, note="Measured on synthetic data."), arguments.out)
     difference = difference_of_shares(records, *COMPARED, "prompt")
     print(format_recovery(recoveries, difference, note="The data are synthetic."))
 
@@ -169,19 +167,18 @@ def draw_recovery(recoveries: Sequence[Recovery], note: str = "") -> Figure:
         ValueError: if there are no recoveries, or they differ in more than the trunk.
     """
     method, reference, setting = _describe(recoveries)
-    height = 1.9 + max(0.85 * len(recoveries), 0.36 * (len(recoveries) + len(PUBLISHED) + 1))
-    figure = Figure(figsize=(11.5, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+    height = 1.5 + max(0.85 * len(recoveries), 0.36 * (len(recoveries) + len(PUBLISHED) + 1))
+    foot = (
+        f"{setting[0].upper()}{setting[1:]}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.",
+        note,
+        "Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10), scored by the annotation ids of "
+        "the files, where one box of a split is lost.",
+    )
     title = f"Gain over zero-shot: {method} beside {reference}, and the share that {method} recovers"
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+    figure = build_figure(title, foot, (11.5, height))
     left, right = figure.subplots(1, 2)
     _draw_gains(left, recoveries)
     _draw_shares(right, recoveries)
-    text = (
-        f"{setting[0].upper()}{setting[1:]}. Lines: 95 % bootstrap intervals, datasets and seeds resampled.\n"
-        f"{note}{' ' if note else ''}Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, Fig. 10), "
-        "scored by the annotation ids of the files, where one box of a split is lost."
-    )
-    figure.supxlabel(text, x=0.012, ha="left", fontsize=9, color=GREY)
     return figure
 
 

@@ -377,9 +377,9 @@ def test_the_figure_shows_gains_shares_and_published_shares_apart():
     left, right = figure.axes
     assert "prompt" in figure.get_suptitle()
     assert "full" in figure.get_suptitle()
-    assert figure.get_supxlabel() == (
+    assert " ".join(figure.get_supxlabel().split()) == (
         "10 shots per class, mean over 13 datasets × 3 seeds. Lines: 95 % bootstrap intervals, datasets and seeds "
-        "resampled.\nMeasured on made-up data. Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, "
+        "resampled. Measured on made-up data. Published: photos, larger models, 10 shots (GLIP, arXiv 2112.03857, "
         "Fig. 10), scored by the annotation ids of the files, where one box of a split is lost."
     )
     assert [bar.get_width() for bar in left.patches] == pytest.approx([16.0, 8.0, 20.0, 20.0])
@@ -406,7 +406,7 @@ def test_limits_beyond_the_axis_are_arrows():
 
 def test_one_trunk_is_enough_for_a_figure(tmp_path):
     figure = draw_recovery([FUSED])
-    assert "resampled.\nPublished: photos" in figure.get_supxlabel()
+    assert "resampled. Published: photos" in " ".join(figure.get_supxlabel().split())
     figure.savefig(tmp_path / "recovery.png")
     assert (tmp_path / "recovery.png").stat().st_size > 5_000
 

@@ -57,19 +57,15 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
             sections.append(_beside_published(trunk, tables.select(mean, trunk), published, runs["annotation_ids"]))
     retention = tables.summarize_retention(table)
     retention.insert(2, "change", retention["after"] - retention["before"])
-    for title, found in zip(
-        _TEXTS,
-        (
-            pivot(interval, _format_interval) if interval["low"].notna().any() else pd.DataFrame(),
-            _with_intervals(tables.rank_methods(table)),
-            tables.compare_methods(table),
-            tables.summarize_costs(table),
-            retention,
-        ),
-        strict=True,
-    ):
-        if len(found):
-            sections.append(Section(title, _TEXTS[title], _as_text(found)))
+    has_intervals = interval["low"].notna().any()
+    summaries = {
+        "Mean with 95 % intervals": pivot(interval, _format_interval) if has_intervals else pd.DataFrame(),
+        "Best method": _with_intervals(tables.rank_methods(table)),
+        "Methods in pairs": tables.compare_methods(table),
+        "Cost": tables.summarize_costs(table),
+        "Zero-shot retention": retention,
+    }
+    sections += [Section(title, _TEXTS[title], _as_text(found)) for title, found in summaries.items() if len(found)]
     sections.append(Section("Completeness", _completeness(datasets)))
     failed = table.loc[table["status"] == "failed", ["run", "error"]]
     if len(failed):
