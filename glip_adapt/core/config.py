@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import re
 import tomllib
@@ -99,9 +100,9 @@ def to_mapping(instance: Any) -> dict[str, Any]:
     """Convert a dataclass instance to a dict for JSON and TOML: tuples become lists, nested dataclasses dicts.
 
     Raises:
-        TypeError: if the type of a value is not allowed in a config.
+        TypeError: if JSON cannot hold a value.
     """
-    return {field.name: _plain(getattr(instance, field.name), field.name) for field in dataclasses.fields(instance)}
+    return json.loads(json.dumps(dataclasses.asdict(instance)))
 
 
 def describe_unknown(name: str, choices: Collection[str]) -> str:
@@ -192,19 +193,6 @@ def _field_types(cls: type) -> dict[str, Any]:
     """Return field name → resolved type of the constructor's fields."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
-
-
-def _plain(value: Any, name: str) -> Any:
-    """Convert ``value`` to the types of JSON."""
-    if dataclasses.is_dataclass(value):
-        return to_mapping(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, name) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"Field '{name}' holds a {type(value).__name__}, which JSON cannot hold: {value!r}.")
 
 
 def _describe(kind: Any) -> str:
