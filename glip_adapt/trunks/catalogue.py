@@ -24,7 +24,6 @@ from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
-DEFAULT_TRUNK = "glip-nano"
 
 logger = logging.getLogger(__name__)
 
