@@ -174,7 +174,7 @@ def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
 
 
 def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Split:
-    """Return the pictures that a run learns from."""
+    """Return the images that a run learns from."""
     if key.shots == "all":
         return data.train.with_boxes()
     return data.train.few_shot(key.shots, key.seed, protocol.few_shot_source)
