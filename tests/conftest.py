@@ -37,12 +37,15 @@ settings.register_profile("ci", derandomize=True, database=None, deadline=None, 
 settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if "CI" in os.environ else "local")
 
+# Tiny tensors gain nothing from a second thread, and wait for it on a busy machine; here for fixtures of modules.
+torch.set_num_threads(1)
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread, and wait for it on a busy machine
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +61,11 @@ def tiny_trunk() -> Trunk:
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> Path:
     """Two classes of rectangles, category ids 0 and 7: 6 pictures to train, 3 to validate, 3 to test."""
-    root = tmp_path / "shapes"
+    return write_shapes(tmp_path / "shapes")
+
+
+def write_shapes(root: Path) -> Path:
+    """Write the dataset of ``coco_folder``; return its folder."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 6), ("valid", 3), ("test", 3)):
         write_split(root / split, count, generator)

@@ -1,9 +1,11 @@
 """The plan of the first run, and the strip of pictures at its end, on two generated datasets."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import write_shapes
 
 from glip_adapt.bench.benchmark import run_benchmark
 from glip_adapt.bench.plan import BenchPlan
@@ -33,15 +35,23 @@ def test_the_full_plan_has_all_shots_and_three_seeds():
     assert not plan.fit
 
 
-@pytest.fixture
-def results(coco_folder, tiny_trunk, monkeypatch, tmp_path):
-    monkeypatch.setattr("glip_adapt.bench.executor.load_trunk", lambda name, **settings: tiny_trunk)
+@pytest.fixture(scope="module")
+def finished(tiny_trunk, tmp_path_factory):
+    """A folder with a dataset and the results of a plan over it."""
+    folder = tmp_path_factory.mktemp("quickstart")
     plan = BenchPlan(
-        trunks=("glip-nano",), datasets=(str(coco_folder),), methods=("prompt", "linear_probe"), shots=(0, 1, 5),
-        seeds=(3, 30), fit={"short_sides": [64], "test_short_side": 64, "max_steps": 1},
+        trunks=("glip-nano",), datasets=(str(write_shapes(folder / "shapes")),), methods=("prompt", "linear_probe"),
+        shots=(0, 1, 5), seeds=(3, 30), fit={"short_sides": [64], "test_short_side": 64, "max_steps": 1},
     )  # fmt: skip
-    run_benchmark(plan, tmp_path / "results")
-    return tmp_path / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glip_adapt.bench.executor.load_trunk", lambda name, **settings: tiny_trunk)
+        run_benchmark(plan, folder / "results")
+    return folder
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    return shutil.copytree(finished / "results", tmp_path / "results")
 
 
 def test_the_strip_has_a_row_per_dataset_and_a_picture_per_method(results):
@@ -51,8 +61,8 @@ def test_the_strip_has_a_row_per_dataset_and_a_picture_per_method(results):
     assert len(colours) > 20
 
 
-def test_as_many_boxes_are_shown_as_there_are_objects_and_those_the_best(results, coco_folder):
-    split = load_dataset(str(coco_folder)).test
+def test_as_many_boxes_are_shown_as_there_are_objects_and_those_the_best(results, finished):
+    split = load_dataset(str(finished / "shapes")).test
     record = split.records[0]
     key = next(run.key for run in read_records(results) if (run.key.method, run.key.shots) == ("prompt", 5))
     entries = [

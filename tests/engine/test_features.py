@@ -24,7 +24,7 @@ from glip_adapt.trunks.glip.fpn import ImageEncoder
 PLAIN = View(64, flip=False)
 CLASSES = ("red box", "blue box")
 TRAINED = [name for name in ADAPTERS if name != "zero_shot"]
-SMALL = FitConfig(short_sides=(48, 64), test_short_side=64, batch_size=2, epochs=3)
+SMALL = FitConfig(short_sides=(48, 64), test_short_side=64, batch_size=2, epochs=2)
 
 
 @pytest.fixture
