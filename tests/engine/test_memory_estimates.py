@@ -1,5 +1,7 @@
 """Memory estimates against what torch itself counts."""
 
+import functools
+
 import pytest
 import torch
 
@@ -8,6 +10,9 @@ from glip_adapt.engine import memory
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.memory import LiveBytes, estimate_memory
 from glip_adapt.trunks.catalogue import random_trunk
+
+
+SIZE_HW = (320, 512)
 
 
 def test_live_bytes_follow_what_is_alive_and_not_what_was():
@@ -31,12 +36,24 @@ def nano():
     return random_trunk("glip-nano")
 
 
+@pytest.fixture(scope="module")
+def estimate(nano):
+    """A function from a method to the estimate for images of 320 × 512 pixels."""
+    return functools.cache(lambda method: estimate_memory(nano, method, SIZE_HW))
+
+
+@pytest.fixture
+def small_probes(monkeypatch):
+    monkeypatch.setattr(memory, "PROBES_HW", ((128, 128), (128, 160)))
+
+
 @pytest.mark.parametrize("method", ADAPTERS)
-def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method, nano):
-    size_hw = (320, 512)
-    estimate = estimate_memory(nano, method, size_hw)
+def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method, nano, estimate, monkeypatch):
+    estimate = estimate(method)
+    monkeypatch.setattr(memory, "PROBES_HW", (SIZE_HW, (128, 128)))
+    measured = estimate_memory(nano, method, SIZE_HW)
+    assert estimate.activations == pytest.approx(measured.activations, rel=0.1)
     model = attach(nano, method, classes=[f"class {i}" for i in range(10)])
-    assert estimate.activations == pytest.approx(memory._activations(model, size_hw), rel=0.1)
     trained = sum(t.numel() for t in model.owned_tensors().values())
     assert estimate.trained == 16 * trained
     weights = sum(p.nbytes for p in nano.network.parameters())
@@ -44,23 +61,23 @@ def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method
     assert estimate.total == estimate.weights + estimate.trained + estimate.activations
 
 
-def test_training_more_takes_more(nano):
-    totals = [estimate_memory(nano, method, (480, 640)).total for method in ("linear_probe", "prompt", "full")]
+def test_training_more_takes_more(estimate):
+    totals = [estimate(method).total for method in ("linear_probe", "prompt", "full")]
     assert totals == sorted(totals)
 
 
-def test_the_settings_of_a_method_count(nano):
+def test_the_settings_of_a_method_count(nano, small_probes):
     small, large = (estimate_memory(nano, "lora", (96, 96), settings={"rank": rank}).trained for rank in (1, 4))
     assert large == 4 * small
 
 
-def test_computing_blocks_again_takes_less_where_they_are_trained(nano):
-    plain, again = (estimate_memory(nano, "full", (480, 640), recompute) for recompute in (False, True))
+def test_computing_blocks_again_takes_less_where_they_are_trained(nano, estimate):
+    plain, again = estimate("full"), estimate_memory(nano, "full", SIZE_HW, recompute=True)
     assert again.activations < 0.7 * plain.activations
     assert (again.weights, again.trained) == (plain.weights, plain.trained)
 
 
-def test_estimating_leaves_the_trunk_as_it_was(nano):
+def test_estimating_leaves_the_trunk_as_it_was(nano, small_probes):
     before = {name: value.clone() for name, value in nano.network.state_dict().items()}
     estimate_memory(nano, "full", (96, 96))
     assert all(torch.equal(value, before[name]) for name, value in nano.network.state_dict().items())
