@@ -78,23 +78,18 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
         split = load_dataset(dataset).test
         shown = min(split.records, key=lambda record: abs(len(record.target) - WANTED_OBJECTS))
         top = 40 + position * (height + HEADING)
-        cells = [(f"{split.name}: truth", _truth(shown))]
+        objects = shown.target
+        truth = Detections(boxes.to_edges(objects.boxes_xyxy), torch.ones(len(objects)), objects.labels)
+        cells = [(f"{split.name}: truth", truth)]
         for record in records:
             found = _best(out, record.key, shown, split)
             assert record.metrics is not None
-            cells.append((f"{_name(record.key)}: AP {100 * (record.metrics.ap or 0):.0f}", found))
+            name = "zero-shot" if record.key.method == ZERO_SHOT else f"{record.key.method}, {shots} shots"
+            cells.append((f"{name}: AP {100 * (record.metrics.ap or 0):.0f}", found))
         for column, (heading, found) in enumerate(cells):
             ImageDraw.Draw(strip).text((column * width + 6, top + 10), heading, "black", ImageFont.load_default(20))
             strip.paste(_draw_cell(shown, found, split.classes), (column * width, top + HEADING))
     return strip
-
-
-def _name(key: RunKey) -> str:
-    return "zero-shot" if key.method == ZERO_SHOT else f"{key.method}, {key.shots} shots"
-
-
-def _truth(record: ImageRecord) -> Detections:
-    return Detections(boxes.to_edges(record.target.boxes_xyxy), torch.ones(len(record.target)), record.target.labels)
 
 
 def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detections:

@@ -213,7 +213,7 @@ def read_record(directory: Path) -> RunRecord:
 
 
 def read_records(out: Path) -> list[RunRecord]:
-    """Return the records of all complete runs in a results folder, by name; a broken one is an error."""
+    """Return the records of all complete runs in a folder, by name; ValueError names the file of a broken one."""
     folders = sorted(file.parent for file in out.glob(f"*/{RECORD_FILE}") if not file.parent.name.startswith("."))
     return [record for folder in folders if (record := find_record(folder)) is not None]
 

@@ -89,15 +89,12 @@ def run_plan(
 def list_runs(
     plan: BenchPlan, out: Path, resolve: Resolve | None = None, update: Update | None = None
 ) -> tuple[PlannedRun, ...]:
-    """Return the runs of ``plan`` in order, with their resolved settings and their records in ``out``.
+    """Return the runs of ``plan`` in order, with their resolved settings and their records in ``out``, if it is there.
 
-    Args:
-        plan: what to run.
-        out: the results folder; may be absent.
-        resolve: turns the settings that a plan gives (``BenchPlan.config_of``) into all settings of the run, defaults
-            included, so that a changed default is noticed; without it they are stored as given.
-        update: brings the settings of a record from before a setting existed or was renamed up to date; a function of
-            a module, as it goes to worker processes.
+    ``resolve`` turns the settings that a plan gives (``BenchPlan.config_of``) into all settings of the run, defaults
+    included, so that a changed default is noticed; without it they are stored as given. ``update`` brings the settings
+    of a record from before a setting existed or was renamed up to date; it is a function of a module, as it goes to
+    worker processes.
 
     Raises:
         ValueError: if a finished run has other settings, naming each, or a record is broken.
@@ -136,8 +133,7 @@ def walk(runs: Sequence[PlannedRun], out: Path, executor: Executor, emit: Emit) 
                 continue
             environment = executor.environment(run.key)
             emit(Started(run.key, environment))
-            record = _store(run, out, environment, functools.partial(_execute, run, executor, emit))
-            emit(Finished(record))
+            emit(Finished(_store(run, out, environment, functools.partial(_execute, run, executor, emit))))
 
 
 def record_failure(run: PlannedRun, out: Path, environment: Mapping[str, Any], error: str) -> RunRecord | None:

@@ -114,10 +114,9 @@ def _label_lines(axes: Axes, summary: pd.DataFrame) -> None:
     order = sorted(methods, key=lambda method: last.get(method, 0.0))
     heights = _spread([last.get(method, 0.0) for method in order], gap=0.055)
     for method, height in zip(order, heights, strict=True):
-        colour, marker = styles[method]["color"], styles[method]["marker"]
-        axes.plot(1.03, height, marker, color=colour, ms=7, transform=axes.transAxes, clip_on=False)
+        axes.plot(1.03, height, ls="", ms=7, transform=axes.transAxes, clip_on=False, **styles[method])
         text = plotting.readable(method) + ("" if method in last else " (no figure)")
-        axes.annotate(text, (1.055, height), xycoords="axes fraction", va="center", color=colour)
+        axes.annotate(text, (1.055, height), xycoords="axes fraction", va="center", color=styles[method]["color"])
     zero = complete[complete.index.get_level_values("shots") == 0]
     if len(zero) and ZERO_SHOT not in methods:
         place = plotting.positions_of(sort_shots(summary.index.get_level_values("shots").unique()))[0], zero.iloc[0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.report import tables
 from glip_adapt.bench.report.markup import Section
 from glip_adapt.bench.report.published import SOURCE, published_mean, scoring_note
@@ -54,7 +53,8 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
         sections.append(Section(title, ", ".join(names) + ".", _as_text(pivot(mean.loc[[trunk]]))))
         published = published_mean(trunk, names)
         if len(published):
-            sections.append(_beside_published(trunk, tables.select(mean, trunk), published, runs["annotation_ids"]))
+            here = tables.select(tables.name_zero_shot(mean), trunk)["mean"]
+            sections.append(_beside_published(trunk, here, published, runs["annotation_ids"]))
     retention = tables.summarize_retention(table)
     retention.insert(2, "change", retention["after"] - retention["before"])
     has_intervals = interval["low"].notna().any()
@@ -108,12 +108,8 @@ def _head(table: pd.DataFrame, note: str) -> Section:
     return Section("Benchmark report", "\n\n".join(filter(None, (note.strip(), legend, origin))))
 
 
-def _beside_published(trunk: str, mean: pd.DataFrame, published: pd.Series, annotation_ids: pd.Series) -> Section:
-    """Return our means beside published ones over the same datasets; zero-shot once."""
-    here = mean["mean"]
-    zero_shot = here[here.index.get_level_values("shots") == 0].iloc[:1]
-    zero_shot.index = pd.MultiIndex.from_tuples([(ZERO_SHOT, 0)] * len(zero_shot), names=["method", "shots"])
-    here = pd.concat([zero_shot, here[here.index.get_level_values("shots") != 0]])
+def _beside_published(trunk: str, here: pd.Series, published: pd.Series, annotation_ids: pd.Series) -> Section:
+    """Return our means beside published ones over the same datasets."""
     both = pd.DataFrame({"here": here, "published": published.reindex(here.index)}).dropna(subset="published")
     both["difference"] = both["here"] - both["published"]
     text = f"Mean AP over the same datasets. Published: {SOURCE}; not measured here. {scoring_note(annotation_ids)}"

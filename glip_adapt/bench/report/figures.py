@@ -27,8 +27,6 @@ _COST_AXES: Mapping[str, tuple[str, str | None]] = {
 }
 """Cost → its axis, and the unit that takes a k, M or G; None for plain numbers."""
 
-_LIMITS = "Lines: 95 % bootstrap intervals, datasets and seeds resampled."
-
 
 def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     """Return the methods of one trunk side by side at each number of shots: mean AP over datasets and its interval.
@@ -39,7 +37,8 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     names = list(dict.fromkeys(table["dataset"]))
     mean, published = tables.select(tables.bootstrap_mean(table), trunk), published_mean(trunk, names)
     published = published[published.index.isin(mean.index)]
-    limits = _LIMITS if mean["low"].notna().any() else ""
+    has_limits = mean["low"].notna().any()
+    limits = "Lines: 95 % bootstrap intervals, datasets and seeds resampled." if has_limits else ""
     figure, axes = _draw_groups(
         f"Methods on {trunk}",
         (note, limits, published_note(published.index, table["annotation_ids"])),

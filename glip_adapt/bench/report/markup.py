@@ -83,7 +83,8 @@ def format_page(sections: Sequence[Section], figures: Mapping[str, bytes]) -> st
     """
     head, *rest = sections
     titles = [*figures, *(section.title for section in rest)]
-    bodies = [_image(title, svg) for title, svg in figures.items()]
+    images = {title: base64.b64encode(svg).decode() for title, svg in figures.items()}
+    bodies = [f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{svg}">' for title, svg in images.items()]
     bodies += [f"<h2>{escape(section.title)}</h2>{_body(section)}" for section in rest]
     links = "".join(f'<a href="#s{place}">{escape(title)}</a> ' for place, title in enumerate(titles))
     parts = [f'<section id="s{place}">{body}</section>' for place, body in enumerate(bodies)]
@@ -95,10 +96,6 @@ def format_page(sections: Sequence[Section], figures: Mapping[str, bytes]) -> st
         + "\n".join([f"<h1>{title}</h1>", _body(head), f"<nav>{links}</nav>", *parts])
         + "\n</body></html>\n"
     )
-
-
-def _image(title: str, svg: bytes) -> str:
-    return f'<img alt="{escape(title)}" src="data:image/svg+xml;base64,{base64.b64encode(svg).decode()}">'
 
 
 def _body(section: Section) -> str:

@@ -37,8 +37,7 @@ def styles_of(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def positions_of(shots: Sequence[Shots]) -> dict[Shots, float]:
     """Return shots → place on the x axis: log10 for positive numbers, 0 and ``all`` a step outside."""
     places: dict[Shots, float] = {value: math.log10(value) for value in shots if value != "all" and value > 0}
-    ends = min(places.values(), default=0.0) - 0.35, max(places.values(), default=0.0) + 0.35
-    places |= {0: ends[0], "all": ends[1]}
+    places |= {0: min(places.values(), default=0.0) - 0.35, "all": max(places.values(), default=0.0) + 0.35}
     return {value: places[value] for value in shots}
 
 

@@ -14,14 +14,11 @@ import pandas as pd
 
 SOURCE = "GLIP, arXiv 2112.03857, Tables 14–16"
 
-_FILE = Path(__file__).with_name("published.csv")
-_KEY = ["dataset", "method", "shots"]
-
 
 def published_ap(trunk: str) -> pd.Series:
     """Return the published AP of a trunk in percent by dataset, method and shots; empty if there is none."""
     rows = _read()
-    return rows[rows["trunk"] == trunk].set_index(_KEY)["ap_percent"]
+    return rows[rows["trunk"] == trunk].set_index(["dataset", "method", "shots"])["ap_percent"]
 
 
 def published_mean(trunk: str, datasets: Sequence[str]) -> pd.Series:
@@ -61,6 +58,6 @@ def scoring_note(annotation_ids: Iterable[str]) -> str:
 @functools.cache
 def _read() -> pd.DataFrame:
     """Return all rows; shots are numbers or ``"all"``, as in the records."""
-    rows = pd.read_csv(_FILE, dtype={"shots": "str"})
+    rows = pd.read_csv(Path(__file__).with_name("published.csv"), dtype={"shots": "str"})
     rows["shots"] = [text if text == "all" else int(text) for text in rows["shots"]]
     return rows.astype({"shots": "object"})

@@ -8,6 +8,7 @@ datasets would hide it. A ``table`` holds runs as ``load_table`` returns them.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -171,11 +172,7 @@ def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
     """
     done = table[table["status"] == "done"].astype(dict.fromkeys(COSTS, "float64"))
     costs = done.groupby(_CELL, sort=False)[list(COSTS)].agg(_mean_if_complete)
-    mean = summarize_mean(table).rename(columns={"mean": "ap"})
-    shared = mean.index.get_level_values("shots") == 0
-    zero_shot = mean[shared].groupby("trunk", sort=False).first()
-    zero_shot.index = pd.MultiIndex.from_tuples([(trunk, ZERO_SHOT, 0) for trunk in zero_shot.index], names=_CELL)
-    cells = pd.concat([zero_shot, mean[~shared]]).join(costs)
+    cells = name_zero_shot(summarize_mean(table)).rename(columns={"mean": "ap"}).join(costs)
     cells.loc[cells["ap"].isna(), list(COSTS)] = math.nan
     return cells[["ap", *COSTS]]
 
@@ -207,6 +204,14 @@ def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:
     summary = (100 * cells[["before", "after"]].mean()).join(cells["after"].agg(finished="count", expected="size"))
     summary.loc[summary["finished"] < summary["expected"], ["before", "after"]] = math.nan
     return summary
+
+
+def name_zero_shot(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return a summary by trunk, method and shots with zero-shot as a method of its own, rather than part of each."""
+    shared = summary.index.get_level_values("shots") == 0
+    zero_shot = summary[shared].groupby("trunk", sort=False).first()
+    zero_shot.index = pd.MultiIndex.from_tuples([(trunk, ZERO_SHOT, 0) for trunk in zero_shot.index], names=_CELL)
+    return pd.concat([zero_shot, summary[~shared]])
 
 
 def sort_shots(shots: Iterable[Shots]) -> list[Shots]:
@@ -257,8 +262,7 @@ def _interval(grid: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the mean over (D, S) runs and its limits; see ``bootstrap_mean``."""
     if grid.size == 1 or np.isnan(grid).any():
         return float(grid.mean()), math.nan, math.nan
-    interval = interval_of(resample_means(grid))
-    return interval.value, interval.low, interval.high
+    return dataclasses.astuple(interval_of(resample_means(grid)))
 
 
 def _test_pairs(differences: pd.Series) -> tuple[float, float, float, int, int, int]:

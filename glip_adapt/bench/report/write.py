@@ -54,9 +54,6 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
         out: the results folder.
         note: a sentence that heads the tables and stands below the figures, for example on their limits.
 
-    Returns:
-        The files written.
-
     Raises:
         FileNotFoundError: if ``out`` holds no record.
         ValueError: if a record is broken; names the file.
@@ -114,8 +111,8 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
     """Return the note, with a sentence on synthetic datasets where it has none."""
-    synthetic = rendered_datasets()
-    names = list(dict.fromkeys(record.key.dataset_name for record in records if record.key.dataset in synthetic))
+    keys = (record.key for record in records)
+    names = list(dict.fromkeys(key.dataset_name for key in keys if key.dataset in rendered_datasets()))
     if not names or "synthetic" in note.lower():
         return note
     return f"{note} Synthetic pictures, rendered from fonts: {', '.join(names)}.".strip()
