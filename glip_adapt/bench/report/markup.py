@@ -30,6 +30,7 @@ img { max-width: 100%; background: white; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8886; }
 .label { text-align: left; }
+.number { white-space: nowrap; }
 """
 
 

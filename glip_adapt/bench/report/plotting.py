@@ -19,7 +19,6 @@ from glip_adapt.core.settings import Shots
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 GREY, RULE = "#555555", "#E4E4E4"
-
 RIM: Mapping[str, Any] = {"ls": "", "mec": "white", "mew": 0.8}  # of markers, which lines pass behind
 
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "*")
