@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -244,11 +246,15 @@ def serving(hub: StandInHub) -> Iterator[str]:
         server.server_close()
 
 
+tls_context = functools.cache(ssl.create_default_context)  # a client reads all certificates of the machine, in vain
+
+
 @contextmanager
 def hub_within_reach(monkeypatch: pytest.MonkeyPatch, cache: object) -> Iterator[StandInHub]:
     """Yield a stand-in that the Hub client talks to, with a cache of its own and no other Hub within reach."""
     for name, value in {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(ssl, "create_default_context", lambda *_, **__: tls_context())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     hub = StandInHub()
     monkeypatch.setattr(retries, "sleep", hub.slept.append)

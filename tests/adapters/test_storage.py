@@ -1,18 +1,17 @@
 """One adapter replaces another in one step, whatever happens in between."""
 
-import multiprocessing
 import os
 import resource
 import sys
 
 import pytest
 import torch
+from processes import FORK, exit_codes
 
-from glip_adapt.adapters.storage import STAGING
+from glip_adapt.adapters.storage import STAGING, TENSORS_FILE, read_description, read_tensors, settled
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.load import load_adapter
 
-FORK = multiprocessing.get_context("fork")
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "fcntl.flock", "shutil.rmtree")
 
 
@@ -23,8 +22,11 @@ def build(tiny_trunk, value):
     return model
 
 
-def value_in(tiny_trunk, folder):
-    return load_adapter(folder, trunk=tiny_trunk).owned_tensors()["text_prompt.offset"][0, 0].item()
+def value_in(folder, model):
+    """The offset of the adapter in ``folder``, which has tensors like those of ``model``."""
+    with settled(folder):
+        sha256 = read_description(folder).sha256
+        return read_tensors(folder / TENSORS_FILE, model.owned_tensors(), sha256)["text_prompt.offset"][0, 0].item()
 
 
 def save_and_die(model, folder, last, counter):
@@ -41,27 +43,21 @@ def save_and_die(model, folder, last, counter):
     os._exit(0)
 
 
-def run(*arguments):
-    child = FORK.Process(target=save_and_die, args=arguments)
-    child.start()
-    child.join()
-    return child.exitcode
-
-
 def test_killed_at_any_file_operation_the_old_or_the_new_one_loads_and_nothing_is_left(tiny_trunk, tmp_path):
     folder = tmp_path / "adapter"
-    new, counter = build(tiny_trunk, 2.0), FORK.Value("i", 0)
+    old, new, counter = build(tiny_trunk, 1.0), build(tiny_trunk, 2.0), FORK.Value("i", 0)
     seen = set()
     for last in range(1000):
-        build(tiny_trunk, 1.0).save(folder)
+        old.save(folder)
         counter.value = 0
-        if run(new, folder, last, counter) == 0:
+        if exit_codes(save_and_die, new, folder, last, counter) == [0]:
             break
-        seen.add(value_in(tiny_trunk, folder))
+        seen.add(value_in(folder, new))
         assert {file.name for file in folder.iterdir()} == {"adapter.json", "adapter.safetensors"}
     assert last > 10
     assert seen == {1.0, 2.0}
-    assert value_in(tiny_trunk, folder) == 2.0
+    offset = load_adapter(folder, trunk=tiny_trunk).owned_tensors()["text_prompt.offset"]
+    assert (offset == 2.0).all()
 
 
 def test_killed_in_a_new_folder_no_half_adapter_is_left(tiny_trunk, tmp_path):
@@ -69,10 +65,10 @@ def test_killed_in_a_new_folder_no_half_adapter_is_left(tiny_trunk, tmp_path):
     for last in range(1000):
         folder = tmp_path / str(last)
         counter.value = 0
-        if run(new, folder, last, counter) == 0:
+        if exit_codes(save_and_die, new, folder, last, counter) == [0]:
             break
         if folder.exists() and (folder / "adapter.json").exists():
-            assert value_in(tiny_trunk, folder) == 2.0
+            assert value_in(folder, new) == 2.0
         new.save(folder)
         assert {file.name for file in folder.iterdir()} == {"adapter.json", "adapter.safetensors"}
     assert last > 10
@@ -87,27 +83,29 @@ def test_two_writers_leave_the_adapter_of_one_of_them(tiny_trunk, tmp_path):
         for child in children:
             child.join()
         assert [child.exitcode for child in children] == [0, 0]
-        assert value_in(tiny_trunk, tmp_path) in models
+        assert value_in(tmp_path, models[1.0]) in models
         assert {file.name for file in tmp_path.iterdir()} == {"adapter.json", "adapter.safetensors"}
 
 
 def test_an_adapter_is_not_replaced_unless_that_is_wanted(tiny_trunk, tmp_path):
-    build(tiny_trunk, 1.0).save(tmp_path, overwrite=False)
+    old, new = build(tiny_trunk, 1.0), build(tiny_trunk, 2.0)
+    old.save(tmp_path, overwrite=False)
     with pytest.raises(FileExistsError, match="holds a saved model already"):
-        build(tiny_trunk, 2.0).save(tmp_path, overwrite=False)
-    assert value_in(tiny_trunk, tmp_path) == 1.0
+        new.save(tmp_path, overwrite=False)
+    assert value_in(tmp_path, old) == 1.0
 
 
 def test_a_full_disk_keeps_the_old_adapter(tiny_trunk, tmp_path):
-    build(tiny_trunk, 1.0).save(tmp_path)
+    old, new = build(tiny_trunk, 1.0), build(tiny_trunk, 2.0)
+    old.save(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(OSError, match="could not be written"):
-            build(tiny_trunk, 2.0).save(tmp_path)
+            new.save(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert value_in(tiny_trunk, tmp_path) == 1.0
+    assert value_in(tmp_path, old) == 1.0
     assert not (tmp_path / STAGING).exists()
 
 

@@ -1,11 +1,8 @@
 import errno
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
+from processes import FORK, start
 
 from glip_adapt.bench.claims import claim_run, clear_leftovers, is_claimed, partial_run
 from glip_adapt.bench.plan import RunKey
@@ -24,21 +21,19 @@ def test_a_run_is_held_by_one_at_a_time(tmp_path):
     assert not is_claimed(out, "a")
 
 
-HOLD = """
-import pathlib, sys, time
-from glip_adapt.bench.claims import claim_run
-with claim_run(pathlib.Path(sys.argv[1]), "a"):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(out, held):
+    with claim_run(out, "a"):
+        held.set()
+        time.sleep(60)
 
 
 def test_a_claim_ends_with_its_process_by_kill_9(tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-    assert child.stdout.readline() == b"held\n"
+    held = FORK.Event()
+    (child,) = start(hold, tmp_path, held)
+    assert held.wait(60)
     assert is_claimed(tmp_path, "a")
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    child.kill()
+    child.join()
     deadline = time.monotonic() + 5
     while is_claimed(tmp_path, "a"):
         assert time.monotonic() < deadline

@@ -3,11 +3,10 @@ import dataclasses
 import errno
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from fake_runs import outcome, visible
+from processes import exit_codes
 
 from glip_adapt.bench import runner
 from glip_adapt.bench.claims import claim_run
@@ -196,30 +195,20 @@ def test_interrupt_passes_through_and_the_next_start_does_the_rest(tmp_path):
     assert execute.calls == NAMES[2:]
 
 
-KILLED = f"""
-import os, pathlib, sys
-from glip_adapt.bench.plan import BenchPlan, ProtocolConfig
-from glip_adapt.bench.records import RunCost, RunMetrics
-from glip_adapt.bench.events import RunOutcome
-from glip_adapt.bench.runner import in_process, run_plan
+def run_until_killed(out):
+    """Die in the middle of the second run as by kill -9: nothing is cleaned up."""
 
-class Executor:
-    def environment(self, key):
-        return {{}}
-    def execute(self, key, config, directory, on_step):
+    def execute(key, config, directory):
         (directory / "predictions.json").write_text("[")
-        if key.name == {NAMES[1]!r}:
-            os._exit(9)  # as kill -9: nothing is cleaned up
-        return {outcome()!r}
+        if key.name == NAMES[1]:
+            os._exit(9)
+        return outcome()
 
-run_plan({PLAN!r}, pathlib.Path(sys.argv[1]), in_process(Executor()))
-"""
+    run(PLAN, out, FakeExecute(execute=execute))
 
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=environment, check=False)
-    assert child.returncode == 9
+    assert exit_codes(run_until_killed, tmp_path) == [9]
     assert visible(tmp_path) == [f".partial-{NAMES[1]}", NAMES[0]]
     assert [record.key.name for record in read_records(tmp_path)] == [NAMES[0]]
     assert run(PLAN, tmp_path, FakeExecute()) == RunSummary(done=3, skipped=1, failed=0)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import NAMES, PLAN, BuildFake, FakeExecutor, read_log, stored, visible
+from processes import exit_codes, start
 
 from glip_adapt.bench import workers
 from glip_adapt.bench.claims import claim_run
@@ -27,7 +28,6 @@ from glip_adapt.bench.workers import Ended, ProcessPool, in_workers, starting_pl
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["glip_adapt.bench.runner"])
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -182,19 +182,10 @@ if __name__ == "__main__":
 """
 
 
-def run_all(tmp_path, seconds, size, barrier):
+def run_all(tmp_path, seconds, size):
+    """Do the plan as a runner, in a process of its own; its workers are spawned."""
     build = BuildFake(tmp_path / "log", seconds)
-    barrier.wait()
     run_plan(PLAN, tmp_path / "out", in_process(build(0)) if size == 1 else in_workers(ProcessPool(build, size)))
-
-
-def start(tmp_path, seconds, size, count=1):
-    """Return ``count`` runners, processes that begin at the same time; their workers are spawned."""
-    barrier = FORK.Barrier(count)
-    children = [FORK.Process(target=run_all, args=(tmp_path, seconds, size, barrier)) for _ in range(count)]
-    for child in children:
-        child.start()
-    return children
 
 
 def wait_for(condition, seconds=60):
@@ -205,7 +196,7 @@ def wait_for(condition, seconds=60):
 
 
 def test_two_runners_on_one_folder_share_the_work(tmp_path, serial):
-    runners = start(tmp_path, 0.2, 1, count=2)
+    runners = start(run_all, tmp_path, 0.2, 1, count=2)
     for child in runners:
         child.join()
     assert [child.exitcode for child in runners] == [0, 0]
@@ -233,7 +224,7 @@ def test_ctrl_c_ends_runner_and_workers_and_keeps_what_is_finished(tmp_path):
 
 
 def test_workers_go_with_their_runner_in_the_middle_of_a_run(tmp_path):
-    (child,) = start(tmp_path, 60.0, 2)
+    (child,) = start(run_all, tmp_path, 60.0, 2)
     wait_for(lambda: len(read_log(tmp_path / "log")) == 2)
     processes = {entry["process"] for entry in read_log(tmp_path / "log")}
     child.kill()
@@ -246,7 +237,7 @@ def test_kill_9_ten_times_then_resume_equals_an_undisturbed_run(tmp_path, serial
     """Of the runs in flight nothing is kept, of the others everything; workers go with their runner."""
     times, seen = random.Random(0), {}
     for _ in range(10):
-        (child,) = start(tmp_path, 0.2, size)
+        (child,) = start(run_all, tmp_path, 0.2, size)
         time.sleep(times.uniform(0.0, 0.6 if size == 1 else 6.0))
         child.kill()
         child.join()
@@ -274,7 +265,5 @@ def warn_in_a_worker():
 
 
 def test_a_worker_prints_warnings_without_control_codes(capfd):
-    child = FORK.Process(target=warn_in_a_worker)
-    child.start()
-    child.join()
+    assert exit_codes(warn_in_a_worker) == [0]
     assert capfd.readouterr().err == "warning: file \\x1b[2J.png\n"

@@ -4,8 +4,6 @@ import errno
 import hashlib
 import io
 import random
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from processes import exit_codes
 from stand_in_hub import COMMIT, FACT_FAULTS, FAULTS, PAGE, Answer, hub_within_reach
 
 from glip_adapt.core import downloads, retries
@@ -328,24 +327,14 @@ def test_a_damaged_file_of_another_tool_is_replaced(hub, tmp_path):
     assert get().read_bytes() == CONTENT
 
 
-PROGRAM = """
-import sys
-from huggingface_hub import constants
-constants.HF_HUB_CACHE = sys.argv[1]
-from glip_adapt.core.downloads import describe, download
-print(download(describe("someone/things", "folder/thing.bin")))
-"""
-
-
-def start(cache):
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, cache], stdout=subprocess.PIPE, text=True)
+def get_and_compare(path):
+    assert get() == path
+    assert path.read_bytes() == CONTENT
 
 
 def test_two_processes_at_once_transfer_a_file_once(hub, tmp_path):
-    both = [start(tmp_path / "cache") for _ in range(2)]
-    (first, second) = [process.communicate(timeout=60)[0].strip() for process in both]
-    assert first == second
-    assert Path(first).read_bytes() == CONTENT
+    path = tmp_path / "cache" / "models--someone--things" / "snapshots" / COMMIT / NAME
+    assert exit_codes(get_and_compare, path, count=2) == [0, 0]
     assert len(hub.asked("GET", "/blob/")) == 1
 
 

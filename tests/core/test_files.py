@@ -1,29 +1,20 @@
 """Files that appear whole or not at all, and folders that are held."""
 
 import errno
-import multiprocessing
 import os
 import resource
 import sys
 
 import pytest
+from processes import exit_codes
 
 from glip_adapt.core.files import check_room, clear_partials, locked, written_whole
-
-FORK = multiprocessing.get_context("fork")  # a child that is killed, without the seconds of an import
 
 
 def killed_while_writing(path):
     with written_whole(path) as temporary:
         temporary.write_text("half")
         os._exit(9)
-
-
-def run_child(function, *arguments):
-    child = FORK.Process(target=function, args=arguments)
-    child.start()
-    child.join()
-    return child.exitcode
 
 
 def test_a_file_appears_with_its_content(tmp_path):
@@ -48,7 +39,7 @@ def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path):
 
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    assert run_child(killed_while_writing, tmp_path / "a.txt") == 9
+    assert exit_codes(killed_while_writing, tmp_path / "a.txt") == [9]
     assert (tmp_path / "a.txt").read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2
     with written_whole(tmp_path / "b.txt") as temporary:

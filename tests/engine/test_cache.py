@@ -3,8 +3,6 @@ import errno
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import exit_codes
 
 from glip_adapt.core.files import locked
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, TextFeatures
@@ -393,24 +392,18 @@ def test_threads_share_a_cache(tmp_path, memory_bytes):
     assert found.disk_bytes == sum(path.stat().st_size for path in entries(tmp_path))
 
 
-PROCESS = """
-import sys, torch
-from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.cache_files import CacheKey
-from glip_adapt.core.structures import ImageBatch
-for run in range(3):
-    cache = FeatureCache(memory_bytes=0, folder=sys.argv[1])
-    for i in [*range(20), *range(20)]:
-        expected = ImageBatch(torch.full((1, 3, 32, 32), i, dtype=torch.uint8), ((i, i),))
-        found = cache.get(CacheKey("", str(i), "", "", "", ""), lambda: expected)
-        assert torch.equal(found.pixels, expected.pixels) and found.image_sizes_hw == expected.image_sizes_hw
-"""
+def use_three_times(folder):
+    for _ in range(3):
+        cache = FeatureCache(memory_bytes=0, folder=folder)
+        for i in [*range(20), *range(20)]:
+            expected = ImageBatch(torch.full((1, 3, 32, 32), i, dtype=torch.uint8), ((i, i),))
+            found = cache.get(key(i), lambda expected=expected: expected)
+            assert torch.equal(found.pixels, expected.pixels)
+            assert found.image_sizes_hw == expected.image_sizes_hw
 
 
 def test_two_processes_share_a_folder(tmp_path):
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [(process.communicate()[1], process.returncode) for process in both] == [("", 0)] * 2
+    assert exit_codes(use_three_times, tmp_path, count=2) == [0, 0]
     assert len(entries(tmp_path)) == 20
 
 

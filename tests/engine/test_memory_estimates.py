@@ -11,7 +11,6 @@ from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.memory import LiveBytes, estimate_memory
 from glip_adapt.trunks.catalogue import random_trunk
 
-
 SIZE_HW = (320, 512)
 
 
