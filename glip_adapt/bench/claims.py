@@ -1,8 +1,8 @@
 """Claims on runs: one file lock per run, released by the operating system when its process exits or is killed.
 
 Processes that share a results folder share the work by these locks, whether one command started them or several.
-Machines can share a folder if its file system has locks. Not ``filelock``: where there are no locks (ENOLCK), its
-releases 3.13 and 3.20 report a lock as held by somebody else, which a runner would wait for.
+Machines can share a folder if its file system has locks. ``flock`` is called directly: on file systems without locks,
+the releases 3.13 and 3.20 of filelock report a lock as held, and a runner would wait for ever.
 """
 
 from __future__ import annotations

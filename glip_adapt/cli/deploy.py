@@ -21,7 +21,7 @@ def bake(
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
 ) -> None:
-    """Make one detector of an adapter and its trunk, without text encoder and tokenizer, for fast starts.
+    """Merge an adapter and its trunk into one detector, without text encoder and tokenizer, for fast starts.
 
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """

@@ -43,7 +43,7 @@ def detect(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find objects by name in images; write all boxes as JSON, and each image with the good boxes drawn.
+    """Find objects by name in images; write all boxes as JSON, and each image with the boxes above the threshold drawn.
 
     Boxes are edges in pixels: left, top, right, bottom. An image that cannot be read is named and left out; the exit
     code is then 1.

@@ -57,7 +57,7 @@ def list_names(
     what: Annotated[Literal["trunks", "datasets", "methods"], typer.Argument(help="Table to print.")] = "trunks",
     as_json: AsJson = False,
 ) -> None:
-    """List pretrained detectors (trunks), known datasets, or methods of adaptation, and when to take which.
+    """List pretrained detectors (trunks), known datasets, or methods, and say which one to take when.
 
     Example: glip-adapt ls methods
     """
@@ -76,7 +76,7 @@ def audit(
     vocabulary: Vocabulary = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how class names are read: the caption, its tokens, and the tokens that each class is scored by.
+    """Show how class names are read: the caption, its tokens, and the tokens of each class.
 
     Example: glip-adapt audit --classes "stop_sign, T-Rex" --vocabulary vocab.txt
     """

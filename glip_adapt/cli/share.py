@@ -42,7 +42,7 @@ def pull(
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
 ) -> None:
-    """Download an adapter from the Hugging Face Hub; it is data only, and checked.
+    """Download an adapter from the Hugging Face Hub, and check it; its files hold data only.
 
     Example: glip-adapt pull me/raccoon-5-shot --out adapters/raccoon
     """

@@ -165,7 +165,7 @@ class Split:
         return replace(self, records=tuple(usable[position] for position in picked), source="sampled")
 
     def with_boxes(self) -> Split:
-        """Return the split without the images that public training leaves out: no box wider and higher than 1 px."""
+        """Keep images with at least one box whose width and height both exceed 1 px, as public training does."""
         kept = (r for r in self.records if any(min(a.bbox_xywh[2:]) > 1 for a in self.annotations_of(r)))
         return replace(self, records=tuple(kept))
 

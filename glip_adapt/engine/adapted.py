@@ -89,7 +89,7 @@ class AdaptedTrunk:
     Attributes:
         trunk: the trunk, untouched.
         adapter: the method and its settings.
-        moves: how often the owned weights may have changed unseen; kept text features are then computed again.
+        moves: counter, raised when owned weights may have changed unnoticed; a new value makes kept text features stale.
     """
 
     def __init__(self, trunk: Trunk, adapter: Adapter) -> None:
@@ -285,7 +285,10 @@ def _no_tokens() -> Tokens:
 
 
 def _frozen_state(stage: Stage) -> type[FrozenState]:
-    """Return the type of the last stage output that no owned tensor and, for several captions, no text enters."""
+    """Return the type of the latest stage output that depends on no owned tensor.
+
+    Zero-shot stops before the text, as it may have several captions.
+    """
     if stage is Stage.ENCODE_IMAGE:
         return ImageBatch
     return Fused if stage is Stage.PREDICT else Pyramid

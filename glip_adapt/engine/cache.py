@@ -76,7 +76,7 @@ class FeatureCache:
             return CacheStatistics(**self._counts, disk_bytes=self._folder.used_bytes if self._folder else 0)
 
     def begin_run(self) -> None:
-        """Let the entries used so far make room, where it runs short, for those used from now on."""
+        """Start a run: entries used before may be evicted when space is short."""
         with self._lock:
             self._earlier |= self._memory
             self._memory = {}
@@ -116,7 +116,7 @@ class FeatureCache:
         return self._memory.get(key)
 
     def _remember(self, key: CacheKey, state: FrozenState) -> FrozenState | None:
-        """Return what memory now holds, None without room; another thread may have been first; the lock is held."""
+        """Store ``state`` if it fits; return the stored entry, perhaps of another thread, or None. The lock is held."""
         size = size_bytes(state)
         if self._recall(key) is None:
             while self._counts["memory_bytes"] + size > self._memory_bytes >= size and self._earlier:

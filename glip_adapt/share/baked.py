@@ -163,6 +163,7 @@ def bake(model: AdaptedModel) -> BakedModel:
         trunk=model.identity,
         network=network,
         method=model.adapter.name,
+        # Never Fused, also for a trained head: the pyramid is what all models of the trunk share.
         frozen_state=ImageBatch if model.adapter.stage is Stage.ENCODE_IMAGE else Pyramid,
         frozen_checksum=model.frozen_checksum,
         prompts=model.prompts,

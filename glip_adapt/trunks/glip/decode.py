@@ -27,6 +27,8 @@ MAX_DETECTIONS = 100  # of an image, from one caption
 def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     """Return the detections of each image, best first, in pixels of that image as the network saw it.
 
+    Boxes include their last pixel here; ``Glip.decode`` turns them into edges.
+
     Args:
         output: predictions for B images.
         limit: boxes of an image to keep; boxes that tie with the last of them are kept too.
@@ -43,7 +45,7 @@ def class_probabilities(output: HeadOutput) -> Tensor:
 
 
 def _decode_image(output: HeadOutput, row: int, class_scores: Tensor, centerness: Tensor, limit: int) -> Detections:
-    """Decode image ``row``; candidates below the threshold take part with a score of 0, as a graph has fixed sizes."""
+    """Decode image ``row``; scores below the threshold become 0, so that the top of a level has a fixed size."""
     classes = class_scores.shape[1]
     score = torch.where(class_scores > SCORE_THRESHOLD, class_scores * centerness[:, None], 0.0)
     scores, places, start = [], [], 0

@@ -59,7 +59,7 @@ class DetectionGraph(nn.Module):
 def least_side(network: Network) -> int:
     """Return the smallest height and width in pixels of an image that a traced network takes.
 
-    A tracer holds every size of one for a constant: below, the coarsest map has one cell, or one Swin window is enough.
+    Tracing fixes dimensions of size 1: a smaller image would have a map of one cell, or a single Swin window.
     """
     windows = [module.window for module in network.modules() if isinstance(module, SwinBlock)]
     return max([STRIDES[-1], *(DIVISOR * window for window in windows)]) + 1
