@@ -46,7 +46,7 @@ class FitConfig:
     weight_decay: float = 0.05
     "README.md; 0.25 for prompt"
     bias_rate_factor: float = 2.0
-    "learning rate of biases over that of other weights; no weight decay on biases (config/defaults.py, solver/build.py)"
+    "learning rate of biases over that of other weights; no decay of biases (config/defaults.py, solver/build.py)"
     clip_norm: float = 1.0
     "limit of the L2 norm of all gradients together (configs/pretrain/*.yaml)"
     epochs: int = 200

@@ -89,7 +89,7 @@ class AdaptedTrunk:
     Attributes:
         trunk: the trunk, untouched.
         adapter: the method and its settings.
-        moves: counter, raised when owned weights may have changed unnoticed; a new value makes kept text features stale.
+        moves: counter, raised when owned weights may have changed unnoticed; a new value makes kept text stale.
     """
 
     def __init__(self, trunk: Trunk, adapter: Adapter) -> None:

@@ -110,7 +110,7 @@ class Detector(ABC):
 
         Args:
             images: one image or several; see ``AnyImage``. Files are turned as their EXIF orientation says.
-            threshold: lowest score in [0, 1] of a box that is returned. GLIP drops class scores of 0.05 and less before;
+            threshold: lowest score in [0, 1] of a box that is returned. GLIP drops class scores up to 0.05 before;
                 a score is the root of class score × centerness.
             view: resizing and precision; by default those of the trunk.
 
