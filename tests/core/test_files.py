@@ -4,11 +4,12 @@ import errno
 import os
 import resource
 import sys
+import time
 
 import pytest
-from processes import exit_codes
+from processes import FORK, exit_codes, start
 
-from glip_adapt.core.files import check_room, clear_partials, locked, written_whole
+from glip_adapt.core.files import check_room, clear_partials, file_sha256, locked, scratch_folder, written_whole
 
 
 def killed_while_writing(path):
@@ -115,3 +116,40 @@ def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert failure.value.errno == errno.EFBIG
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a.txt": "old"}
+
+
+def test_the_checksum_of_a_file_is_that_of_its_bytes(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_scratch_folder_is_empty_lies_beside_its_path_and_goes_even_after_an_error(tmp_path):
+    def fail():
+        with scratch_folder(tmp_path / "a.txt") as folder:
+            assert folder.parent == tmp_path
+            assert list(folder.iterdir()) == []
+            (folder / "half").write_text("half")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def hold(folder, held):
+    with locked(folder):
+        held.set()
+        time.sleep(0.3)
+        (folder / "done").touch()
+
+
+def test_a_folder_that_another_process_holds_is_waited_for(tmp_path):
+    held = FORK.Event()
+    (child,) = start(hold, tmp_path, held)
+    assert held.wait(60)
+    with locked(tmp_path, wait=False) as mine:
+        assert not mine
+    with locked(tmp_path) as mine:
+        assert mine
+        assert (tmp_path / "done").exists()
+    child.join()
