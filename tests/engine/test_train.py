@@ -22,7 +22,7 @@ from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
 from glip_adapt.engine.train import fit, parameter_groups
-from glip_adapt.trunks.catalogue import default_recipe, load_trunk, published_recipe
+from glip_adapt.trunks.catalogue import load_trunk, published_recipe
 from glip_adapt.trunks.glip import objective
 from glip_adapt.trunks.glip.objective import detection_loss
 
@@ -256,28 +256,6 @@ def test_weight_decay_pulls_a_prompt_towards_the_original_wording(build, single)
 
 # The published recipe ------------------------------------------------------------------------------------------------
 
-PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
-    1: (8, 3, 8),
-    3: (4, 3, 8),
-    5: (2, 3, 8),
-    10: (1, 3, 8),
-    "all": (1, 2, 4),
-}
-
-
-@pytest.mark.parametrize("shots", PUBLISHED)
-@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
-def test_the_recipe_is_the_published_one(method, shots):
-    recipe = published_recipe(method, shots)
-    assert (recipe.copies, recipe.plateau_patience, recipe.stop_patience) == PUBLISHED[shots]
-    expected = (0.05, 0.25) if method == "prompt" else (1e-4, 0.05)
-    assert (recipe.learning_rate, recipe.weight_decay) == expected
-    assert (recipe.text_learning_rate, recipe.bias_rate_factor, recipe.clip_norm) == (1e-5, 2.0, 1.0)
-    assert (recipe.batch_size, recipe.epochs, recipe.seed) == (4, 200, 10)
-    assert (recipe.plateau_factor, recipe.min_learning_rate) == (0.1, 1e-6)
-    assert (recipe.short_sides, recipe.max_long_side, recipe.flip) == ((480, 560, 640, 720, 800), 1333, True)
-    assert (recipe.view.short_side, recipe.view.max_long_side) == (800, 1333)
-
 
 @pytest.mark.parametrize(
     ("shots", "images", "total", "between"),
@@ -295,58 +273,6 @@ def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
     assert history.total_steps == total
     steps = [validation.step for validation in history.validations]
     assert steps == sorted({*range(between, total + 1, between), total})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "batch_size",
-        "learning_rate",
-        "clip_norm",
-        "epochs",
-        "copies",
-        "stop_patience",
-        "test_short_side",
-        "max_steps",
-        "validate_every",
-    ],
-)
-@pytest.mark.parametrize("value", [0, -1])
-def test_a_recipe_of_nothing_is_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=rf"{name} is {value}"):
-        FitConfig(**{name: value})
-
-
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule is 'cosin'; expected 'plateau' or 'cosine'"):
-        FitConfig(schedule="cosin")
-
-
-@pytest.mark.parametrize("change", [{"test_short_side": 31}, {"max_long_side": 700}])
-def test_a_recipe_that_no_validation_could_use_is_refused_at_once(change):
-    with pytest.raises(ValueError, match=r"short_side .* and at most max_long_side"):
-        FitConfig(**change)
-
-
-@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
-@pytest.mark.parametrize("shots", PUBLISHED)
-def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
-    assert default_recipe("glip-t", method, shots) == published_recipe(method, shots)
-    recipe = default_recipe("glip-nano-a", method, shots)
-    assert recipe == default_recipe("glip-nano", method, shots)
-    assert (recipe.test_short_side, recipe.flip, recipe.schedule) == (160, False, "cosine")
-    others = default_recipe("glip-nano", method, 5)
-    ratio = 1 / 3 if shots == 1 else 1
-    assert recipe.learning_rate == pytest.approx(ratio * others.learning_rate)
-    assert recipe.text_learning_rate == pytest.approx(ratio * others.text_learning_rate)
-    assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
-
-
-def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():
-    three, five = (default_recipe("glip-nano", "lora", shots) for shots in (3, 5))
-    assert (three.keep_start, five.keep_start) == (True, False)
-    assert three.learning_rate == pytest.approx(five.learning_rate / 3)
-    assert three.max_steps == five.max_steps
 
 
 def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(build, data, score_with, monkeypatch):

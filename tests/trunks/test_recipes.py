@@ -1,0 +1,89 @@
+"""Training recipes: the published numbers, those of the nano trunks, and which table wins."""
+
+import pytest
+
+from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.trunks.catalogue import default_recipe, published_recipe
+from glip_adapt.trunks.recipes import NANO, Recipes
+
+PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
+    1: (8, 3, 8),
+    3: (4, 3, 8),
+    5: (2, 3, 8),
+    10: (1, 3, 8),
+    "all": (1, 2, 4),
+}
+
+
+@pytest.mark.parametrize("shots", PUBLISHED)
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
+def test_the_recipe_is_the_published_one(method, shots):
+    recipe = published_recipe(method, shots)
+    assert (recipe.copies, recipe.plateau_patience, recipe.stop_patience) == PUBLISHED[shots]
+    expected = (0.05, 0.25) if method == "prompt" else (1e-4, 0.05)
+    assert (recipe.learning_rate, recipe.weight_decay) == expected
+    assert (recipe.text_learning_rate, recipe.bias_rate_factor, recipe.clip_norm) == (1e-5, 2.0, 1.0)
+    assert (recipe.batch_size, recipe.epochs, recipe.seed) == (4, 200, 10)
+    assert (recipe.plateau_factor, recipe.min_learning_rate) == (0.1, 1e-6)
+    assert (recipe.short_sides, recipe.max_long_side, recipe.flip) == ((480, 560, 640, 720, 800), 1333, True)
+    assert (recipe.view.short_side, recipe.view.max_long_side) == (800, 1333)
+
+
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder"])
+@pytest.mark.parametrize("shots", PUBLISHED)
+def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
+    assert default_recipe("glip-t", method, shots) == published_recipe(method, shots)
+    recipe = default_recipe("glip-nano-a", method, shots)
+    assert recipe == default_recipe("glip-nano", method, shots)
+    assert (recipe.test_short_side, recipe.flip, recipe.schedule) == (160, False, "cosine")
+    others = default_recipe("glip-nano", method, 5)
+    ratio = 1 / 3 if shots == 1 else 1
+    assert recipe.learning_rate == pytest.approx(ratio * others.learning_rate)
+    assert recipe.text_learning_rate == pytest.approx(ratio * others.text_learning_rate)
+    assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
+
+
+def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():
+    three, five = (default_recipe("glip-nano", "lora", shots) for shots in (3, 5))
+    assert (three.keep_start, five.keep_start) == (True, False)
+    assert three.learning_rate == pytest.approx(five.learning_rate / 3)
+    assert three.max_steps == five.max_steps
+
+
+def test_what_is_said_of_a_case_wins_over_shots_and_these_over_the_method_and_the_base():
+    recipes = Recipes(
+        base={"copies": 2, "epochs": 3, "batch_size": 5, "seed": 7},
+        methods={"prompt": {"copies": 20, "epochs": 30, "batch_size": 50}},
+        shots={1: {"copies": 200, "epochs": 300}},
+        cases={("prompt", 1): {"copies": 2000}},
+    )
+    found = [recipes.of(*case, ViewConfig()) for case in (("prompt", 1), ("prompt", 3), ("full", 1), ("full", 3))]
+    assert [(r.copies, r.epochs, r.batch_size, r.seed) for r in found] == [
+        (2000, 300, 50, 7),
+        (20, 30, 50, 7),
+        (200, 300, 5, 7),
+        (2, 3, 5, 7),
+    ]
+
+
+def test_a_recipe_without_tables_is_the_default_as_the_trunk_is_tested():
+    view = ViewConfig(short_side=96, max_long_side=800)
+    assert Recipes().of("prompt", 5, view) == FitConfig(test_short_side=96, max_long_side=800)
+
+
+def test_factors_scale_both_rates_and_the_steps_and_leave_an_open_number_of_steps_open():
+    rates = {"learning_rate": 0.4, "text_learning_rate": 0.2}
+    recipes = Recipes(base=rates, methods={"prompt": {"max_steps": 81}}, factors={1: (0.5, 1 / 3)})
+    one, five = (recipes.of("prompt", shots, ViewConfig()) for shots in (1, 5))
+    assert (one.learning_rate, one.text_learning_rate, one.max_steps) == (0.2, 0.1, 27)
+    assert (five.learning_rate, five.text_learning_rate, five.max_steps) == (0.4, 0.2, 81)
+    assert recipes.of("full", 1, ViewConfig()).max_steps is None
+
+
+def test_every_recipe_of_the_nano_trunks_is_one_that_training_takes():
+    """``FitConfig`` refuses unknown names and impossible values."""
+    view = ViewConfig(short_side=160, max_long_side=320)
+    for method in NANO.methods:
+        for shots in (1, 3, 5, 10, "all"):
+            recipe = NANO.of(method, shots, view)
+            assert recipe.max_steps >= recipe.validate_every, (method, shots)
