@@ -13,7 +13,6 @@ from conftest import write_split
 from glip_adapt.adapters.lora import Lora
 from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
-from glip_adapt.bench.executor import threads_of
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RECORD_FILE, read_records
 from glip_adapt.bench.runner import list_runs
@@ -178,20 +177,6 @@ def test_threads_are_those_of_the_run_and_the_caller_keeps_its_own(plan, tmp_pat
     run_benchmark(replace(plan, shots=(0,)), tmp_path / "out")
     assert torch.get_num_threads() == 2
     assert {record.environment["threads"] for record in read_records(tmp_path / "out")} == {1}
-
-
-def test_a_nano_trunk_has_one_thread_and_others_share_the_cores(plan, monkeypatch):
-    monkeypatch.setattr(executor.os, "cpu_count", lambda: 16)
-    assert [threads_of(plan, "glip-nano", n) for n in (1, 4)] == [1, 1]
-    assert [threads_of(plan, "glip-t", n) for n in (1, 4, 64)] == [16, 4, 1]
-    assert threads_of(replace(plan, threads=3), "glip-t", 4) == 3
-
-
-def test_workers_on_cuda_are_dealt_the_gpus_in_turn(plan, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    build = executor.BuildFitExecutor(plan=plan, device="cuda", workers=3)
-    assert [build(worker).device for worker in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert replace(build, device="cuda:1")(0).device == "cuda:1"
 
 
 def test_a_cache_of_one_process_is_none_for_workers(plan, tmp_path):

@@ -14,7 +14,7 @@ from glip_adapt.bench.records import read_records
 from glip_adapt.bench.report import write
 from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.markup import format_latex, format_markdown
-from glip_adapt.bench.report.published import published_ap, scoring_note
+from glip_adapt.bench.report.published import published_ap
 from glip_adapt.bench.report.tables import load_table
 from glip_adapt.bench.report.write import _call_synthetic, write_report
 
@@ -266,15 +266,3 @@ def test_published_numbers_stand_beside_the_way_ours_were_scored(one_figure, tmp
     assert said in files.markdown.read_text()
     page = files.page.read_text()
     assert said in page
-
-
-@pytest.mark.parametrize(
-    ("ways", "said"),
-    [
-        (["as_in_file"], "All are scored by the annotation ids of the files"),
-        (["renumbered"], "; ours are not, and may be higher"),
-        (["as_in_file", "renumbered"], "; some of ours are not (see annotation_ids in table.csv), and may be higher"),
-    ],
-)
-def test_runs_scored_in_two_ways_are_called_so(ways, said):
-    assert said in scoring_note(ways)
