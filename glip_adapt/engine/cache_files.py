@@ -194,13 +194,20 @@ def _read_entry(path: Path, key: CacheKey, *, verify: bool) -> FrozenState:
     def unpack(packed: dict[str, Any]) -> Any:
         if "tensor" in packed:  # a copy starts where torch places tensors, and needs the file no longer
             return tensors[packed["tensor"]].as_strided(packed["shape"], packed["strides"]).clone()
-        if "kind" in packed:
-            return KINDS[packed["kind"]](**{name: _as_tuples(value) for name, value in packed["fields"].items()})
-        return packed
+        if "kind" not in packed:
+            return packed
+        kind, values = KINDS[packed["kind"]], {name: _as_tuples(value) for name, value in packed["fields"].items()}
+        for field in dataclasses.fields(kind):
+            expected = KINDS.get(str(field.type), Tensor if field.type == "Tensor" else tuple)
+            if not isinstance(values[field.name], expected):
+                raise ValueError(f"{packed['kind']}.{field.name} is a {type(values[field.name]).__name__}")
+        return kind(**values)
 
     entry = json.loads(metadata["entry"], object_hook=unpack)
     if entry["key"] != vars(key):
         raise ValueError("it holds the result of another key")
+    if not isinstance(entry["state"], FrozenState):
+        raise ValueError(f"it holds a {type(entry['state']).__name__}")
     return entry["state"]
 
 

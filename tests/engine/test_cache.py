@@ -1,5 +1,7 @@
 import dataclasses
 import errno
+import functools
+import json
 import logging
 import os
 import shutil
@@ -13,6 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import exit_codes
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from glip_adapt.core.files import locked
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, TextFeatures
@@ -461,3 +465,34 @@ def test_files_that_this_process_used_in_an_earlier_run_make_room_too(tmp_path):
     cache.begin_run()
     cache.get(key(1), lambda: pyramid(1))
     assert not file.exists()
+
+
+STRUCTURES = {
+    "a list": lambda state: [state],
+    "a number": lambda state: 3,
+    "a name": lambda state: "Pyramid",
+    "a bare tensor": lambda state: state["fields"]["cells"],
+    "no fields": lambda state: state | {"fields": {}},
+    "a list of fields": lambda state: state | {"fields": [1, 2]},
+    "numbers for a tensor": lambda state: state | {"fields": state["fields"] | {"cells": [1, 2]}},
+    "a tensor for numbers": lambda state: (
+        state | {"fields": state["fields"] | {"level_shapes_hw": state["fields"]["cells"]}}
+    ),
+    "a deep nest": lambda state: functools.reduce(lambda inner, _: [inner], range(900), state),
+    "strides out of bounds": lambda state: (
+        state | {"fields": state["fields"] | {"cells": state["fields"]["cells"] | {"strides": [10**9, 1, 1]}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STRUCTURES)
+def test_another_structure_under_a_fitting_digest_is_damage_too(tmp_path, caplog, what):
+    (file,) = fill(tmp_path, 1)
+    with safe_open(file, "pt") as opened:
+        entry = json.loads(opened.metadata()["entry"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    text = json.dumps(entry | {"state": STRUCTURES[what](entry["state"])})
+    save_file(tensors, file, {"entry": text, "digest": cache_files._digest(text, tensors)})
+    cache = FeatureCache(memory_bytes=0, folder=tmp_path)
+    assert outline(cache.get(key(0), pyramid)) == outline(pyramid())
+    assert [file.name in record.message for record in caplog.records] == [True]
