@@ -17,11 +17,13 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+from public_files import SMALL, add_trunk, public_state, save_public
 
 from glip_adapt import cli
 from glip_adapt.cli import terminal
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
 from glip_adapt.trunks.glip.build import GLIP_NANO, TextConfig, build_glip
+from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.weights import weights_checksum
 
 TINY = replace(
@@ -127,3 +129,28 @@ def load_benchmark(name: str) -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[name]
+
+
+@pytest.fixture
+def small_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trunk "small" in the catalogue, described as released ones are."""
+    add_trunk(monkeypatch, "small")
+
+
+@pytest.fixture
+def small_glip() -> Glip:
+    """The network of that trunk."""
+    torch.manual_seed(5)
+    return build_glip(SMALL)
+
+
+@pytest.fixture
+def public(small_glip: Glip) -> dict[str, torch.Tensor]:
+    """The ``model`` entry of a public file that holds the weights of ``small_glip``."""
+    return public_state(small_glip)
+
+
+@pytest.fixture
+def public_file(public: dict[str, torch.Tensor], tmp_path: Path) -> Path:
+    """A public file with these weights."""
+    return save_public(public, tmp_path / "small.pth")

@@ -50,6 +50,11 @@ def add_trunk(monkeypatch, name, **changes):
     monkeypatch.setitem(TRUNKS, name, replace(TRUNKS["glip-t"], config=config, public_file=file, data="none"))
 
 
+def same(found, expected):
+    """Tell whether two state dicts hold the same tensors."""
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def small_state():
     """Return the ``model`` entry of a public file with random weights."""
     torch.manual_seed(5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from public_files import EXTRAS, SMALL, add_trunk, public_state, save_public
+from public_files import EXTRAS, save_public
 from safetensors.torch import save_file
 
 from glip_adapt.trunks.catalogue import ASSETS, read_checkpoint, trunk_spec
@@ -16,27 +16,7 @@ from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.weights import weights_checksum
 
-
-@pytest.fixture(autouse=True)
-def _small_trunk(monkeypatch):
-    """A trunk as released ones are described, of a size for tests."""
-    add_trunk(monkeypatch, "small")
-
-
-@pytest.fixture
-def glip():
-    torch.manual_seed(5)
-    return build_glip(SMALL)
-
-
-@pytest.fixture
-def public(glip):
-    """The ``model`` entry of a public file that holds the weights of ``glip``."""
-    return public_state(glip)
-
-
-def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+pytestmark = pytest.mark.usefixtures("small_trunk")
 
 
 @pytest.mark.parametrize(
@@ -57,10 +37,10 @@ def same(found, expected):
         (torch.tensor(1.0), r"wrong shape: head.log_scale \(\), expected \(1,\)"),
     ],
 )
-def test_a_value_that_cannot_be_a_weight_is_refused_by_name(value, reason, glip, public, tmp_path):
+def test_a_value_that_cannot_be_a_weight_is_refused_by_name(value, reason, small_glip, public, tmp_path):
     public["module.rpn.head.log_scale"] = value
     with pytest.raises(CheckpointError, match=f"1 entries do not fit.\n  {reason}"):
-        read_checkpoint(save_public(public, tmp_path / "odd.pth"), glip, "small")
+        read_checkpoint(save_public(public, tmp_path / "odd.pth"), small_glip, "small")
 
 
 TABLES = {"glip-t-a": "glip_a_tiny", "glip-t": "glip_tiny", "glip-l": "glip_large"}
@@ -95,24 +75,24 @@ def on_meta(name):
 
 @pytest.mark.parametrize("asked", ["glip-nano", "glip-nano-a", *TABLES])
 def test_the_file_of_another_trunk_is_refused_and_named(asked, files):
-    glip = on_meta(asked)
+    small_glip = on_meta(asked)
     for stored, paths in files.items():
         for path in paths:
             if stored == asked:
-                assert read_checkpoint(path, glip, asked).state.keys() == glip.state_dict().keys()
+                assert read_checkpoint(path, small_glip, asked).state.keys() == small_glip.state_dict().keys()
                 continue
             with pytest.raises(CheckpointError, match=f"is not a checkpoint of {asked}") as failure:
-                read_checkpoint(path, glip, asked)
+                read_checkpoint(path, small_glip, asked)
             assert f"Its entries are those of {SIZES.get(stored, stored)}: ask for that." in str(failure.value)
 
 
-def test_missing_unexpected_and_misshapen_entries_are_one_error(glip, public, tmp_path):
+def test_missing_unexpected_and_misshapen_entries_are_one_error(small_glip, public, tmp_path):
     del public["module.rpn.head.log_scale"]
     public["module.rpn.head.shape_head.weight"] = torch.zeros(3, 3)
     public["module.rpn.head.bbox_pred.weight"] = torch.zeros(8, 32, 1, 1)
     path = save_public(public, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError) as failure:
-        read_checkpoint(path, glip, "small")
+        read_checkpoint(path, small_glip, "small")
     message = str(failure.value)
     assert f"{path} is not a checkpoint of small: 3 entries do not fit" in message
     assert "missing: head.log_scale (1,)" in message
@@ -121,27 +101,27 @@ def test_missing_unexpected_and_misshapen_entries_are_one_error(glip, public, tm
     assert "The public file of small is small.pth" in message
 
 
-def test_a_long_list_of_problems_is_cut_and_counted(glip, public, tmp_path):
+def test_a_long_list_of_problems_is_cut_and_counted(small_glip, public, tmp_path):
     with pytest.raises(CheckpointError, match=r"\d+ entries do not fit") as failure:
-        read_checkpoint(save_public(EXTRAS, tmp_path / "empty.pth"), glip, "small")
-    missing = len(glip.state_dict())
+        read_checkpoint(save_public(EXTRAS, tmp_path / "empty.pth"), small_glip, "small")
+    missing = len(small_glip.state_dict())
     assert f"{missing} entries do not fit" in str(failure.value)
     assert f"and {missing - 20} more" in str(failure.value)
 
 
-def test_a_failed_read_leaves_the_detector_as_it_was(glip, public, tmp_path):
-    before = weights_checksum(glip)
+def test_a_failed_read_leaves_the_detector_as_it_was(small_glip, public, tmp_path):
+    before = weights_checksum(small_glip)
     del public["module.rpn.head.log_scale"]
     with pytest.raises(CheckpointError):
-        read_checkpoint(save_public(public, tmp_path / "odd.pth"), glip, "small")
-    assert weights_checksum(glip) == before
+        read_checkpoint(save_public(public, tmp_path / "odd.pth"), small_glip, "small")
+    assert weights_checksum(small_glip) == before
 
 
 @pytest.mark.parametrize("content", [{"weights": {}}, {"model": [1, 2]}, {"model": {"a": 1}}, [1], torch.zeros(3)])
-def test_a_file_without_a_dict_of_tensors_is_refused(content, glip, tmp_path):
+def test_a_file_without_a_dict_of_tensors_is_refused(content, small_glip, tmp_path):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="no dict of tensors under 'model'"):
-        read_checkpoint(tmp_path / "other.pth", glip, "small")
+        read_checkpoint(tmp_path / "other.pth", small_glip, "small")
 
 
 class Foreign:
@@ -158,7 +138,7 @@ class Mischief:
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize("kind", ["foreign", "system", "mkdir"])
-def test_a_pickle_with_other_objects_is_refused_and_never_run(kind, new_format, glip, public, tmp_path):
+def test_a_pickle_with_other_objects_is_refused_and_never_run(kind, new_format, small_glip, public, tmp_path):
     marker = tmp_path / "was-here"
     hostile = {
         "foreign": Foreign(),
@@ -168,40 +148,40 @@ def test_a_pickle_with_other_objects_is_refused_and_never_run(kind, new_format, 
     path = tmp_path / "hostile.pth"
     torch.save({"model": public, "extra": hostile}, path, _use_new_zipfile_serialization=new_format)
     with pytest.raises(CheckpointError, match="holds other objects, which are never loaded") as failure:
-        read_checkpoint(path, glip, "small")
+        read_checkpoint(path, small_glip, "small")
     assert not marker.exists()
     named = {"foreign": f"{__name__}.Foreign", "system": "posix.system", "mkdir": "posix.mkdir"}[kind]
     assert f"never loaded: {named}, and that may run code" in str(failure.value)
     assert "torch.save({'model': " in str(failure.value)
 
 
-def test_a_bare_pickle_is_refused_and_never_run(glip, tmp_path):
+def test_a_bare_pickle_is_refused_and_never_run(small_glip, tmp_path):
     marker = tmp_path / "was-here"
     (tmp_path / "bare.pth").write_bytes(pickle.dumps(Mischief(os.mkdir, str(marker)), protocol=2))
     with pytest.raises(CheckpointError):
-        read_checkpoint(tmp_path / "bare.pth", glip, "small")
+        read_checkpoint(tmp_path / "bare.pth", small_glip, "small")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.3, 0.9, 0.9999])
 @pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
-def test_a_truncated_file_is_one_clear_error(form, share, glip, public, tmp_path):
+def test_a_truncated_file_is_one_clear_error(form, share, small_glip, public, tmp_path):
     path = tmp_path / ("cut.safetensors" if form == "safetensors" else "cut.pth")
     if form == "safetensors":
-        save_file(glip.state_dict(), path)
+        save_file(small_glip.state_dict(), path)
     else:
         save_public(public, path, _use_new_zipfile_serialization=form == "zip")
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match="could not be read as a checkpoint") as failure:
-        read_checkpoint(path, glip, "small")
+        read_checkpoint(path, small_glip, "small")
     assert str(path) in str(failure.value)
     assert "weights_only" not in str(failure.value)  # torch advises to load what it refuses
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "old", "safetensors"])
-def test_whatever_bytes_are_damaged_the_error_is_the_same(form, glip, tmp_path):
+def test_whatever_bytes_are_damaged_the_error_is_the_same(form, small_glip, tmp_path):
     path = tmp_path / ("bad.safetensors" if form == "safetensors" else "bad.pth")
     tensors = {f"module.a{i}.weight": torch.ones(2, 3) for i in range(5)}
     if form == "safetensors":
@@ -215,7 +195,7 @@ def test_whatever_bytes_are_damaged_the_error_is_the_same(form, glip, tmp_path):
             damaged[generator.randrange(len(damaged))] = generator.randrange(256)
         path.write_bytes(damaged)
         with pytest.raises(CheckpointError):  # at the latest since these are not the entries of the detector
-            read_checkpoint(path, glip, "small")
+            read_checkpoint(path, small_glip, "small")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -229,15 +209,15 @@ def test_whatever_bytes_are_damaged_the_error_is_the_same(form, glip, tmp_path):
     ],
     ids=["text", "html", "zeros", "umlauts"],
 )
-def test_a_file_of_another_kind_is_one_clear_error(content, suffix, glip, tmp_path):
+def test_a_file_of_another_kind_is_one_clear_error(content, suffix, small_glip, tmp_path):
     path = tmp_path / f"other{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="could not be read as a checkpoint"):
-        read_checkpoint(path, glip, "small")
+        read_checkpoint(path, small_glip, "small")
 
 
-def test_a_missing_file_names_the_public_one(glip, tmp_path):
+def test_a_missing_file_names_the_public_one(small_glip, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth.*public file of small is small\.pth.*GLIPModel/GLIP"):
-        read_checkpoint(tmp_path / "nowhere.pth", glip, "small")
+        read_checkpoint(tmp_path / "nowhere.pth", small_glip, "small")
     with pytest.raises(FileNotFoundError):
-        read_checkpoint(tmp_path, glip, "small")  # a folder
+        read_checkpoint(tmp_path, small_glip, "small")  # a folder

@@ -4,59 +4,31 @@ import errno
 import hashlib
 import os
 import resource
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import close_session, constants
-from public_files import SMALL, VOCABULARY, add_trunk, public_state, save_public
+from public_files import VOCABULARY, same, save_public
 from safetensors import safe_open
 from safetensors.torch import load_file
+from stand_in_hub import serving
 
 from glip_adapt.core import retries
 from glip_adapt.trunks import weights
 from glip_adapt.trunks.catalogue import HUB_REPOSITORY, convert, load_trunk, read_checkpoint
 from glip_adapt.trunks.checkpoint_files import CheckpointError
-from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
-
-@pytest.fixture(autouse=True)
-def _small_trunk(monkeypatch):
-    """A trunk as released ones are described, of a size for tests."""
-    add_trunk(monkeypatch, "small")
+pytestmark = pytest.mark.usefixtures("small_trunk")
 
 
-@pytest.fixture
-def glip():
-    torch.manual_seed(5)
-    return build_glip(SMALL)
-
-
-@pytest.fixture
-def public(glip):
-    """The ``model`` entry of a public file that holds the weights of ``glip``."""
-    return public_state(glip)
-
-
-@pytest.fixture
-def public_file(public, tmp_path):
-    return save_public(public, tmp_path / "small.pth")
-
-
-def same(found, expected):
-    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-def test_a_converted_file_holds_the_same_weights_under_our_names(glip, public_file, tmp_path):
+def test_a_converted_file_holds_the_same_weights_under_our_names(small_glip, public_file, tmp_path):
     target = tmp_path / "new" / "small.safetensors"
     checksum = convert(public_file, target, "small")
-    assert same(load_file(target), glip.state_dict())
-    assert same(read_checkpoint(target, glip, "small").state, glip.state_dict())
-    assert checksum == weights_checksum(glip)
+    assert same(load_file(target), small_glip.state_dict())
+    assert same(read_checkpoint(target, small_glip, "small").state, small_glip.state_dict())
+    assert checksum == weights_checksum(small_glip)
     trunks = [load_trunk("small", checkpoint=path, vocabulary=VOCABULARY) for path in (public_file, target)]
     assert trunks[0].checksum == trunks[1].checksum == checksum
 
@@ -85,11 +57,11 @@ def test_a_file_that_does_not_fit_is_not_converted(public, tmp_path):
     assert not (tmp_path / "odd.safetensors").exists()
 
 
-def test_the_checksum_changes_with_any_single_number(glip):
-    before = weights_checksum(glip)
+def test_the_checksum_changes_with_any_single_number(small_glip):
+    before = weights_checksum(small_glip)
     with torch.no_grad():
-        glip.head.bias_lang[3] += 1e-6
-    assert weights_checksum(glip) != before
+        small_glip.head.bias_lang[3] += 1e-6
+    assert weights_checksum(small_glip) != before
 
 
 def test_the_checksum_covers_the_names():
@@ -98,9 +70,9 @@ def test_the_checksum_covers_the_names():
     assert weights_checksum(some) != weights_checksum(other)
 
 
-def test_the_checksum_does_not_depend_on_what_is_trained(glip):
-    before = weights_checksum(glip)
-    assert weights_checksum(glip.requires_grad_(False).train()) == before
+def test_the_checksum_does_not_depend_on_what_is_trained(small_glip):
+    before = weights_checksum(small_glip)
+    assert weights_checksum(small_glip.requires_grad_(False).train()) == before
 
 
 def fail_half_way(tensors, path, metadata=None):
@@ -205,30 +177,6 @@ class Hub:
         return sum(asked == command for asked, _ in self.requests)
 
 
-@contextmanager
-def serving(hub):
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            hub.answer(self)
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A Hub cache of its own, and no other Hub within reach."""
@@ -310,7 +258,7 @@ def test_without_a_network_a_trunk_names_the_file_and_the_option(cache):
         load_trunk("small", checkpoint="small.pth")
 
 
-def test_a_trunk_can_be_fetched_by_name(hub, public_file, glip):
+def test_a_trunk_can_be_fetched_by_name(hub, public_file, small_glip):
     hub.content = public_file.read_bytes()
     hub.etag = hashlib.sha256(hub.content).hexdigest()
-    assert load_trunk("small", vocabulary=VOCABULARY).checksum == weights_checksum(glip)
+    assert load_trunk("small", vocabulary=VOCABULARY).checksum == weights_checksum(small_glip)
