@@ -29,8 +29,10 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
         x1, y1, x2, y2 = box
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)  # last pixel included
         text = f"{detections.class_names[label]} {score:.2f}"
-        left, top, right, bottom = canvas.textbbox((x1, y1), text, font=font)
-        up = min(y1, bottom - top + 4)  # the tag sits above the box, or inside it at the upper edge of the image
-        canvas.rectangle((left, y1 - up, right + 6, y1 - up + bottom - top + 4), fill=colour)
-        canvas.text((x1 + 3, y1 - up + 2 - (top - y1)), text, fill="black", font=font)
+        _, top, width, bottom = canvas.textbbox((0, 0), text, font=font)
+        width, height = width + 6, bottom - top + 4
+        # The tag sits above the box, or inside it at the upper edge of the image; at the right edge it moves left.
+        left, upper = max(0, min(x1, drawn.width - width)), max(0, y1 - height)
+        canvas.rectangle((left, upper, left + width, upper + height), fill=colour)
+        canvas.text((left + 3, upper + 2 - top), text, fill="black", font=font)
     return drawn

@@ -1,5 +1,6 @@
 """Annotated pictures."""
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -25,3 +26,12 @@ def test_nothing_found_changes_nothing_and_boxes_at_the_border_are_fine():
     assert draw_detections(picture, nothing).tobytes() == picture.tobytes()
     edge = Detections(torch.tensor([[0.0, 0.0, 60.0, 40.0]]), torch.tensor([1.0]), torch.tensor([0]), ("x",))
     assert draw_detections(picture, edge).size == (60, 40)
+
+
+def test_a_tag_at_the_right_edge_is_not_cut_off():
+    image, tags = Image.new("RGB", (200, 80), "white"), []
+    for left in (20.0, 185.0):
+        edges = torch.tensor([[left, 50.0, left + 14, 70.0]])
+        drawn = draw_detections(image, Detections(edges, torch.tensor([0.5]), torch.tensor([0]), ("raccoon",)))
+        tags.append((np.asarray(drawn)[20:49] != 255).any(-1).sum())
+    assert tags[0] == tags[1] > 0

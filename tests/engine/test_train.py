@@ -488,6 +488,15 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_model(build, single, mo
     assert all(torch.isfinite(tensor).all() for tensor in model.owned_tensors().values())
 
 
+@pytest.mark.parametrize("shots", [1, 3, "all"])
+def test_without_a_recipe_that_of_trunk_method_and_shots_of_the_split_is_taken(build, data, monkeypatch, shots):
+    asked = []
+    monkeypatch.setattr(train, "default_recipe", lambda *which: asked.append(which) or replace(SMALL, max_steps=1))
+    model = build()
+    fit(model, data.train if shots == "all" else data.train.few_shot(shots, seed=3))
+    assert asked == [(model.trunk_name, model.adapter.name, shots)]
+
+
 def test_nothing_to_learn_from_is_refused(build, data):
     with pytest.raises(ValueError, match=rf"{data.train.name} has no images"):
         fit(build(), replace(data.train, records=()), None, SMALL)
