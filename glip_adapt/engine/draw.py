@@ -33,6 +33,6 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
         width, height = width + 6, bottom - top + 4
         # The tag sits above the box, or inside it at the upper edge of the image; at the right edge it moves left.
         left, upper = max(0, min(x1, drawn.width - width)), max(0, y1 - height)
-        canvas.rectangle((left, upper, left + width, upper + height), fill=colour)
+        canvas.rectangle((left, upper, left + width - 1, upper + height), fill=colour)  # its last pixel included
         canvas.text((left + 3, upper + 2 - top), text, fill="black", font=font)
     return drawn
