@@ -14,7 +14,7 @@ from torch import Tensor
 from glip_adapt.core.config import unknown_name
 from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
-from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A
+from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
 from glip_adapt.trunks.glip.network import PUBLISHED_FROZEN
 from glip_adapt.trunks.protocol import Family, Network, Weights
@@ -60,53 +60,37 @@ class TrunkSpec:
 
 
 _GLIP = GlipFamily()
-_RENDERED: dict[str, Any] = {
-    "family": _GLIP,
-    "public_file": None,
-    "data": "rendered scenes (synthetic)",
-    "view": ViewConfig(short_side=160, max_long_side=320),
-    "recipes": NANO,
-    "threads": 1,  # a second thread makes them slower; with one, their numbers are the same on any machine
-}
-_SWIN: dict[str, Any] = {"family": _GLIP, "settings": {"full": {"frozen": PUBLISHED_FROZEN}}}
+
+
+def _released(config: GlipConfig, public_file: str, data: str, purpose: str) -> TrunkSpec:
+    """Return the row of a trunk that the authors of GLIP released; all have a Swin backbone."""
+    frozen = {"full": {"frozen": PUBLISHED_FROZEN}}
+    return TrunkSpec(family=_GLIP, config=config, public_file=public_file, data=data, purpose=purpose, settings=frozen)
+
+
+def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
+    """Return the row of a nano trunk, whose weights come with the package."""
+    return TrunkSpec(
+        family=_GLIP,
+        config=config,
+        public_file=None,
+        data="rendered scenes (synthetic)",
+        purpose=purpose,
+        view=ViewConfig(short_side=160, max_long_side=320),
+        recipes=NANO,
+        threads=1,  # a second thread makes them slower; with one, their numbers are the same on any machine
+    )
+
 
 TRUNKS: dict[str, TrunkSpec] = {
-    "glip-nano": TrunkSpec(purpose="to try things out; knows pictograms only", config=GLIP_NANO, **_RENDERED),
-    "glip-nano-a": TrunkSpec(purpose="to compare with glip-nano", config=GLIP_NANO_A, **_RENDERED),
-    "glip-t-a": TrunkSpec(
-        purpose="to compare with glip-t-b",
-        config=GLIP_T_A,
-        public_file="glip_a_tiny_o365.pth",
-        data="O365",
-        **_SWIN,
-    ),
-    "glip-t-b": TrunkSpec(
-        purpose="to compare pre-training data",
-        config=GLIP_T,
-        public_file="glip_tiny_model_o365.pth",
-        data="O365",
-        **_SWIN,
-    ),
-    "glip-t-c": TrunkSpec(
-        purpose="to compare pre-training data",
-        config=GLIP_T,
-        public_file="glip_tiny_model_o365_goldg.pth",
-        data="O365, GoldG",
-        **_SWIN,
-    ),
-    "glip-t": TrunkSpec(
-        purpose="for photographs",
-        config=GLIP_T,
-        public_file="glip_tiny_model_o365_goldg_cc_sbu.pth",
-        data="O365, GoldG, CC3M, SBU",
-        **_SWIN,
-    ),
-    "glip-l": TrunkSpec(
-        purpose="for photographs: more accurate, slower",
-        config=GLIP_L,
-        public_file="glip_large_model.pth",
-        data="FourODs, GoldG, CC3M+12M, SBU",
-        **_SWIN,
+    "glip-nano": _rendered(GLIP_NANO, "to try things out; knows pictograms only"),
+    "glip-nano-a": _rendered(GLIP_NANO_A, "to compare with glip-nano"),
+    "glip-t-a": _released(GLIP_T_A, "glip_a_tiny_o365.pth", "O365", "to compare with glip-t-b"),
+    "glip-t-b": _released(GLIP_T, "glip_tiny_model_o365.pth", "O365", "to compare pre-training data"),
+    "glip-t-c": _released(GLIP_T, "glip_tiny_model_o365_goldg.pth", "O365, GoldG", "to compare pre-training data"),
+    "glip-t": _released(GLIP_T, "glip_tiny_model_o365_goldg_cc_sbu.pth", "O365, GoldG, CC3M, SBU", "for photographs"),
+    "glip-l": _released(
+        GLIP_L, "glip_large_model.pth", "FourODs, GoldG, CC3M+12M, SBU", "for photographs: more accurate, slower"
     ),
 }
 
