@@ -1,7 +1,7 @@
 """Labelled images of any format, in the form of a COCO document.
 
-A reader in ``formats/`` lists images with boxes, ``build_documents`` turns them into COCO documents. From there on every
-format takes the way of COCO: one check, one rule for boxes at the border, one rule for EXIF.
+A reader in ``formats/`` lists images with boxes, ``build_documents`` turns them into COCO documents. From there on all
+formats take the way of COCO: one check, one rule for boxes at the border, one rule for EXIF.
 """
 
 from __future__ import annotations
