@@ -79,19 +79,14 @@ class Context(Adapter):
 
 
 class FreeTokens(nn.Module):
-    """Word embeddings of one caption, with a learned offset where a token is free."""
+    """Word embeddings of one caption, ids → (…, D), with a learned offset where a token is free."""
 
     places: Tensor
+    "(n,) int64, which tokens of the caption are free"
     rows: Tensor
+    "(n,) int64, which row of the offset each of them reads"
 
     def __init__(self, words: nn.Module, places: Tensor, rows: Tensor) -> None:
-        """Wrap an embedding.
-
-        Args:
-            words: ids → (…, D).
-            places: (n,) int64, which tokens of the caption are free.
-            rows: (n,) int64, which row of the offset each of them reads.
-        """
         super().__init__()
         self.words = words
         width = words.get_parameter("weight").shape[1]

@@ -31,8 +31,7 @@ class Full(Adapter):
             ValueError: if a module listed as frozen does not exist, or nothing is left to train.
         """
         modules = {name for name, _ in network.named_modules()}
-        unknown = [name for name in self.frozen if name not in modules]
-        if unknown:
+        if unknown := [name for name in self.frozen if name not in modules]:
             children = ", ".join(name for name, _ in network.named_children())
             raise ValueError(f"Cannot freeze {unknown}: no such module. Top-level modules: {children}.")
         prefixes = tuple(f"{name}." for name in self.frozen)

@@ -55,11 +55,9 @@ class Adapter(ABC):
         return tuple(prompts)
 
     def insert(self, network: Network, tokens: Tokens) -> None:  # noqa: B027  # most methods insert nothing
-        """Place new modules at the seams of ``network``; they change no output while fresh. By default none.
+        """Place new modules at the seams of ``network``, a copy of the trunk's; they change no output while fresh.
 
-        Args:
-            network: a copy of the trunk's.
-            tokens: of the caption; methods that are not ``caption_bound`` ignore them.
+        By default none. ``tokens`` are of the caption; methods that are not ``caption_bound`` ignore them.
         """
 
     @abstractmethod

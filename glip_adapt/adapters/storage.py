@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +80,7 @@ def read_description(folder: str | Path) -> Description:
     return read_file_description(Description, Path(folder) / DESCRIPTION_FILE, FORMAT_VERSION, "adapter")
 
 
-@contextmanager
+@contextlib.contextmanager
 def replaced_pair(folder: Path, description_file: str, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield an empty folder for the two files of a model, which replace those in ``folder`` together at the end.
 
@@ -123,7 +122,7 @@ def settle(folder: Path) -> None:
     clear_partials(folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def settled(folder: Path) -> Iterator[None]:
     """Lock ``folder``, if there is one, while both files of a model are read."""
     if not folder.is_dir():
@@ -151,11 +150,8 @@ def write_description(description: Any, path: Path) -> None:
 def read_file_description(kind: type[T], path: Path, version: int, what: str) -> T:
     """Return the content of a description file as ``kind``.
 
-    Args:
-        kind: dataclass with the content's fields.
-        path: the file.
-        version: that its format must have.
-        what: for messages: "adapter", "baked model" or "training".
+    The dataclass ``kind`` has the fields of the content, whose format must have the ``version``. ``what`` names it in
+    messages: "adapter", "baked model" or "training".
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -191,11 +187,8 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file.
 
-    Args:
-        path: the file.
-        expected: name → tensor of the shape and type that must come; it may be without storage, on ``meta``.
-        sha256: of the file, as its description says.
-        device: where the tensors go.
+    ``expected`` has by name a tensor of the shape and type that must come; it may be without storage, on ``meta``. The
+    SHA-256 is that of the file, as its description says.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -219,8 +212,7 @@ def read_tensors(
             f"{path} is damaged, or belongs to another description: its SHA-256 is not {sha256[:12]}…, as written "
             "beside it. Save it again."
         )
-    broken = [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]
-    if broken:
+    if broken := [name for name, x in tensors.items() if x.is_floating_point() and not x.isfinite().all()]:
         raise AdapterMismatchError(
             f"{path} holds numbers that are not finite, in {broken[0]}. Train the adapter again."
         )
@@ -230,7 +222,8 @@ def read_tensors(
 
 def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Raise AdapterMismatchError, naming both sides, if names, shapes or types differ from those expected."""
-    if _signature(tensors) != _signature(expected):
+    came, wanted = ({name: (x.shape, x.dtype) for name, x in given.items()} for given in (tensors, expected))
+    if came != wanted:
         raise AdapterMismatchError(
             f"{what}: expected {len(expected)} tensors {_shapes(expected)}, but {len(tensors)} came: "
             f"{_shapes(tensors)}. Use the trunk, method and classes that it was saved with."
@@ -253,10 +246,6 @@ def _texts(value: Any) -> Iterator[str]:
         yield from value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _texts(inner)
-
-
-def _signature(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> str:

@@ -16,27 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glip_adapt.adapters import build_adapter
+from glip_adapt.adapters import build_adapter, storage
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.adapters.storage import (
-    BAKED_DESCRIPTION_FILE,
-    DESCRIPTION_FILE,
-    TENSORS_FILE,
-    Description,
-    TrunkIdentity,
-    check_tensors,
-    replaced_pair,
-    write_description,
-    write_tensors,
-)
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import to_mapping
-from glip_adapt.core.structures import FrozenState, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, TextFeatures, Tokens
 from glip_adapt.engine.detector import Detector
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
 
-logger = logging.getLogger(__name__)
+_warn_once = functools.cache(
+    logging.getLogger(__name__).warning
+)  # later models for the same classes need not repeat it
 
 
 def attach(
@@ -67,10 +58,7 @@ def attach(
 def adapt(trunk: Trunk, method: str | Adapter, *, settings: Mapping[str, Any] | None = None) -> AdaptedTrunk:
     """Return a trunk with a method, for any classes: ``adapt(trunk, Lora()).for_classes(["cat", "dog"])``.
 
-    Args:
-        trunk: from ``load_trunk``.
-        method: as for ``attach``.
-        settings: as for ``attach``.
+    The arguments are those of ``attach``.
 
     Raises:
         ValueError: if the method or a setting is unknown, settings come beside an adapter that has its own, or the
@@ -150,7 +138,8 @@ class AdaptedModel(Detector):
         self.captions = [tokens.to(network.device) for tokens in captions]
         self.trunk_name, self.view = self.trunk.name, self.trunk.spec.view
         self.class_counts = tuple(tokens.token_map.shape[1] for tokens in captions)
-        self.frozen_state = _frozen_state(self.adapter.stage)
+        # The latest stage output that depends on no owned tensor. Zero-shot, with several captions, stops before text.
+        self.frozen_state = {Stage.ENCODE_IMAGE: ImageBatch, Stage.PREDICT: Fused}.get(self.adapter.stage, Pyramid)
         self.frozen_checksum = self.trunk.checksum
         self.text_digest = _text_digest(captions) if self.frozen_state is Fused else ""
         text_encoder = f"{network.seams.text_encoder}."
@@ -188,7 +177,7 @@ class AdaptedModel(Detector):
             AdapterMismatchError: if names, shapes or types differ from the owned set.
         """
         mine = self.owned_tensors()
-        check_tensors(tensors, mine, f"The tensors of {self.adapter.name}")
+        storage.check_tensors(tensors, mine, f"The tensors of {self.adapter.name}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
@@ -207,19 +196,15 @@ class AdaptedModel(Detector):
         version = (self._adapted.moves, *(weight._version for weight in self._text_weights))  # changes in place
         if self._texts_version != version:
             # In full precision whatever the caller runs in, since they stay; and fit for training later.
-            with (
-                torch.autocast(self.device.type, enabled=False),
-                torch.inference_mode(False),
-                torch.no_grad(),
-            ):
+            with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
                 self._texts = [self.network.encode_text(tokens) for tokens in self.captions]
             self._texts_version = version
         return self._texts
 
     @property
-    def identity(self) -> TrunkIdentity:
+    def identity(self) -> storage.TrunkIdentity:
         """Name and checksum of the trunk, as files hold them."""
-        return TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum)
+        return storage.TrunkIdentity(name=self.trunk.name, checksum=self.trunk.checksum)
 
     def save(self, folder: str | Path, *, overwrite: bool = True) -> None:
         """Write ``adapter.safetensors`` (owned tensors) and ``adapter.json`` (what they belong to) into ``folder``.
@@ -236,19 +221,18 @@ class AdaptedModel(Detector):
             OSError: if the files cannot be written.
         """
         folder = Path(folder)
-        if (folder / BAKED_DESCRIPTION_FILE).exists():
+        if (folder / storage.BAKED_DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
-        with replaced_pair(folder, DESCRIPTION_FILE, overwrite=overwrite) as staging:
-            sha256 = write_tensors(self.owned_tensors(), staging / TENSORS_FILE, self.adapter.name)
-            description = Description(
+        with storage.replaced_pair(folder, storage.DESCRIPTION_FILE, overwrite=overwrite) as staging:
+            description = storage.Description(
                 method=self.adapter.name,
                 config=to_mapping(self.adapter),
                 trunk=self.identity,
                 classes=self.prompts,
                 trained_parameters=self.trained_parameters,
-                sha256=sha256,
+                sha256=storage.write_tensors(self.owned_tensors(), staging / storage.TENSORS_FILE, self.adapter.name),
             )
-            write_description(description, staging / DESCRIPTION_FILE)
+            storage.write_description(description, staging / storage.DESCRIPTION_FILE)
 
 
 def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
@@ -263,8 +247,7 @@ def _insert(trunk_network: Network, adapter: Adapter, tokens: Tokens) -> tuple[N
     adapter.insert(network, tokens)
     state = network.state_dict(keep_vars=True)
     owned = tuple(adapter.owned(network))
-    missing = [name for name in owned if name not in state]
-    if missing:
+    if missing := [name for name in owned if name not in state]:
         raise ValueError(
             f"{adapter.name} asks for {len(missing)} tensors that {type(network).__name__} does not have: "
             f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
@@ -273,8 +256,8 @@ def _insert(trunk_network: Network, adapter: Adapter, tokens: Tokens) -> tuple[N
         if id(state[name]) in shared:
             parent, _, leaf = name.rpartition(".")
             setattr(network.get_submodule(parent), leaf, copy.deepcopy(state[name]))
-    for parameter in (network.get_parameter(name) for name in owned if isinstance(state[name], nn.Parameter)):
-        parameter.requires_grad_(True)
+        if isinstance(state[name], nn.Parameter):
+            network.get_parameter(name).requires_grad_(True)
     return network, owned
 
 
@@ -284,16 +267,6 @@ def _no_tokens() -> Tokens:
     return Tokens(nothing.long(), nothing.bool(), nothing[None].bool())
 
 
-def _frozen_state(stage: Stage) -> type[FrozenState]:
-    """Return the type of the latest stage output that depends on no owned tensor.
-
-    Zero-shot stops before the text, as it may have several captions.
-    """
-    if stage is Stage.ENCODE_IMAGE:
-        return ImageBatch
-    return Fused if stage is Stage.PREDICT else Pyramid
-
-
 def _text_digest(captions: Sequence[Tokens]) -> str:
     """Return a digest of the token ids of each caption, and of which tokens name which class."""
     digest = hashlib.sha256()
@@ -301,12 +274,6 @@ def _text_digest(captions: Sequence[Tokens]) -> str:
         for tensor in (tokens.ids, tokens.mask, tokens.token_map):
             digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-@functools.cache
-def _warn_once(sentence: str) -> None:
-    """Log a warning that later models for the same classes need not repeat."""
-    logger.warning(sentence)
 
 
 def _set_mode(module: nn.Module, owned: set[int]) -> None:

@@ -7,15 +7,8 @@ from pathlib import Path
 
 import torch
 
-from glip_adapt.adapters import build_adapter
-from glip_adapt.adapters.storage import (
-    TENSORS_FILE,
-    AdapterMismatchError,
-    TrunkIdentity,
-    read_description,
-    read_tensors,
-    settled,
-)
+from glip_adapt.adapters import build_adapter, storage
+from glip_adapt.adapters.storage import AdapterMismatchError
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk, as_prompts
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
@@ -45,11 +38,11 @@ def load_adapter(
     if isinstance(folder, Trunk):
         raise TypeError("load_adapter(trunk, folder) is now load_adapter(folder, trunk=trunk); trunk may be left out.")
     folder = Path(folder)
-    with settled(folder):
-        saved = read_description(folder)
+    with storage.settled(folder):
+        saved = storage.read_description(folder)
         adapter = build_adapter(saved.method, saved.config)
         trunk = trunk or load_trunk(saved.trunk.name, device=device)
-        if saved.trunk != TrunkIdentity(name=trunk.name, checksum=trunk.checksum):
+        if saved.trunk != storage.TrunkIdentity(name=trunk.name, checksum=trunk.checksum):
             raise AdapterMismatchError(
                 f"The adapter in {folder} was trained on {saved.trunk.name} with weights {saved.trunk.checksum[:12]}…, "
                 f"but this trunk is {trunk.name} with weights {trunk.checksum[:12]}…. "
@@ -62,7 +55,7 @@ def load_adapter(
                 f"The adapter in {folder} was trained for the classes {_wording(saved.classes)}, but "
                 f"{_wording(asked)} was asked for. Use the classes, order and prompts that it was trained with."
             )
-        model.load_owned(read_tensors(folder / TENSORS_FILE, model.owned_tensors(), saved.sha256))
+        model.load_owned(storage.read_tensors(folder / storage.TENSORS_FILE, model.owned_tensors(), saved.sha256))
     return model
 
 
