@@ -75,59 +75,16 @@ _HOMES = {
     "glip_adapt.trunks.catalogue": ("Trunk", "default_recipe", "load_trunk", "published_recipe"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_INSTEAD = {
-    "PredictConfig": "ViewConfig",
-    "predict": "model.predict(image)",
-}
+_INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 
 __all__ = [
-    "AdaptedModel",
-    "BakedModel",
-    "BenchPlan",
-    "ClassPrompt",
-    "Context",
-    "Dataset",
-    "Detections",
-    "Evaluation",
-    "FeatureCache",
-    "FitConfig",
-    "Full",
-    "GlipAdaptError",
-    "History",
-    "LinearProbe",
-    "Lora",
-    "Prompt",
-    "Split",
-    "TaskSet",
-    "TextEncoderTuning",
-    "TrainingFacts",
-    "Trunk",
-    "ViewConfig",
-    "ZeroShot",
-    "__version__",
-    "adapt",
-    "attach",
-    "bake",
-    "default_recipe",
-    "draw_detections",
-    "evaluate",
-    "export_onnx",
-    "fit",
-    "from_hub",
-    "load_adapter",
-    "load_baked",
-    "load_dataset",
-    "load_trunk",
-    "merge",
-    "published_recipe",
-    "push_to_hub",
-    "read_plan",
-    "run_benchmark",
-    "save_for_peft",
-    "search_prompts",
-    "to_supervision",
-    "write_report",
-]
+    "AdaptedModel", "BakedModel", "BenchPlan", "ClassPrompt", "Context", "Dataset", "Detections", "Evaluation",
+    "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt", "Split",
+    "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "ZeroShot",
+    "__version__", "adapt", "attach", "bake", "default_recipe", "draw_detections", "evaluate", "export_onnx", "fit",
+    "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge", "published_recipe", "push_to_hub",
+    "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "to_supervision", "write_report",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
