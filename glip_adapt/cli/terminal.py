@@ -9,22 +9,13 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from rich import progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
@@ -36,17 +27,9 @@ stderr = Console(stderr=True)  # progress and errors; standard output holds resu
 _EXPECTED = (ValueError, OSError, RuntimeError, ArithmeticError, MemoryError)
 # Libraries whose own errors say what is wrong with a file, a disk or a network; none is imported for this.
 _LIBRARIES = (
-    "safetensors",
-    "safetensors_rust",
-    "pyarrow",
-    "PIL",
-    "zipfile",
-    "huggingface_hub",
-    "httpx",
-    "httpx2",
-    "tokenizers",
+    "safetensors", "safetensors_rust", "pyarrow", "PIL", "zipfile", "huggingface_hub", "httpx", "httpx2", "tokenizers",
     "ray",
-)
+)  # fmt: skip
 
 
 class _Warnings(logging.Handler):
@@ -79,45 +62,37 @@ def print_json(content: Any) -> None:
     console.print_json(json.dumps(content), ensure_ascii=True)
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table of typed rows.
+def print_rows(
+    title: str,
+    rows: Iterable[Mapping[str, Any]],
+    as_json: bool,
+    *,
+    shown: Mapping[str, Callable[[Any], str]] | None = None,
+    decimals: int = 4,
+    whole: bool = False,
+) -> None:
+    """Print rows of equal headings → values as a table or as a JSON list.
 
-    Attributes:
-        title: heading of the table, and key in JSON.
-        value: row → what JSON holds.
-        show: value → text of a cell; by default yes or no, – for None, and four decimals.
+    A table shows yes or no for a truth value, and – for None.
+
+    Args:
+        title: stands above the table.
+        rows: may be none.
+        as_json: whether to print JSON.
+        shown: heading → text of a value in the table, where that is not the usual one.
+        decimals: of the floats in the table.
+        whole: whether the names in the first column are not broken.
     """
-
-    title: str
-    value: Callable[[Any], Any]
-    show: Callable[[Any], str] | None = None
-
-
-def print_table(title: str, rows: Sequence[Any], columns: Sequence[Column], as_json: bool) -> None:
-    """Print typed rows as a table or as a JSON list."""
-    if as_json:
-        print_json([{column.title: column.value(row) for column in columns} for row in rows])
-        return
-    cells = [[(column.show or _cell)(column.value(row)) for column in columns] for row in rows]
-    _print_cells(title, [column.title for column in columns], cells, whole=1)
-
-
-def print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows of equal keys as a table or as a JSON list."""
+    rows, shown = list(rows), shown or {}
     if as_json:
         print_json(rows)
         return
-    _print_cells(title, list(rows[0]) if rows else [], [[_cell(value) for value in row.values()] for row in rows])
-
-
-def _print_cells(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], whole: int = 0) -> None:
-    """Print a table; the names in the first ``whole`` columns are not broken."""
     table = Table(title=Text(plain(title)), title_justify="left")
-    for position, name in enumerate(headings):
-        table.add_column(Text(plain(name)), overflow="fold", no_wrap=position < whole)
+    for position, name in enumerate(rows[0] if rows else ()):
+        table.add_column(Text(plain(name)), overflow="fold", no_wrap=whole and position == 0)
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        cells = (shown[name](value) if name in shown else _cell(value, decimals) for name, value in row.items())
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     console.print(table)
 
 
@@ -143,14 +118,13 @@ def percent(ap: float | None) -> str:
 
 def progress_bar() -> Progress:
     """Return a bar with counts and remaining time, on standard error."""
-    return Progress(_description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr)
+    return _bar(progress.MofNCompleteColumn())
 
 
 @contextmanager
 def bytes_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a callback that shows bytes done, rate and remaining time of one step after the other."""
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(_description(), *columns, console=stderr) as bar:
+    with _bar(progress.DownloadColumn(), progress.TransferSpeedColumn()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(step: str, done: int, total: int) -> None:
@@ -179,14 +153,14 @@ def show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) ->
     bar.update(task, completed=step.step, total=total, description=description)
 
 
-def _cell(value: Any) -> str:
-    """Return the text of a cell."""
+def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4f}"
+        return f"{value:.{decimals}f}"
     return "–" if value is None else str(value)
 
 
-def _description() -> TextColumn:
-    return TextColumn("{task.description}", markup=False)
+def _bar(*columns: progress.ProgressColumn) -> Progress:
+    description = progress.TextColumn("{task.description}", markup=False)
+    return Progress(description, progress.BarColumn(), *columns, progress.TimeRemainingColumn(), console=stderr)
