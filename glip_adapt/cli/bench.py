@@ -76,9 +76,8 @@ def bench(
     if dry_run:
         _print_preview(plan, out, workers, vocabulary, as_json)
         return
-    failed = _run_plan(
-        read_plan(plan), out, str(plan), str(choose_device(device)), vocabulary, cache, workers, ray, as_json
-    )
+    places = {"device": str(choose_device(device)), "vocabulary": vocabulary, "cache": cache}
+    failed = _run_plan(read_plan(plan), out, as_json, where=str(plan), workers=workers, ray=ray, **places)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -96,35 +95,13 @@ def report(
     _print_report(folder, note)
 
 
-def _run_plan(
-    plan: Any,
-    out: Path,
-    where: str = "plan",
-    device: str = "cpu",
-    vocabulary: Path | None = None,
-    cache: Path | None = None,
-    workers: int = 1,
-    ray: str | None = None,
-    as_json: bool = False,
-) -> int:
-    """Run a plan under a progress bar and return how many runs failed."""
+def _run_plan(plan: Any, out: Path, as_json: bool = False, **given: Any) -> int:
+    """Run a plan under a progress bar and return how many runs failed; ``given`` are arguments of ``run_benchmark``."""
     from glip_adapt.bench.benchmark import run_benchmark
 
     with terminal.progress_bar() as progress:
         bar = _RunsBar(progress)
-        summary = run_benchmark(
-            plan,
-            out,
-            where=where,
-            device=device,
-            vocabulary=vocabulary,
-            cache=cache,
-            workers=workers,
-            ray=ray,
-            on_start=bar.start,
-            on_step=bar.step,
-            on_finish=bar.finish,
-        )
+        summary = run_benchmark(plan, out, on_start=bar.start, on_step=bar.step, on_finish=bar.finish, **given)
     if as_json:
         terminal.print_json(asdict(summary))
     else:
