@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -38,6 +38,7 @@ def convert(
 
     Example: glip-adapt convert model_best.pth adapters/raccoon --trunk glip-t --classes raccoon
     """
+    from glip_adapt import load_dataset
     from glip_adapt.core.captions import build_caption
     from glip_adapt.share.public_prompt import import_prompt
     from glip_adapt.trunks import catalogue as weights
@@ -48,7 +49,7 @@ def convert(
         checksum = weights.convert(source, target, trunk)
         terminal.say(f"{target}: SHA-256 of the weights {checksum}")
         return
-    model = import_prompt(source, trunk, names or _classes_of(dataset, prompts), vocabulary=vocabulary)
+    model = import_prompt(source, trunk, names or worded(load_dataset(dataset), prompts), vocabulary=vocabulary)
     model.save(target, overwrite=overwrite)
     terminal.say(
         f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.prompts).text!r} → "
@@ -75,10 +76,3 @@ def _check_usage(target: Path, names: list[str], dataset: str, prompts: str) -> 
             "a file, the classes of its training with --classes or --dataset",
             param_hint="TARGET",
         )
-
-
-def _classes_of(name: str, prompts: Wording) -> Any:
-    """Return the classes of a dataset as its training worded them."""
-    from glip_adapt import load_dataset
-
-    return worded(load_dataset(name), prompts)
