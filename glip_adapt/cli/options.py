@@ -38,8 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased, instead of a download.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the CUDA GPU if there is one.")]
 CacheFolder = Annotated[
-    Path | None,
-    typer.Option("--cache", file_okay=False, help="Folder that keeps features of images for later runs."),
+    Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps features of images for later runs.")
 ]
 
 

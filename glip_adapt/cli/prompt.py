@@ -8,36 +8,24 @@ from typing import Annotated
 
 import typer
 
-from glip_adapt.cli import terminal
-from glip_adapt.cli.options import (
-    AdaptersTrunk,
-    AsJson,
-    CacheFolder,
-    Checkpoint,
-    DatasetName,
-    Device,
-    TrunkName,
-    Vocabulary,
-    feature_cache,
-    open_trunk,
-)
+from glip_adapt.cli import options, terminal
 
 prompt_app = typer.Typer(no_args_is_help=True, help="Choose the wording of class names; inspect learned prompts.")
 
 
 @prompt_app.command("search")
 def search(
-    dataset: DatasetName,
+    dataset: options.DatasetName,
     candidates: Annotated[
         str,
         typer.Option(help='Wordings with {} for the name, "a {}; {} seen from above", or a file with one per line.'),
     ],
-    cache: CacheFolder = None,
-    trunk: TrunkName = "glip-nano",
-    checkpoint: Checkpoint = None,
-    vocabulary: Vocabulary = None,
-    device: Device = None,
-    as_json: AsJson = False,
+    cache: options.CacheFolder = None,
+    trunk: options.TrunkName = "glip-nano",
+    checkpoint: options.Checkpoint = None,
+    vocabulary: options.Vocabulary = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Try wordings of the class names on the split val, and score the best one on test.
 
@@ -50,10 +38,10 @@ def search(
     given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
     data = load_dataset(dataset)
     found = search_prompts(
-        open_trunk(trunk, checkpoint, vocabulary, device),
+        options.open_trunk(trunk, checkpoint, vocabulary, device),
         data,
         [entry.strip() for entry in given if entry.strip()],
-        cache=feature_cache(cache),
+        cache=options.feature_cache(cache),
         on_wording=lambda w: terminal.note(f"{w.candidate}  val AP {terminal.percent(w.val_ap)}"),
     )
     rows = [
@@ -75,11 +63,11 @@ def search(
 def show(
     adapter: Annotated[Path, typer.Argument(help="Folder saved by `adapt`.")],
     words: Annotated[int, typer.Option(min=1, help="Number of nearest words per token.")] = 3,
-    trunk: AdaptersTrunk = None,
-    checkpoint: Checkpoint = None,
-    vocabulary: Vocabulary = None,
-    device: Device = None,
-    as_json: AsJson = False,
+    trunk: options.AdaptersTrunk = None,
+    checkpoint: options.Checkpoint = None,
+    vocabulary: options.Vocabulary = None,
+    device: options.Device = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Print how much training changed each token and class name, and the words that are nearest now.
 
@@ -88,7 +76,7 @@ def show(
     from glip_adapt import load_adapter
     from glip_adapt.engine.prompting import class_changes, token_changes
 
-    model = load_adapter(adapter, trunk=open_trunk(trunk, checkpoint, vocabulary, device, adapter))
+    model = load_adapter(adapter, trunk=options.open_trunk(trunk, checkpoint, vocabulary, device, adapter))
     tokens = [
         {
             "token": change.token,
