@@ -9,7 +9,7 @@ Shape letters: T tokens, K classes, D text channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,7 @@ class BakedModel(Detector):
         if (folder / storage.DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds an adapter. Name another folder for the baked model.")
         tensors = _all_tensors(self.network) | _text_tensors(self._texts)
-        captions = tuple(
-            CaptionSize(classes=text.token_map.shape[1], tokens=text.token_map.shape[2]) for text in self._texts
-        )
+        sizes = [text.token_map.shape[1:] for text in self._texts]
         with storage.replaced_pair(folder, storage.BAKED_DESCRIPTION_FILE) as staging:
             sha256 = storage.write_tensors(tensors, staging / storage.BAKED_TENSORS_FILE, self.method)
             description = BakedDescription(
@@ -136,7 +134,7 @@ class BakedModel(Detector):
                 trunk=self.trunk,
                 image_frozen=self.frozen_state is Pyramid,
                 classes=self.prompts,
-                captions=captions,
+                captions=tuple(CaptionSize(classes=classes, tokens=tokens) for classes, tokens in sizes),
                 sha256=sha256,
             )
             storage.write_description(description, staging / storage.BAKED_DESCRIPTION_FILE)
@@ -148,8 +146,9 @@ def bake(model: AdaptedModel) -> BakedModel:
     Raises:
         ValueError: if the adapter adds tensors to the network that are neither text nor around a linear layer.
     """
-    network = without_text(model.network, model.owned)
-    plain = model.trunk.network
+    rest, plain = model.network.without_text(), model.trunk.network
+    shared = {id(tensor): tensor for name, tensor in _all_tensors(rest).items() if name not in model.owned}
+    network = copy.deepcopy(rest, shared).eval().requires_grad_(False)  # copies the owned tensors alone
     fold(network, plain)
     added = sorted(network.state_dict().keys() - plain.state_dict().keys())
     if added:
@@ -223,13 +222,6 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
             for i, text in enumerate(blank)
         ],
     )
-
-
-def without_text(network: Network, owned: Collection[str]) -> Network:
-    """Return the network without text encoder and prompt; it shares all tensors but the ``owned``, copied ones."""
-    rest = network.without_text()
-    shared = {id(tensor): tensor for name, tensor in _all_tensors(rest).items() if name not in owned}
-    return copy.deepcopy(rest, shared).eval().requires_grad_(False)
 
 
 def _all_tensors(network: nn.Module) -> dict[str, Tensor]:

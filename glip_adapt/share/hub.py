@@ -8,21 +8,14 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from glip_adapt.adapters import storage
-from glip_adapt.adapters.storage import (
-    DESCRIPTION_FILE,
-    TENSORS_FILE,
-    AdapterMismatchError,
-    Description,
-    read_description,
-)
+from glip_adapt.adapters.storage import DESCRIPTION_FILE, TENSORS_FILE, AdapterMismatchError, Description
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.downloads import DownloadError, describe, download, hub_endpoint
 from glip_adapt.core.errors import GlipAdaptError
@@ -87,7 +80,7 @@ def push_to_hub(
         }
         if picture is not None:
             content[PICTURE_FILE] = _shown(Path(picture))
-        with _hub_errors(f"{repository} could not be written"):
+        try:
             api = HfApi(endpoint=hub_endpoint())
             api.create_repo(repository, exist_ok=True, private=private)
             api.create_commit(
@@ -95,6 +88,8 @@ def push_to_hub(
                 [CommitOperationAdd(path, source) for path, source in content.items()],
                 commit_message=f"{description.method} adapter for {description.trunk.name}",
             )
+        except Exception as error:  # the client raises OS, HTTP, value and its own errors alike
+            raise HubError(f"{repository} could not be written ({reason(error)}). {advice(error)}") from error
     return f"{hub_endpoint()}/{repository}"
 
 
@@ -134,7 +129,7 @@ def download_adapter(repository: str, revision: str = "main") -> Path:
         AdapterMismatchError: if a file is too large, or the two do not belong together.
     """
     path, commit = _download(repository, DESCRIPTION_FILE, revision, storage.MAX_JSON_BYTES)
-    allowed = storage.MAX_HEADER_BYTES + _BYTES_PER_NUMBER * read_description(path.parent).trained_parameters
+    allowed = storage.MAX_HEADER_BYTES + _BYTES_PER_NUMBER * storage.read_description(path.parent).trained_parameters
     _download(repository, TENSORS_FILE, commit, min(allowed, MAX_TENSORS_BYTES))
     _check_saved(path.parent)
     return path.parent
@@ -155,7 +150,7 @@ def pull(repository: str, folder: str | Path, revision: str = "main") -> Descrip
     with storage.replaced_pair(folder, DESCRIPTION_FILE, overwrite=False) as staging:
         for name in (TENSORS_FILE, DESCRIPTION_FILE):
             shutil.copyfile(source / name, staging / name)
-    return read_description(folder)
+    return storage.read_description(folder)
 
 
 def _download(repository: str, name: str, revision: str, most_bytes: int) -> tuple[Path, str]:
@@ -174,7 +169,7 @@ def _download(repository: str, name: str, revision: str, most_bytes: int) -> tup
 
 def _check_saved(folder: Path) -> Description:
     """Return the description of a saved adapter, after checking its tensors."""
-    description = read_description(folder)
+    description = storage.read_description(folder)
     path = folder / TENSORS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"No adapter in {folder}: {TENSORS_FILE} is missing. Save one with model.save(folder).")
@@ -195,12 +190,3 @@ def _shown(path: Path) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@contextmanager
-def _hub_errors(what: str) -> Iterator[None]:
-    """Turn every error of the Hub client into a HubError with advice."""
-    try:
-        yield
-    except Exception as error:  # the client raises OS, HTTP, value and its own errors alike
-        raise HubError(f"{what} ({reason(error)}). {advice(error)}") from error

@@ -10,8 +10,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from glip_adapt.core.captions import ClassPrompt, build_caption
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.trunks.catalogue import load_trunk_and_prompt
@@ -56,17 +54,12 @@ def import_prompt(
         raise CheckpointError(
             f"The prompt in {checkpoint} holds NaN or infinity. Use an earlier file of that training."
         )
-    _warn_of_other_length(table, tokens, model, checkpoint)
-    model.load_owned({owned: table[:tokens]})
-    return model
-
-
-def _warn_of_other_length(table: Tensor, tokens: int, model: AdaptedModel, checkpoint: str | Path) -> None:
-    """Warn if the rows that training moved are not those of the caption."""
-    moved = int(table.any(dim=1).nonzero().max()) + 1
+    moved = int(table.any(dim=1).nonzero().max()) + 1  # rows that training reached
     if moved != tokens and moved <= MAX_TOKENS:
         logger.warning(
             "The prompt in %s was trained on a caption of %d tokens, but %r has %d. Check the classes, their order and "
             "their wording.",
             *(checkpoint, moved, build_caption(model.prompts).text, tokens),
         )
+    model.load_owned({owned: table[:tokens]})
+    return model
