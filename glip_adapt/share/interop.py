@@ -63,20 +63,10 @@ def write_pseudo_labels(
         entries.append({"id": image_id, "file_name": name, "height": height, "width": width})
         limit = detections.boxes_xyxy.new_tensor((width, height, width, height))
         boxes_xywh = boxes.edges_to_xywh(detections.boxes_xyxy.clamp(min=0).minimum(limit)).tolist()
-        for (x, y, w, h), score, label in zip(
-            boxes_xywh, detections.scores.tolist(), detections.labels.tolist(), strict=True
-        ):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": label + 1,
-                    "bbox": [x, y, w, h],
-                    "area": w * h,
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+        scores, labels = detections.scores.tolist(), detections.labels.tolist()
+        for (x, y, w, h), score, label in zip(boxes_xywh, scores, labels, strict=True):
+            box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "score": score}
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1, **box})
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
     document = {"images": entries, "annotations": annotations, "categories": categories}
     with written_whole(file) as temporary:
