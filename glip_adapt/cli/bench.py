@@ -155,23 +155,19 @@ class _RunsBar:
     """Shows the runs of a plan: one bar for all, one for the steps of each under way, and a line for each result."""
 
     def __init__(self, bar: Any) -> None:
-        """Add the bar for all."""
         self._bar = bar
         self._runs = bar.add_task("runs", total=None)
         self._steps: dict[str, Any] = {}
 
     def start(self, key: Any, over: int, total: int) -> None:
-        """Note that a run begins."""
         self._bar.update(self._runs, completed=over, total=total)
         if key.name not in self._steps:  # else it is tried again
             self._steps[key.name] = self._bar.add_task(plain(key.name), total=None)
 
     def step(self, key: Any, step: Any, total: int) -> None:
-        """Note a training step."""
         terminal.show_step(self._bar, self._steps[key.name], key.name, step, total)
 
     def finish(self, record: Any) -> None:
-        """Print how a run ended."""
         result = (
             f"AP {terminal.percent(record.metrics.ap)}" if record.metrics else f"failed: {record.error.splitlines()[0]}"
         )
