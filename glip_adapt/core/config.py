@@ -16,6 +16,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -77,11 +78,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
         ValueError: if a key is missing, a value has the wrong type, or ``cls`` itself refuses the values.
     """
     values = _convert_fields(cls, mapping, where)
-    required = [
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # T is a dataclass by contract
+    required = (field.name for field in fields if field.default is field.default_factory is dataclasses.MISSING)
     if missing := [name for name in required if name not in values]:
         raise ValueError(f"{where}: missing {_quote(missing)}.")
     return _build(lambda: cls(**values), where)
@@ -142,7 +140,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return from_mapping(typing.cast(type, kind), value, where)
     if origin in (Union, types.UnionType):
-        return _convert_union(value, arguments, where, kind)
+        if value is not None and type(None) in arguments and len(arguments) == 2:  # X | None: the error of X says more
+            return _convert(value, next(option for option in arguments if option is not type(None)), where)
+        for option in arguments:
+            with suppress(ValueError):
+                return _convert(value, option, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         return _convert_tuple(value, arguments, where)
     if origin in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
@@ -153,18 +155,6 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         return float(value)
     if kind in (bool, int, str, type(None)) and type(value) is kind:
         return value
-    raise ValueError(f"{where}: expected {_describe(kind)}, got {_show(value)}.")
-
-
-def _convert_union(value: Any, options: tuple[Any, ...], where: str, kind: Any) -> Any:
-    """Return ``value`` as the first type of ``options`` that accepts it."""
-    if value is not None and type(None) in options and len(options) == 2:  # X | None: the error of X says more
-        return _convert(value, next(option for option in options if option is not type(None)), where)
-    for option in options:
-        try:
-            return _convert(value, option, where)
-        except ValueError:
-            continue
     raise ValueError(f"{where}: expected {_describe(kind)}, got {_show(value)}.")
 
 
