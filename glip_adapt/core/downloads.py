@@ -244,12 +244,7 @@ def _take_answer(file: HubFile, target: BinaryIO, have: int, report: OnBytes) ->
 
 
 def _first_byte(response: Any, file: HubFile, have: int) -> int:
-    """Return the byte of the file at which an answer begins.
-
-    Raises:
-        StatusError: if the answer is an error.
-        DownloadError: if the answer is a page, another part, or another file.
-    """
+    """Return the byte of the file at which an answer begins; raise for an error, a page, another part or file."""
     headers: Mapping[str, str] = response.headers
     if response.status_code >= 400:
         raise StatusError(response)
@@ -296,19 +291,16 @@ def _checksum(path: Path, file: HubFile) -> str:
         if len(file.checksum) == 64:
             return hashlib.file_digest(content, "sha256").hexdigest()
         blob = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while chunk := content.read(2**20):
-            blob.update(chunk)
-        return blob.hexdigest()
+        return hashlib.file_digest(content, lambda: blob).hexdigest()
 
 
 def _linked(file: HubFile, cache: Path) -> Path:
     """Link a received file into the cache, and return its path there."""
 
-    def link() -> Path:
-        with busy_is_an_error():
-            path = hf_hub_download(
-                file.repository, file.name, revision=file.revision, endpoint=hub_endpoint(), cache_dir=cache
-            )
-        return Path(path)
+    @busy_is_an_error()
+    def link() -> str:
+        return hf_hub_download(
+            file.repository, file.name, revision=file.revision, endpoint=hub_endpoint(), cache_dir=cache
+        )
 
-    return patiently(link)
+    return Path(patiently(link))
