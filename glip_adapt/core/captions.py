@@ -46,21 +46,17 @@ def clean_name(name: str) -> str:
 
 
 def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
-    """Join class names to a caption, with ``". "`` between them.
-
-    Args:
-        classes: one entry per class, in label order; a plain string is its own name.
+    """Join classes, in label order, to a caption, with ``". "`` between them; a plain string is its own name.
 
     Raises:
         ValueError: if there is no class, a name is empty once cleaned, or one holds control characters.
     """
     if not classes:
         raise ValueError("A caption needs at least one class name; got none. Name at least one class.")
-    prompts = [ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes]
     text = ""
     spans: list[tuple[int, int]] = []
-    names: list[str] = []
-    for prompt in prompts:
+    for entry in classes:
+        prompt = ClassPrompt(name=entry) if isinstance(entry, str) else entry
         name = clean_name(prompt.name)
         if not name.strip():
             raise ValueError(
@@ -72,6 +68,5 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
             raise ValueError(f"The class {wording!a} holds control characters. Write it without them.")
         text += SEPARATOR * bool(spans) + prompt.prefix
         spans.append((len(text), len(text) + len(name)))
-        names.append(name)
         text += name + prompt.suffix
-    return Caption(text, tuple(spans), tuple(names))
+    return Caption(text, tuple(spans), tuple(text[start:end] for start, end in spans))

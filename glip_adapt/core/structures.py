@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SizeHW = tuple[int, int]
@@ -104,17 +105,12 @@ class Tokens:
         """
         length = max(tokens.ids.shape[1] for tokens in parts)
         classes = max(tokens.token_map.shape[1] for tokens in parts)
-        batch = cls(
-            torch.zeros(len(parts), length, dtype=torch.int64),
-            torch.zeros(len(parts), length, dtype=torch.bool),
-            torch.zeros(len(parts), classes, length, dtype=torch.bool),
-        )
-        for row, tokens in enumerate(parts):
-            count, used = tokens.token_map.shape[1:]
-            batch.ids[row, :used] = tokens.ids[0]
-            batch.mask[row, :used] = tokens.mask[0]
-            batch.token_map[row, :count, :used] = tokens.token_map[0]
-        return batch
+        padded = []
+        for tokens in parts:
+            right, below = length - tokens.ids.shape[1], classes - tokens.token_map.shape[1]
+            maps = F.pad(tokens.token_map, (0, right, 0, below))
+            padded.append((F.pad(tokens.ids, (0, right)), F.pad(tokens.mask, (0, right)), maps))
+        return cls(*map(torch.cat, zip(*padded, strict=True)))
 
     def to(self, device: torch.device | str) -> Tokens:
         """Return the tokens on ``device``."""
