@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from glip_adapt.core.config import to_mapping
 from glip_adapt.core.downloads import DownloadError, HubFile, check_space, describe, download
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import locked
@@ -35,36 +34,16 @@ from glip_adapt.data.odinw import (
 )
 
 RECORD_FILE = "fetched.json"
-SUITE = "odinw13"
 
 OnBytes = Callable[[Literal["download", "unpack"], int, int], None]
 
-_SHA256_DIGITS = 64
 _UNPACKED = "unpacked"
-_REQUIRED_SPLITS = ("train", "val", "test")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 logger = logging.getLogger(__name__)
 
 
 class FetchError(GlipAdaptError, RuntimeError):
     """A dataset could not be fetched. Existing datasets are unharmed, and a second try resumes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FetchRecord:
-    """Origin of a dataset; the content of ``fetched.json``."""
-
-    dataset: str
-    url: str
-    "of the zip file, at its commit"
-    commit: str
-    size_bytes: int
-    "of the zip file"
-    sha256: str
-    "of the zip file, stated by the Hub and verified"
-    files: int
-    unpacked_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +71,7 @@ def fetchable(names: list[str]) -> list[DatasetSpec]:
     for name in names:
         if name == "glyphs13" or find_glyph_set(name) is not None:
             raise ValueError(f"{name} is synthetic: it is rendered on first use, there is nothing to fetch.")
-        specs = known_datasets() if name == SUITE else (find_spec(name),)
+        specs = known_datasets() if name == "odinw13" else (find_spec(name),)
         found |= {spec.official_name: spec for spec in specs}
     return list(found.values())
 
@@ -111,7 +90,8 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
             disk is full or not writable, or another file is in the way.
     """
     (spec,) = fetchable([name])
-    base = _base(root)
+    first = dataset_roots(root)[0]
+    base = first / "odinw" if (first / "odinw").is_dir() else first
     found = find_known(spec, dataset_roots(root))
     if found is not None:
         present = _present(spec, *found)
@@ -122,7 +102,7 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
         raise FetchError(f"{target} is in the way: it holds no {spec.official_name}. Move it, or name another --root.")
     try:
         file = describe(ARCHIVE_REPOSITORY, spec.archive_path).pinned()
-        if len(file.checksum) != _SHA256_DIGITS:
+        if len(file.checksum) != 64:
             raise DownloadError(f"{file.url} was not answered by a Hub: the SHA-256 of the file is missing.")
         with _scratch(base / f".{spec.archive}-{file.checksum[:12]}") as scratch:
             if not target.exists():  # another process may just have made it
@@ -130,19 +110,13 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
     except DownloadError as error:
         raise FetchError(f"{error} By hand: fetch {spec.archive_url}, and unpack it in {base}.") from error
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"The disk of {base} is full. Free some space and call again: it goes on from here."
         else:
             text = f"{spec.official_name} could not be written ({error}). Name another --root, or mend that."
         raise FetchError(text) from error
     _clear_leftovers(base, spec)
     return Fetched(name=spec.official_name, folder=target, is_new=True)
-
-
-def _base(root: Path | None) -> Path:
-    """Return the folder for datasets: ``odinw`` in ``root`` if it exists, else ``root``."""
-    first = dataset_roots(root)[0]
-    return first / "odinw" if (first / "odinw").is_dir() else first
 
 
 def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
@@ -158,7 +132,7 @@ def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
 
 def _missing(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:
     """Return the missing annotation files of the splits that every dataset needs."""
-    needed = {name: split for name, split in spec.splits.items() if name in _REQUIRED_SPLITS}
+    needed = {name: split for name, split in spec.splits.items() if name in ("train", "val", "test")}
     return missing_files(base, replace(spec, splits=needed), depth)
 
 
@@ -215,16 +189,16 @@ def _unpack(spec: DatasetSpec, file: HubFile, archive: Path, folder: Path, repor
         raise UnsafeArchiveError(f"{missing[0].relative_to(folder)} is missing in it")
     for path in missing_files(folder, spec, depth=1):
         logger.warning("%s comes without %s, and is used without it.", spec.official_name, path.relative_to(folder))
-    record = FetchRecord(
-        dataset=spec.official_name,
-        url=file.url,
-        commit=file.commit,
-        size_bytes=file.size_bytes,
-        sha256=file.checksum,
-        files=len(entries),
-        unpacked_bytes=total,
-    )
-    text = json.dumps(to_mapping(record), indent=2) + "\n"
+    record = {
+        "dataset": spec.official_name,
+        "url": file.url,  # of the zip file, at its commit
+        "commit": file.commit,
+        "size_bytes": file.size_bytes,  # of the zip file
+        "sha256": file.checksum,  # of the zip file, stated by the Hub and verified
+        "files": len(entries),
+        "unpacked_bytes": total,
+    }
+    text = json.dumps(record, indent=2) + "\n"
     (folder / spec.folder / RECORD_FILE).write_text(text, encoding="utf-8")
 
 
@@ -241,5 +215,4 @@ def _clear_leftovers(base: Path, spec: DatasetSpec) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of the files below ``folder``."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
