@@ -21,7 +21,6 @@ MAX_PARTS = 32  # of a path
 MAX_NAME_BYTES = 255  # of each, the limit of common file systems
 MAX_UNPACKED_BYTES = 64 * 2**30
 MAX_RATIO = 100  # unpacked bytes per byte of the file; images reach 1.1, COCO files 30, deflate 1032
-_COPY_BYTES = 2**20
 _MOST_SHOWN = 100  # characters of a name
 _PLAIN_FLAGS = 0x2 | 0x4 | 0x8 | 0x800  # level of compression, sizes behind the data, names in UTF-8
 
@@ -44,14 +43,10 @@ class _Directory:
 
 
 def check_archive(file: IO[bytes], folder: str) -> list[ZipInfo]:
-    """Return the files in one folder of a zip file, after checking that all of them are harmless.
+    """Return the files in a top folder of an opened, seekable zip file, after checking that all of them are harmless.
 
     Entries outside the folder (``__MACOSX/``, ``.DS_Store``) are neither checked nor returned. Device names of Windows,
     such as ``aux.jpg``, are allowed.
-
-    Args:
-        file: opened for reading, seekable.
-        folder: one name.
 
     Raises:
         UnsafeArchiveError: if it is no zip file; if an entry in ``folder`` leads out of it, lies below a file, has too
@@ -79,18 +74,16 @@ def check_archive(file: IO[bytes], folder: str) -> list[ZipInfo]:
         if path in seen:
             raise UnsafeArchiveError(f"entry {_shown(entry)} comes twice")
         seen[path] = entry
-    _check_parents(seen)
+    for above, below in pairwise(sorted(seen, key=lambda path: path.parts)):  # entries below a path follow it
+        if not seen[above].is_dir() and below.parts[: len(above.parts)] == above.parts:
+            raise UnsafeArchiveError(f"entry {_shown(seen[below])} lies below {str(above)!r}, which is a file")
     return [entry for entry in entries if not entry.is_dir()]
 
 
 def unpack(file: IO[bytes], entries: list[ZipInfo], folder: Path, on_bytes: Callable[[int], None]) -> None:
-    """Write ``entries`` of a checked zip file below ``folder``.
+    """Write ``entries``, all or some that ``check_archive`` returned for ``file``, below ``folder``, made if need be.
 
-    Args:
-        file: the file that ``check_archive`` checked.
-        entries: all or some of the entries that it returned.
-        folder: where to write; made if it does not exist.
-        on_bytes: called with the number of bytes written so far.
+    ``on_bytes`` is called with the number of bytes written so far.
 
     Raises:
         UnsafeArchiveError: if an entry does not have the size and checksum of the directory.
@@ -104,7 +97,7 @@ def unpack(file: IO[bytes], entries: list[ZipInfo], folder: Path, on_bytes: Call
             with target.open("xb") as copy:
                 try:
                     with archive.open(entry) as source:  # reads at most the stated size, then checks the CRC
-                        shutil.copyfileobj(source, copy, _COPY_BYTES)
+                        shutil.copyfileobj(source, copy, 2**20)
                 except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
                     raise UnsafeArchiveError(f"entry {_shown(entry)} is damaged ({error})") from error
             done += entry.file_size
@@ -128,14 +121,6 @@ def _check_entry(entry: ZipInfo) -> None:
         raise UnsafeArchiveError(f"entry {_shown(entry)} is encrypted, or compressed by another method than deflate")
 
 
-def _check_parents(entries: dict[PurePosixPath, ZipInfo]) -> None:
-    """Refuse an entry whose path goes through a file."""
-    for above, below in pairwise(sorted(entries, key=lambda path: path.parts)):  # entries below a path follow it
-        if not entries[above].is_dir() and below.parts[: len(above.parts)] == above.parts:
-            raise UnsafeArchiveError(f"entry {_shown(entries[below])} lies below {str(above)!r}, which is a file")
-
-
 def _shown(entry: ZipInfo) -> str:
-    """Return the name of an entry for a message."""
     name = entry.filename
     return repr(name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}…")

@@ -1,8 +1,4 @@
-"""Datasets by name or folder: any folder in a known format, ODinW-13, and the synthetic sets glyphs13.
-
-A format is a module of ``formats/`` with two functions, ``recognises(folder) -> bool`` and
-``read(folder) -> dict[str, Split]``, and an entry in ``FORMATS``.
-"""
+"""Datasets by name or folder: any folder in a known format, ODinW-13, and the synthetic sets glyphs13."""
 
 from __future__ import annotations
 

@@ -15,14 +15,10 @@ from collections.abc import Set as AbstractSet
 def draw(present: Sequence[AbstractSet[int]], image_ids: Sequence[int | str], shots: int, seed: int) -> list[int]:
     """Return the positions of the drawn images, in the order of drawing.
 
-    Images are sorted by id and, unless ``seed`` is 0, shuffled. An image is taken if one of its classes still needs
-    images. It then counts for all of its classes: common ones end up with more than ``shots``.
+    Images are sorted by id and, unless ``seed`` is 0, shuffled by it. An image is taken if one of its classes still has
+    fewer than ``shots``. It then counts for all of its classes: common ones end up with more.
 
-    Args:
-        present: the classes on each image, by any number.
-        image_ids: the id of each image, in the same order.
-        shots: images wanted per class.
-        seed: of the shuffle.
+    ``present`` holds the classes on each image, by any number, and ``image_ids`` the id of each, in the same order.
     """
     order = sorted(range(len(image_ids)), key=image_ids.__getitem__)
     if seed != 0:

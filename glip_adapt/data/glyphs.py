@@ -17,18 +17,11 @@ from PIL import ImageFont
 from glip_adapt.core.config import read_toml
 
 UPRIGHT_FONTS = (  # pre-training uses these
-    "DejaVuSans.ttf",
-    "DejaVuSans-Bold.ttf",
-    "DejaVuSerif.ttf",
-    "DejaVuSerif-Bold.ttf",
-    "DejaVuSansMono.ttf",
-    "STIXGeneral.ttf",
+    *("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf"),
+    *("DejaVuSansMono.ttf", "STIXGeneral.ttf"),
 )
 ITALIC_FONTS = (
-    "DejaVuSans-Oblique.ttf",
-    "DejaVuSerif-Italic.ttf",
-    "DejaVuSerif-BoldItalic.ttf",
-    "STIXGeneralItalic.ttf",
+    *("DejaVuSans-Oblique.ttf", "DejaVuSerif-Italic.ttf", "DejaVuSerif-BoldItalic.ttf", "STIXGeneralItalic.ttf"),
 )
 
 

@@ -96,7 +96,6 @@ def write_glyph_set(spec: GlyphSet, folder: Path) -> None:
 
 
 def _write_split(spec: GlyphSet, split: str, folder: Path) -> None:
-    """Write the images and the COCO file of one split."""
     folder.mkdir(parents=True)
     records = []
     for image_id, (scene, labelled) in enumerate(scenes(spec, split), start=1):

@@ -33,13 +33,9 @@ _SWAPS_SIDES = 5  # orientations from here on exchange height and width
 def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
     """Return the image at ``path`` as upright RGB.
 
-    The EXIF orientation is applied, unless ``declared_hw`` is the size of the stored pixels. 16 bits become 8, and
-    transparent pixels become white.
-
-    Args:
-        path: the file.
-        declared_hw: (height, width) from the annotation file; it tells whether boxes were drawn on the stored pixels or
-            on the upright image. None applies the orientation.
+    ``declared_hw``, the (height, width) in the annotation file, tells whether boxes were drawn on the stored pixels or
+    on the upright image: the EXIF orientation is applied, unless it is the size of the stored pixels. 16 bits become 8,
+    and transparent pixels become white.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -73,7 +69,7 @@ class Header:
 
 
 def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
-    """Return size and orientation of an image file without decoding its pixels; arguments as for ``load_rgb``.
+    """Return size and orientation of an image file without decoding its pixels; ``declared_hw`` as for ``load_rgb``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -133,8 +129,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Return grey values as uint8: the upper byte of 16 bits, other values scaled by their range."""
     low, high = values.min(), values.max()
-    is_16_bit = values.dtype.itemsize == 2
-    if is_16_bit or (values.dtype.kind in "iu" and low >= 0 and 255 < high <= 65535):
+    if values.dtype.itemsize == 2 or (values.dtype.kind in "iu" and low >= 0 and 255 < high <= 65535):
         return (values.astype(np.uint16) >> 8).astype(np.uint8)
     if not (low >= 0 and high <= 255):  # NaN fails here as well
         raise ValueError(f"its grey values lie between {low} and {high}; expected 0 to 1, 0 to 255, or 16 bits")

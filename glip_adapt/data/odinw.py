@@ -118,11 +118,8 @@ def find_known(spec: DatasetSpec, roots: list[Path]) -> tuple[Path, int] | None:
 
     The depth is 0 for a folder that holds ``odinw``, 1 for ``odinw`` itself, and more for a folder below it.
     """
-    for base in roots:
-        for depth in (1, 0):  # the folder called odinw, or the one that holds it
-            if _holds(base, spec, depth):
-                return base, depth
-    return None
+    depths = (1, 0)  # the folder called odinw, or the one that holds it
+    return next(((base, depth) for base in roots for depth in depths if _holds(base, spec, depth)), None)
 
 
 def missing_files(base: Path, spec: DatasetSpec, depth: int) -> list[Path]:

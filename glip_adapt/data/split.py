@@ -185,8 +185,7 @@ def is_outside(box_xywh: Sequence[float], size_hw: SizeHW | None) -> bool:
     if size_hw is None:
         return False
     x, y, w, h = box_xywh
-    over = max(-x, -y, x + w - size_hw[1], y + h - size_hw[0])
-    return over > _OUTSIDE_TOLERANCE
+    return max(-x, -y, x + w - size_hw[1], y + h - size_hw[0]) > _OUTSIDE_TOLERANCE
 
 
 @functools.cache

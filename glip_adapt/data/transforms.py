@@ -42,9 +42,7 @@ class View:
 def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
     """Return the views that training draws from with equal probability.
 
-    Args:
-        short_sides: lengths of the shorter side, in pixels.
-        flip: whether each length also comes mirrored.
+    Each has one of ``short_sides``, in pixels; with ``flip``, each length also comes mirrored.
 
     Raises:
         ValueError: if there is no length, or one is below 1.
@@ -68,15 +66,9 @@ def resize_shape(size_hw: SizeHW, short_side: int, max_long_side: int) -> SizeHW
 
 
 def view_image(image: Image.Image, view: View, max_long_side: int = 1333) -> Tensor:
-    """Return the pixels of an image in a view.
+    """Return the pixels of an RGB image in a view, (3, h, w) uint8 RGB, 0–255.
 
-    Args:
-        image: RGB image.
-        view: the short side and whether to mirror.
-        max_long_side: upper limit of the longer side, in pixels.
-
-    Returns:
-        (3, h, w) uint8 RGB, 0–255.
+    The longer side has at most ``max_long_side`` pixels.
 
     Raises:
         ValueError: if the image is not RGB.
@@ -105,8 +97,7 @@ def padded_shape(size_hw: SizeHW) -> SizeHW:
 def collate(images: Sequence[Tensor]) -> ImageBatch:
     """Return one batch of images, padded with zeros on the right and at the bottom to multiples of 32.
 
-    Args:
-        images: B tensors (3, h, w) uint8 RGB; sizes may differ.
+    The B images are tensors (3, h, w) uint8 RGB; sizes may differ.
 
     Raises:
         ValueError: if there is no image, or one is not (3, h, w) uint8.
