@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -11,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _SUFFIX = ".partial"
@@ -59,11 +58,7 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     """Lock an existing folder against other processes, and yield whether this process holds the lock.
 
     The lock belongs to the file system: it ends with the process, and leaves no file. On a system without such locks,
-    every process holds the folder.
-
-    Args:
-        folder: folder to lock.
-        wait: whether to wait for a process that holds the lock.
+    every process holds the folder. With ``wait``, a process waits for the one that holds the lock.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -100,7 +95,7 @@ def clear_partials(folder: Path) -> None:
     """Remove temporary files of killed processes from ``folder``; those of living processes stay."""
     for left in folder.glob(".*" + _SUFFIX):
         if _PARTIAL.fullmatch(left.name):
-            with contextlib.suppress(OSError), locked(left, wait=False) as is_dead:
+            with suppress(OSError), locked(left, wait=False) as is_dead:
                 if is_dead:
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -112,11 +107,11 @@ def scratch_folder(path: Path) -> Iterator[Path]:
     Folders of killed processes are removed as well.
     """
     clear_partials(path.parent)
-    with contextlib.ExitStack() as held:
+    with ExitStack() as held:
         folder = Path()
         while not folder.name or not folder.exists():  # another process may remove it before it is locked
             folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-", suffix=_SUFFIX))
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 held.enter_context(locked(folder))
         held.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder

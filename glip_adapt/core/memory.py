@@ -21,8 +21,7 @@ def reset_peak(device: torch.device | str = "cpu") -> None:
 def peak_bytes(device: torch.device | str = "cpu") -> int:
     """Return the highest use of memory since ``reset_peak``, or since the start, in bytes.
 
-    Args:
-        device: a CUDA device for the memory of this GPU; any other one for the memory of this process.
+    It is that of ``device`` if this is a CUDA device, else that of this process.
     """
     return torch.cuda.max_memory_allocated(device) if _is_gpu(device) else _of_process("VmHWM")
 
