@@ -12,7 +12,6 @@ H W cells of an input map, h w cells of an output map.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -82,25 +81,13 @@ def _over_maps(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class _Sites:
-    """Places of the nine taps of each output cell, and of the map that they read.
-
-    Attributes:
-        row, column: (P, 9) int64 of the tap in its map, before it is moved.
-        height, width: (P, 1) int64 of that map.
-        start: (P, 1) int64, row of the table that holds the first cell of that map.
-    """
-
-    row: Tensor
-    column: Tensor
-    height: Tensor
-    width: Tensor
-    start: Tensor
-
-
 @lru_cache(maxsize=64)  # a handful of image sizes is in use at a time
-def _sites(shapes_hw: tuple[SizeHW, ...], output_shapes_hw: tuple[SizeHW, ...], stride: int) -> _Sites:
+def _sites(shapes_hw: tuple[SizeHW, ...], output_shapes_hw: tuple[SizeHW, ...], stride: int) -> tuple[Tensor, ...]:
+    """Return the places of the nine taps of each output cell, and of the map that they read, all int64.
+
+    Row and column of a tap in its map, before it is moved, are (P, 9). Height and width of that map, and the row of the
+    table that holds its first cell, are (P, 1).
+    """
     tap = torch.arange(TAPS)
     parts, start = [], 0
     for (height, width), (h, w) in zip(shapes_hw, output_shapes_hw, strict=True):
@@ -108,24 +95,20 @@ def _sites(shapes_hw: tuple[SizeHW, ...], output_shapes_hw: tuple[SizeHW, ...], 
         row, column = stride * (cell // w) + tap // 3 - 1, stride * (cell % w) + tap % 3 - 1
         parts.append((row, column, *(torch.full_like(cell, value) for value in (height, width, start))))
         start += height * width
-    return _Sites(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
-def _corners(sites: _Sites, shift: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def _corners(sites: tuple[Tensor, ...], shift: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the four cells that each moved tap reads, and their weights; zero outside the map.
 
-    Args:
-        sites: of P output cells.
-        shift: (B, P, 9, 2) as (dy, dx).
-        mask: (B, P, 9).
-
-    Returns:
-        int32 rows of the table and float weights, both (B, P, 36).
+    They are int32 rows of the table and floats, both (B, P, 36). ``sites`` are of P output cells, ``shift`` is
+    (B, P, 9, 2) as (dy, dx), and ``mask`` (B, P, 9).
     """
+    tap_row, tap_column, height, width, start = sites
     dy, dx = shift.unbind(-1)
-    row, weight_y = _two_neighbours(sites.row + dy, sites.height)
-    column, weight_x = _two_neighbours(sites.column + dx, sites.width)
-    first = sites.start.unsqueeze(-1) + row * sites.width.unsqueeze(-1)  # cell of each row, (B, P, 9, 2)
+    row, weight_y = _two_neighbours(tap_row + dy, height)
+    column, weight_x = _two_neighbours(tap_column + dx, width)
+    first = start.unsqueeze(-1) + row * width.unsqueeze(-1)  # cell of each row, (B, P, 9, 2)
     index = first.unsqueeze(-1) + column.unsqueeze(-2)
     mix = (mask.unsqueeze(-1) * weight_y).unsqueeze(-1) * weight_x.unsqueeze(-2)
     return index.flatten(2).int(), mix.flatten(2)
@@ -192,13 +175,8 @@ class SampledProduct(torch.autograd.Function):
                 if grad_table is not None:
                     grad_table[first : last + 1] += found.pop(0)
                 grad_mix += found
-        return (
-            grad_table,
-            None,
-            torch.cat(grad_mix) if want_mix else None,
-            grad_weight,
-            grad.sum(0) if want_bias else None,
-        )
+        grad_bias = grad.sum(0) if want_bias else None
+        return grad_table, None, torch.cat(grad_mix) if want_mix else None, grad_weight, grad_bias
 
 
 def _samples(table: Tensor, index: Tensor, mix: Tensor) -> Tensor:
