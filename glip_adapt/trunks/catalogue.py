@@ -132,12 +132,9 @@ def trunk_spec(name: str) -> TrunkSpec:
 
 
 def default_recipe(trunk: str, method: str, shots: Shots) -> FitConfig:
-    """Return the training recipe of a trunk: the published one, or for the nano trunks their own.
+    """Return the recipe of a trunk for a method, both by name, and a number of shots per class.
 
-    Args:
-        trunk: name of the trunk.
-        method: name of the method.
-        shots: images per class.
+    It is the published one, or for the nano trunks their own.
 
     Raises:
         ValueError: if there is no such trunk.

@@ -54,8 +54,7 @@ _REFUSED = re.compile(r"GLOBAL (\S+)")  # in the words of torch
 def read_entries(path: Path) -> dict[str, Any]:
     """Read the entries of a checkpoint by name; not all need be tensors.
 
-    Args:
-        path: safetensors, or a file of torch.save: a dict of tensors, or a dict that holds one under ``model``.
+    It is safetensors, or a file of torch.save: a dict of tensors, or a dict that holds one under ``model``.
 
     Raises:
         CheckpointError: if the file is damaged, holds objects other than data, or holds no tensors.
@@ -80,7 +79,6 @@ def read_entries(path: Path) -> dict[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
-    """Build the error for a file that could not be read."""
     named = _REFUSED.search(str(error)) if isinstance(error, UnpicklingError) else None
     if named:
         return CheckpointError(

@@ -37,8 +37,7 @@ class Tokenizer:
         Raises:
             ValueError: if one of the special tokens of BERT is missing.
         """
-        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-        if missing:
+        if missing := [token for token in SPECIAL_TOKENS if token not in vocabulary]:
             raise ValueError(
                 f"A WordPiece vocabulary needs {', '.join(SPECIAL_TOKENS)}; {', '.join(missing)} missing among "
                 f"{len(vocabulary)} entries. Use the vocab.txt of bert-base-uncased."
@@ -114,9 +113,7 @@ class Tokenizer:
     def doubts(self, classes: Sequence[ClassPrompt], encoded: Sequence[Tokens]) -> list[str]:
         """Describe unknown words, and classes that have the same tokens, one sentence each.
 
-        Args:
-            classes: in label order.
-            encoded: their tokens, from ``encode_in_chunks``.
+        ``encoded`` are the tokens of the classes, in label order, from ``encode_in_chunks``.
         """
         unknown, sentences = self._tokenizer.token_to_id("[UNK]"), []
         seen: dict[tuple[Any, ...], str] = {}

@@ -21,10 +21,7 @@ from glip_adapt.trunks.checkpoint_files import CheckpointError
 def fetch(repository: str, filename: str, *, option: str) -> str:
     """Return the local path of a Hub file, downloading it with progress into the Hub's cache if need be.
 
-    Args:
-        repository: Hub repository.
-        filename: file in it.
-        option: the command-line option that names a local file instead, for the error message.
+    The error names ``option``, the command-line option that names a local file instead.
 
     Raises:
         FileNotFoundError: if the file is neither cached nor reachable.

@@ -109,19 +109,12 @@ def build_glip(config: GlipConfig, *, text_encoder: nn.Module | None = None) -> 
     else:
         backbone = TimmBackbone(config.backbone)
     text = config.text
+    encoder_sizes = {name: size for name, size in vars(text).items() if name != "dropout"}  # that is the tower's
     glip = Glip(
         image_encoder=ImageEncoder(
             backbone, FeaturePyramid(backbone.output_widths, config.image_width, drop_block=config.drop_block)
         ),
-        text_encoder=text_encoder
-        or TextEncoder(
-            vocabulary_size=text.vocabulary_size,
-            width=text.width,
-            layers=text.layers,
-            heads=text.heads,
-            hidden_width=text.hidden_width,
-            separators=text.separators,
-        ),
+        text_encoder=text_encoder or TextEncoder(**encoder_sizes),
         tower=FusionTower([_build_block(config) for _ in range(config.blocks)]),
         head=AlignmentHead(image_width=config.image_width, text_width=text.width, anchor_scale=config.anchor_scale),
     )

@@ -38,19 +38,15 @@ class Match:
 def match_entries(
     entries: Mapping[str, Any], network: nn.Module, config: GlipConfig, others: Iterable[GlipConfig]
 ) -> Match:
-    """Match checkpoint entries with the weights that ``network`` needs.
+    """Match checkpoint entries, under our names or the public ones, with the weights that ``network`` needs.
 
-    Args:
-        entries: name → value, with our names or the public ones.
-        network: the detector, with any weights.
-        config: of ``network``.
-        others: configs of detectors whose entries are refused, not left out.
+    ``network`` may have any weights, and ``config`` is its own. Entries of the detectors of ``others`` are refused, not
+    left out.
     """
     expected = _shapes(network)
     stored = in_our_names(entries, expected, config)
     unknown = [key for key in stored if key not in expected and not is_ignored(key)]
-    misfits = (_misfit(key, stored.get(key), shape) for key, shape in expected.items())
-    problems = [misfit for misfit in misfits if misfit]
+    problems = [misfit for key, shape in expected.items() if (misfit := _misfit(key, stored.get(key), shape))]
     if len(stored) < len(entries):
         problems.append(f"twice: {len(entries) - len(stored)} entries, under two forms of their names")
     if unknown and (problems or not _needed_by(others).isdisjoint(unknown)):

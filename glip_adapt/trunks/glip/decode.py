@@ -27,11 +27,8 @@ MAX_DETECTIONS = 100  # of an image, from one caption
 def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     """Return the detections of each image, best first, in pixels of that image as the network saw it.
 
-    Boxes include their last pixel here; ``Glip.decode`` turns them into edges.
-
-    Args:
-        output: predictions for B images.
-        limit: boxes of an image to keep; boxes that tie with the last of them are kept too.
+    Boxes include their last pixel here; ``Glip.decode`` turns them into edges. Of an image, ``limit`` boxes are kept,
+    and those that tie with the last of them.
     """
     class_scores, centerness = class_probabilities(output), output.centerness.float().sigmoid()
     return [_decode_image(output, i, class_scores[i], centerness[i], limit) for i in range(len(class_scores))]

@@ -69,8 +69,7 @@ class TimmBackbone(nn.Module):
         self.body = timm.create_model(name, pretrained=False, features_only=True)
         info: Any = self.body.feature_info
         strides = info.reduction()
-        missing = sorted({8, 16, 32} - set(strides))
-        if missing:
+        if not {8, 16, 32}.issubset(strides):
             raise ValueError(f"timm model {name!r} has feature strides {strides}, but 8, 16 and 32 are needed.")
         self.indices = [strides.index(stride) for stride in (8, 16, 32)]
         self.output_widths = tuple(info.channels()[i] for i in self.indices)

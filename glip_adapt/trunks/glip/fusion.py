@@ -40,12 +40,9 @@ class CrossAttention(nn.Module):
             (nn.init.zeros_ if name.endswith(".bias") else nn.init.xavier_uniform_)(parameter)
 
     def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the updates of image and text, (B, N, C) and (B, T, D), by the order with fewer multiplications.
+        """Return the updates of image (B, N, C) and text (B, T, D), by the order with fewer multiplications.
 
-        Args:
-            image: (B, N, C).
-            text: (B, T, D).
-            text_mask: (B, T) bool, True for real tokens.
+        ``text_mask`` is (B, T) bool, True for real tokens.
         """
         tokens, width, joint_width = text.shape[1], image.shape[2], self.query_image.out_features
         # Multiplications per position, in units of three: scores, to image, to text. The public sizes favour the first.
@@ -71,10 +68,8 @@ class CrossAttention(nn.Module):
         key = self._split_heads(self.key_text(text)) * self._scale  # (B, k, T, d)
         weight, bias = matrix(self.query_image)
         score_weight = key @ weight.unflatten(0, heads)  # (B, k, T, C)
-        score_bias = key @ bias.view(self.heads, -1, 1)  # (B, k, T, 1)
-        scores = torch.baddbmm(
-            score_bias.view(batch, 1, -1), image, score_weight.flatten(1, 2).transpose(1, 2)
-        )  # (B, N, k·T)
+        score_bias = (key @ bias.view(self.heads, -1, 1)).view(batch, 1, -1)  # (B, 1, k·T)
+        scores = torch.baddbmm(score_bias, image, score_weight.flatten(1, 2).transpose(1, 2))  # (B, N, k·T)
         over_tokens, over_positions = self._probabilities(scores.unflatten(-1, (self.heads, tokens)), text_mask)
 
         # A (L Wo): the value of each token goes through the output matrix before it meets the positions.
@@ -98,11 +93,8 @@ class CrossAttention(nn.Module):
         over_positions = scores.softmax(1)
         if torch.compiler.is_compiling() or not text_mask.all():  # a graph cannot look at numbers
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
-        over_tokens = scores.softmax(-1)
-        return (
-            F.dropout(over_tokens, self.dropout, self.training),
-            F.dropout(over_positions, self.dropout, self.training),
-        )
+        over_tokens = F.dropout(scores.softmax(-1), self.dropout, self.training)
+        return over_tokens, F.dropout(over_positions, self.dropout, self.training)
 
     @property
     def _scale(self) -> float:

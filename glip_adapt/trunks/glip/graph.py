@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import DIVISOR, Pyramid, SizeHW, TextFeatures, merge
+from glip_adapt.core.structures import DIVISOR, Pyramid, TextFeatures, merge
 from glip_adapt.trunks.glip.anchors import STRIDES
 from glip_adapt.trunks.glip.decode import decode
 from glip_adapt.trunks.glip.swin import SwinBlock
@@ -34,11 +34,14 @@ class DetectionGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return edges of boxes (N, 4) in pixels, scores (N,) best first, and labels (N,).
 
-        Args:
-            pixels: (1, 3, H, W) uint8, RGB, 0–255; resized as ``ViewConfig`` says, not padded.
+        ``pixels`` are (1, 3, H, W) uint8, RGB, 0–255; resized as ``ViewConfig`` says, not padded.
         """
         size_hw = (pixels.shape[2], pixels.shape[3])
-        pyramid = self._encode(pixels, size_hw)
+        encoder = self.network.image_encoder
+        normalised = (pixels.flip(1).to(encoder.pixel_mean) - encoder.pixel_mean) / encoder.pixel_std
+        height, width = ((side + DIVISOR - 1) // DIVISOR * DIVISOR for side in size_hw)
+        padded = F.pad(normalised, (0, width - size_hw[1], 0, height - size_hw[0]))
+        pyramid = Pyramid.from_levels(encoder.fpn(encoder.backbone(padded)), (size_hw,))
         parts, first_label = [], 0
         for i in range(self.caption_count):
             text = TextFeatures(*(self.get_buffer(f"{name}_{i}") for name in ("features", "mask", "token_map")))
@@ -47,13 +50,6 @@ class DetectionGraph(nn.Module):
             first_label += text.token_map.shape[1]
         merged = merge(parts)
         return boxes.to_edges(merged.boxes_xyxy), merged.scores, merged.labels
-
-    def _encode(self, pixels: Tensor, size_hw: SizeHW) -> Pyramid:
-        encoder = self.network.image_encoder
-        normalised = (pixels.flip(1).to(encoder.pixel_mean) - encoder.pixel_mean) / encoder.pixel_std
-        height, width = ((side + DIVISOR - 1) // DIVISOR * DIVISOR for side in size_hw)
-        padded = F.pad(normalised, (0, width - size_hw[1], 0, height - size_hw[0]))
-        return Pyramid.from_levels(encoder.fpn(encoder.backbone(padded)), (size_hw,))
 
 
 def least_side(network: Network) -> int:

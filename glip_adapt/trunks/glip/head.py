@@ -51,15 +51,8 @@ class AlignmentHead(nn.Module):
 
     # Trained by a linear probe, as in public mode ``linear_prob``: without the box scales of the levels.
     prediction_layers = (
-        "box_deltas.weight",
-        "box_deltas.bias",
-        "centerness.weight",
-        "centerness.bias",
-        "text_projection.weight",
-        "text_projection.bias",
-        "log_scale",
-        "bias_lang",
-        "bias0",
+        *("box_deltas.weight", "box_deltas.bias", "centerness.weight", "centerness.bias"),
+        *("text_projection.weight", "text_projection.bias", "log_scale", "bias_lang", "bias0"),
     )
 
     def __init__(self, *, image_width: int, text_width: int, anchor_scale: int = ANCHOR_SCALE) -> None:

@@ -25,12 +25,8 @@ CROSS_ATTENTION = ("query_image", "key_text", "value_image", "value_text", "out_
 TEXT_LAYER = ("query", "key", "value", "out", "hidden", "hidden_out")
 BERT_LAYERS = "text_encoder.bert.encoder.layer"
 BERT_LAYER = (
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
-    "intermediate.dense",
-    "output.dense",
+    *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
+    *("intermediate.dense", "output.dense"),
 )
 # Tensors whose public names hold "bias" (maskrcnn_benchmark/solver/build.py of the public code).
 BIASES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})

@@ -123,15 +123,10 @@ def detection_loss(
 
 @torch.no_grad()
 def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
-    """Return the ATSS assignment of one image.
+    """Return the ATSS assignment of N boxes to the anchors (A, 4), in pixels, of levels (h, w), finest first.
 
     Candidates of a box are the 9 closest anchors per level. Those stay whose IoU reaches mean + standard deviation of
     all candidates, and whose centre lies in the box. An anchor of several boxes goes to the one of highest IoU.
-
-    Args:
-        anchors_xyxy: (A, 4) pixels.
-        level_shapes_hw: (h, w) of each level, finest first.
-        target: N boxes.
     """
     matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
     if len(target) == 0:
@@ -168,11 +163,9 @@ def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor
     per_class = output.token_map.float().expand(len(targets), -1, -1)  # (B, K, T)
     rows = []
     for class_targets, target, match in zip(per_class, targets, matched, strict=True):
-        outside = target.labels[(target.labels < 0) | (target.labels >= len(class_targets))].unique().tolist()
-        if outside:
+        if outside := target.labels[(target.labels < 0) | (target.labels >= len(class_targets))].unique().tolist():
             raise ValueError(f"Labels {outside} are no classes; expected 0 to {len(class_targets) - 1}.")
-        unnamed = target.labels[(class_targets[target.labels].sum(-1) == 0)].unique().tolist()
-        if unnamed:
+        if unnamed := target.labels[(class_targets[target.labels].sum(-1) == 0)].unique().tolist():
             raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
         # One more row of zeros, reached by index -1, stands for the anchors without a box.
         per_box = torch.cat((class_targets[target.labels], class_targets.new_zeros(1, class_targets.shape[-1])))

@@ -107,11 +107,9 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, shifted_mask: Tensor) -> Tensor:
-        """Return (B, h, w, C).
+        """Return (B, h, w, C) for (B, h, w, C).
 
-        Args:
-            x: (B, h, w, C).
-            shifted_mask: (windows, cells, cells), added to the attention scores if the windows are shifted.
+        ``shifted_mask`` (windows, cells, cells) is added to the attention scores if the windows are shifted.
         """
         mask = shifted_mask.repeat(x.shape[0], 1, 1) if self.shift else None
         if torch.compiler.is_compiling() and not self.training:  # sizes may be symbols then, and no key of a cache
