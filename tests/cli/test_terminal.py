@@ -48,6 +48,22 @@ def test_nothing_printed_is_a_control_code_or_markup(screen, show):
     assert "[red]a[/red][/b] :smile:" in shown
 
 
+def test_cells_show_values_as_people_read_them(screen):
+    rows = [{"name": "a b", "count": 12345, "yes": True, "no": False, "none": None, "part": 0.123456}]
+    terminal.print_rows("title", rows, False, shown={"count": "{:,}".format}, decimals=2)
+    terminal.print_rows("title", rows, as_json=True, shown={"count": "{:,}".format}, decimals=2)
+    table, _, content = screen.getvalue().partition("[")
+    assert [cell.strip() for cell in table.split("│")[1:-1]] == ["a b", "12,345", "yes", "no", "–", "0.12"]
+    assert json.loads("[" + content) == rows
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_names_in_the_first_column_are_broken_unless_they_are_to_stay_whole(screen, monkeypatch, whole):
+    monkeypatch.setattr(terminal, "console", Console(file=screen, width=24))
+    terminal.print_rows("title", [{"name": "one two three", "text": "word " * 20}], as_json=False, whole=whole)
+    assert ("one two three" in screen.getvalue()) == whole
+
+
 def test_a_warning_of_the_library_is_printed_plainly(screen):
     terminal.prepare()
     logging.getLogger("glip_adapt.data").warning("file \x1b[2J.png")
