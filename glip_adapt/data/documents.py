@@ -6,13 +6,17 @@ formats take the way of COCO: one check, one rule for boxes at the border, one r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shutil
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from glip_adapt.core.structures import SizeHW
-from glip_adapt.data.split import Split
+from glip_adapt.data.images import SUFFIXES
+from glip_adapt.data.split import ImageRecord, Split
 
 Finding = tuple[str, str]
 """Kind of defect, and one example of it with its file."""
@@ -20,6 +24,10 @@ BoxXYWH = tuple[float, float, float, float]
 """Left, top, width, height in pixels; edges, so that a box of one pixel has width 1."""
 
 SPLIT_ALIASES = {"train": ("train", "training"), "val": ("valid", "val", "validation"), "test": ("test", "testing")}
+CLASSES_FILE = "classes.txt"  # one name a line, in label order; written beside formats without a list of classes
+_MOST_STEM_BYTES = 200  # of the name of a copied image; leaves room for a number and the suffix of a label file
+_UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # control codes, bytes that are not UTF-8, ends of lines
+_NO_PICTURES = ("segmentationclass", "segmentationobject")  # masks of Pascal VOC, of the same names as its images
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,10 @@ def build_documents(
     Args:
         drafts: by name of the split.
         folder: of the dataset; file names in the documents are relative to it.
-        classes: in label order; by default all names of all splits, sorted.
+        classes: in label order; names of boxes that are not among them follow, sorted.
     """
-    names = list(classes) if classes is not None else sorted(_names(drafts.values()))
+    listed = dict.fromkeys(classes or ())
+    names = [*listed, *sorted(_names(drafts.values()) - listed.keys())]
     category_of = {name: number for number, name in enumerate(names, start=1)}
     categories = [{"id": number, "name": name} for name, number in category_of.items()]
     return {
@@ -110,14 +119,98 @@ def build_documents(
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """Return split → subfolder where folders are named after splits; otherwise the folder itself as ``train``."""
-    found = {
-        name: folder / alias
-        for name, aliases in SPLIT_ALIASES.items()
-        for alias in aliases
-        if (folder / alias).is_dir()
-    }
+    """Return split → subfolder where folders are named after splits; otherwise the folder itself as ``train``.
+
+    Raises:
+        ValueError: if two folders are named after one split.
+    """
+    found: dict[str, Path] = {}
+    for name, aliases in SPLIT_ALIASES.items():
+        for path in (folder / alias for alias in aliases):
+            if path.is_dir() and name in found:
+                raise ValueError(f"{folder} has both a {found[name].name} and a {path.name} folder. Remove one.")
+            if path.is_dir():
+                found[name] = path
     return found or {"train": folder}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files below a folder, known by their suffix, sorted; hidden ones and masks do not count."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        usable = [name for name in folders if name[0] != "." and name.lower() not in _NO_PICTURES]
+        folders[:] = [] if real in seen else usable  # a link may lead back to a folder above
+        if real not in seen:
+            found += [Path(base, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
+        seen.add(real)
+    return sorted(found)
+
+
+def read_classes(file: Path) -> list[str]:
+    """Return the names in a file with one class name a line, in their order, without blanks around them.
+
+    Raises:
+        ValueError: if the file is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: byte {error.start} is not UTF-8. Save the class names as UTF-8.") from error
+    return [name for line in text.split("\n") if (name := line.strip())]
+
+
+def write_classes(splits: Mapping[str, Split], folder: Path) -> None:
+    """Write the class names of splits as ``classes.txt``."""
+    names = next(iter(splits.values())).classes
+    (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+
+def named_boxes(split: Split, record: ImageRecord) -> list[tuple[str, BoxXYWH]]:
+    """Return class name and box of each object of one image of a split."""
+    name_of = dict(zip(split.category_ids, split.classes, strict=True))
+    return [(name_of[a.category_id], a.bbox_xywh) for a in split.annotations_of(record)]
+
+
+def copy_images(split: Split, folder: Path, *, states_sizes: bool = False) -> Iterator[tuple[ImageRecord, Path]]:
+    """Copy the images of a split into a folder; yield each record, and its copy, as soon as it is there.
+
+    Files keep their names as far as possible: stems are unique in the folder, even where case does not count, and
+    control characters are replaced. Files are copied unchanged, with two exceptions, which become PNG: a suffix that
+    readers do not know; and an EXIF orientation that ``record.load`` does not apply.
+
+    Args:
+        split: with the records.
+        folder: made if there is none; images and labels in it keep their names.
+        states_sizes: whether labels will state ``record.size_hw``. Then no orientation is in doubt.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {_stem_key(name) for name in os.listdir(folder)}
+    for record in split.records:
+        is_turned = not states_sizes and record.header.applied != record.header.orientation
+        is_copied = record.path.suffix.lower() in SUFFIXES and not is_turned
+        stem = _clean_stem(record.path.stem)
+        names = (stem if number == 1 else f"{stem}_{number}" for number in range(1, len(taken) + 2))
+        name = next(name for name in names if name.casefold() not in taken)
+        taken.add(name.casefold())
+        if is_copied:
+            copy = folder / (name + record.path.suffix)
+            shutil.copyfile(record.path, copy)
+        else:
+            copy = folder / f"{name}.png"
+            record.load().save(copy)
+        yield record, copy
+
+
+def _stem_key(name: str) -> str:
+    return os.path.splitext(name)[0].casefold()
+
+
+def _clean_stem(stem: str) -> str:
+    """Return a stem that every file system and every list of file names can hold."""
+    plain = "".join("_" if c in "/\\" or unicodedata.category(c) in _UNSAFE else c for c in stem).strip(" .")
+    return plain.encode()[:_MOST_STEM_BYTES].decode(errors="ignore").strip() or "image"
 
 
 def _names(drafts: Iterable[Draft]) -> set[str]:
