@@ -76,21 +76,16 @@ class ProtocolConfig:
 
     test_split: Literal["test", "val"] = "test"
     """Split scored once, after fitting."""
-
     prompts: Literal["names", "official"] = "names"
     """Wording of the caption: bare class names, or the official prefix and suffix of a class where one exists."""
-
     few_shot_source: Literal["official", "sampled"] = "official"
     """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
-
     selection: Literal["best_on_val", "last"] = "best_on_val"
     """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``last``: the one
     after the last step; validation images are not used, so that nothing ends training before its ceiling."""
-
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
     """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
     where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""
-
     retention: tuple[str, ...] = ()
     """Datasets of the plan, or suites, on which an adapted model is scored as well, to see what it forgets."""
 
@@ -101,31 +96,22 @@ class BenchPlan:
 
     trunks: tuple[str, ...] = ("glip-t",)
     """Names of frozen models."""
-
     datasets: tuple[str, ...] = ("odinw13",)
     """Known names, suites or paths; in a checked plan suites are spelled out."""
-
     methods: tuple[str, ...] = (ZERO_SHOT, "prompt", "linear_probe", "full")
     """Names of adapters."""
-
     shots: tuple[Shots, ...] = (0, 1, 3, 5, 10, "all")
     """Images per class, 0 or more, or ``"all"``; 0 is zero-shot, whatever the method."""
-
     seeds: tuple[int, ...] = (3, 30, 300)
     """0 or more; 3, 30 and 300 have official few-shot files."""
-
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Trunk name → file with its weights; a trunk without an entry is found by its name."""
-
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Training settings that differ from the defaults; a table named by a method holds for that method only."""
-
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of a method's adapter that differ from its defaults; a table per method."""
-
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     """The choices that papers leave unclear."""
-
     threads: int | None = None
     """CPU threads of a run, which move the last bits of its numbers. None: one for the nano trunks, for others the
     cores of the machine over the number of workers."""
@@ -166,9 +152,8 @@ class BenchPlan:
             ``settings`` of the adapter.
         """
         shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
-        protocol = self.protocol
-        if key.method == ZERO_SHOT:  # it keeps everything by definition
-            protocol = dataclasses.replace(protocol, retention=())
+        # Zero-shot keeps everything by definition.
+        protocol = dataclasses.replace(self.protocol, retention=()) if key.method == ZERO_SHOT else self.protocol
         return {
             "checkpoint": self.checkpoints.get(key.trunk),
             "fit": {**shared, **self.fit.get(key.method, {})},

@@ -30,8 +30,6 @@ MAX_DEPTH = 50  # of tables and lists in a record
 MAX_SECONDS = 10**8  # three years
 VERSIONED_PACKAGES = ("torch", "torchvision", "timm", "transformers", "peft")
 
-_KINDS = {Mapping: "a table", str: "a string", bool: "true or false"}
-
 PARTIAL = ".partial-"  # begins the name of a folder that is being filled
 REPLACED = f"{PARTIAL}replaced-"  # of a failed run that is making room
 
@@ -240,7 +238,7 @@ def _check_free_parts(record: RunRecord, where: str) -> None:
     ):
         for name, kind in kinds.items():
             if not isinstance(part.get(name), kind | None):
-                expected = _KINDS[kind]
+                expected = {Mapping: "a table", str: "a string", bool: "true or false"}[kind]
                 raise ValueError(f"{where}: {place}, {name}: expected {expected}, got {reprlib.repr(part[name])}.")
     protocol = record.config.get("protocol") or {}
     read = {name: protocol[name] for name in ("annotation_ids",) if name in protocol}
@@ -281,9 +279,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     """Return what git prints, or None where there is no git or no repository; the repository starts no program."""
     try:
         command = ["git", "-c", "core.fsmonitor=false", *arguments]
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

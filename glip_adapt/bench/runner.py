@@ -208,9 +208,7 @@ def _store(
 def _execute(run: PlannedRun, executor: Executor, emit: Emit, directory: Path) -> dict[str, Any]:
     """Do one run and return the fields of its outcome; of all exceptions, only a full disk is raised."""
     try:
-        outcome = executor.execute(
-            run.key, run.config, directory, lambda step, total: emit(Stepped(run.key, step, total))
-        )
+        outcome = executor.execute(run.key, run.config, directory, lambda *step: emit(Stepped(run.key, *step)))
         return {"status": "done", **vars(outcome)}
     except Exception as error:
         if _is_disk_full(error):

@@ -123,29 +123,26 @@ class _Watch:
 
     def run(self) -> None:
         """Return when every worker has walked all runs; an error ends them."""
-        try:
-            self._watch()
-        finally:
-            self.pool.stop()
-
-    def _watch(self) -> None:
         runs = tuple(self.runs.values())
         active = min(self.pool.size, len(runs))
-        for worker, start in enumerate(starting_places(runs, active)):
-            self.pool.start(worker, (*runs[start:], *runs[:start]), self.out)
-        while active:
-            worker, report = self.pool.next_report()
-            if not isinstance(report, Ended):
-                self._note(worker, report)
-                continue
-            if report.error:
-                raise report.error
-            if report.death:
-                self._bury(worker, report.death)
-            if report.death and self.pending:
-                self.pool.start(worker, tuple(self.pending.values()), self.out)
-            else:
-                active -= 1
+        try:
+            for worker, start in enumerate(starting_places(runs, active)):
+                self.pool.start(worker, (*runs[start:], *runs[:start]), self.out)
+            while active:
+                worker, report = self.pool.next_report()
+                if not isinstance(report, Ended):
+                    self._note(worker, report)
+                    continue
+                if report.error:
+                    raise report.error
+                if report.death:
+                    self._bury(worker, report.death)
+                if report.death and self.pending:
+                    self.pool.start(worker, tuple(self.pending.values()), self.out)
+                else:
+                    active -= 1
+        finally:
+            self.pool.stop()
 
     def _note(self, worker: int, event: Event) -> None:
         if isinstance(event, Started):
@@ -203,8 +200,6 @@ def log_plainly() -> None:
 
 
 class _PlainFormatter(logging.Formatter):
-    """Spells control codes out."""
-
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
 
