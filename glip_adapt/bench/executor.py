@@ -26,7 +26,7 @@ from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.train import History, fit
+from glip_adapt.engine.train import fit
 from glip_adapt.trunks.catalogue import Trunk, load_trunk, trunk_spec
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
@@ -55,12 +55,9 @@ class BuildFitExecutor:
         device = self.device
         if device == "cuda" and self.workers > 1 and torch.cuda.device_count():
             device = f"cuda:{worker % torch.cuda.device_count()}"
-        if self.cache is None:
-            cache = FeatureCache(memory_bytes=CACHE_BYTES // self.workers)
-        elif isinstance(self.cache, FeatureCache):
-            cache = self.cache
-        else:  # from there it is memory-mapped
-            cache = FeatureCache(folder=self.cache, memory_bytes=0)
+        cache = self.cache or FeatureCache(memory_bytes=CACHE_BYTES // self.workers)
+        if not isinstance(cache, FeatureCache):  # from a folder it is memory-mapped
+            cache = FeatureCache(folder=cache, memory_bytes=0)
         return FitExecutor(self.plan, device, self.vocabulary, cache, self.workers)
 
 
@@ -110,19 +107,18 @@ class FitExecutor:
         if config["fit"] is not None:
             train = training_split(data, key, protocol)
             val = data.selection if protocol.selection == "best_on_val" else None
-            history = self._fit(model, train, val, from_mapping(FitConfig, config["fit"], key.name), on_step)
+            recipe = from_mapping(FitConfig, config["fit"], key.name)
+            history = fit(model, train, val, recipe, cache=self.cache, on_step=on_step)
+            if history.stopped_by == "interrupt":
+                raise KeyboardInterrupt  # half a run is no record
             val_ap, train_source = history.best_ap, train.source
             _write_json(directory / "history.json", asdict(history))
             model.save(directory / "adapter")
             adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
         found = evaluate(model, _scored(data, protocol), shown, cache=self.cache)
         _write_json(directory / "predictions.json", found.predictions)
-        cost = RunCost(
-            trained_parameters=model.trained_parameters,
-            adapter_bytes=adapter_bytes,
-            peak_bytes=peak_bytes(self.device),
-            seconds=time.perf_counter() - started,
-        )
+        seconds, peak, trained = time.perf_counter() - started, peak_bytes(self.device), model.trained_parameters
+        cost = RunCost(trained_parameters=trained, adapter_bytes=adapter_bytes, peak_bytes=peak, seconds=seconds)
         others = [entry for entry in protocol.retention if entry != key.dataset]
         retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
         return RunOutcome(
@@ -132,34 +128,19 @@ class FitExecutor:
             selected_on=val.name if val else None,
         )
 
-    def _fit(
-        self,
-        model: AdaptedModel,
-        train: Split,
-        val: Split | None,
-        config: FitConfig,
-        on_step: Callable[[Any, int], None],
-    ) -> History:
-        history = fit(model, train, val, config, cache=self.cache, on_step=on_step)
-        if history.stopped_by == "interrupt":
-            raise KeyboardInterrupt  # half a run is no record
-        return history
-
     def _retained(self, model: AdaptedModel, dataset: str, protocol: ProtocolConfig, shown: ViewConfig) -> float | None:
         """Return the AP of a model on another dataset, without training for it.
 
         Tensors that belong to a caption are left out under another one: there the model is the trunk.
         """
         data = self.load_dataset(dataset).scored(protocol.annotation_ids)
-        trunk, classes = model.trunk, _classes(data, protocol)
+        classes, split, cell = _classes(data, protocol), _scored(data, protocol), (model.trunk.name, dataset)
         if not model.adapter.caption_bound:
-            return evaluate(model.for_classes(classes), _scored(data, protocol), shown, cache=self.cache).ap
-        if (trunk.name, dataset) not in self._zero_shot:
-            found = evaluate(
-                attach(trunk, ZERO_SHOT, classes=classes), _scored(data, protocol), shown, cache=self.cache
-            )
-            self._zero_shot[trunk.name, dataset] = found.ap
-        return self._zero_shot[trunk.name, dataset]
+            return evaluate(model.for_classes(classes), split, shown, cache=self.cache).ap
+        if cell not in self._zero_shot:
+            fresh = attach(model.trunk, ZERO_SHOT, classes=classes)
+            self._zero_shot[cell] = evaluate(fresh, split, shown, cache=self.cache).ap
+        return self._zero_shot[cell]
 
 
 def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
