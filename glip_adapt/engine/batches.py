@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -15,22 +18,13 @@ Item = TypeVar("Item")
 def in_batches(images: Iterable[tuple[Item, SizeHW]]) -> Iterator[list[Item]]:
     """Yield neighbours of one padded size as one batch, up to ``BATCH_PIXELS``; larger images go by themselves.
 
-    Small networks on small images are bound by the number of operations, which a batch shares.
-
-    Args:
-        images: pairs of an image, or anything that stands for one, and its padded (height, width).
+    Small networks on small images are bound by the number of operations, which a batch shares. ``images`` are pairs of
+    an image, or anything that stands for one, and its padded (height, width).
     """
-    held: list[Item] = []
-    held_hw: SizeHW | None = None
-    for item, shape_hw in images:
-        most = max(1, BATCH_PIXELS // (shape_hw[0] * shape_hw[1]))
-        if held and (len(held) == most or shape_hw != held_hw):
-            yield held
-            held = []
-        held.append(item)
-        held_hw = shape_hw
-    if held:
-        yield held
+    for shape_hw, neighbours in itertools.groupby(images, key=operator.itemgetter(1)):
+        items = (item for item, _ in neighbours)
+        while batch := list(itertools.islice(items, max(1, BATCH_PIXELS // math.prod(shape_hw)))):
+            yield batch
 
 
 def stack(states: Sequence[FrozenState]) -> FrozenState:

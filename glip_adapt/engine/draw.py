@@ -13,20 +13,16 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
     """Return a copy of an RGB image with a labelled box per detection, the best on top.
 
-    Args:
-        image: RGB image.
-        detections: in pixels of ``image``, with ``class_names``.
+    The detections are in pixels of the image and have ``class_names``.
     """
     drawn = image.copy()
     canvas = ImageDraw.Draw(drawn)
     side = max(drawn.size)
     font = ImageFont.load_default(max(11, side // 50))
     line = max(2, side // 300)
-    for box, score, label in reversed(
-        list(zip(detections.boxes_xyxy.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True))
-    ):
+    columns = (detections.boxes_xyxy, detections.scores, detections.labels)
+    for (x1, y1, x2, y2), score, label in zip(*(column.flip(0).tolist() for column in columns), strict=True):
         colour = COLOURS[label % len(COLOURS)]
-        x1, y1, x2, y2 = box
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)  # last pixel included
         text = f"{detections.class_names[label]} {score:.2f}"
         _, top, width, bottom = canvas.textbbox((0, 0), text, font=font)

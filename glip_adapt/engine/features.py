@@ -22,22 +22,16 @@ PACKAGES = ("torch", "torchvision", "timm", "transformers", "pillow")  # a relea
 class FrozenFeatures:
     """The frozen state of one detector for images in any view, from the cache or computed.
 
-    Methods that freeze the same stages share their features: an image is encoded once for all of them.
+    Methods that freeze the same stages share their features: an image is encoded once for all of them. Without a cache
+    none are kept. The longer side of every view has at most ``max_long_side`` pixels; the precision is that of the
+    frozen stages.
     """
 
     def __init__(self, model: Detector, cache: FeatureCache | None, max_long_side: int, precision: Precision) -> None:
-        """Bind the parts of a cache key that are the same for every image and view.
-
-        Args:
-            model: the detector.
-            cache: keeps the features; None keeps none.
-            max_long_side: upper limit of the longer side of every view, in pixels.
-            precision: of the frozen stages.
-        """
         self.model, self.cache, self.max_long_side, self.precision = model, cache, max_long_side, precision
         self._pixels_only = model.frozen_state is ImageBatch
         products = f"{torch.get_float32_matmul_precision()}-{torch.get_num_threads()}"
-        self._shared = {
+        self._shared = {  # the parts of a cache key that are the same for every image and view
             "trunk": "" if self._pixels_only else model.frozen_checksum,
             "stage": model.frozen_state.__name__,
             "text": model.text_digest,

@@ -38,7 +38,11 @@ class NonFiniteLossError(GlipAdaptError, ArithmeticError):
 
 
 class Stepper:
-    """AdamW over parameter groups, one step at a time."""
+    """AdamW over parameter groups, one step at a time.
+
+    The groups are those of ``torch.optim.AdamW``, with their own rates and decays. The precision is that of the forward
+    pass; float16 scales the loss. ``clip_norm`` is the limit of the L2 norm of all gradients together.
+    """
 
     def __init__(
         self,
@@ -49,15 +53,6 @@ class Stepper:
         clip_norm: float,
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
-        """Build the optimiser.
-
-        Args:
-            groups: of ``torch.optim.AdamW``, with their own rates and decays.
-            device: where the parameters are.
-            precision: of the forward pass; float16 scales the loss.
-            clip_norm: limit of the L2 norm of all gradients together.
-            betas: of AdamW.
-        """
         self.optimiser = torch.optim.AdamW(list(groups), betas=betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         self.clip_norm = clip_norm

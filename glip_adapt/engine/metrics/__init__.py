@@ -1,7 +1,4 @@
-"""Metrics, one a file: predictions and ground truth → named values.
-
-A metric is a function ``score(predictions, truth) -> Scores``. A new one is a file here and an entry of ``METRICS``.
-"""
+"""Metrics, one a file: predictions and ground truth → named values."""
 
 from __future__ import annotations
 

@@ -20,12 +20,7 @@ NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
-    """Return the six COCO values of ``NAMES``, and AP over IoU 0.50:0.95 per class.
-
-    Args:
-        predictions: in COCO result form.
-        truth: COCO document.
-    """
+    """Return the six COCO values of ``NAMES``, and AP over IoU 0.50:0.95 per class; ``truth`` is a COCO document."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
         ground = COCO()
         ground.dataset = truth
