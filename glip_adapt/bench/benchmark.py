@@ -194,7 +194,6 @@ def _placing(place: str) -> Iterator[None]:
     """Let the message of an error inside begin with a place in the plan."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{place}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(f"{place}: {error}") from error

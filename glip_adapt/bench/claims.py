@@ -62,10 +62,7 @@ def partial_run(out: Path, key: RunKey) -> Iterator[Path]:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove half-written runs of dead processes; a run that only lacked its final name gets it.
-
-    Runs that a living process holds stay.
-    """
+    """Remove half-written runs, but for those that a process holds; one that only lacked its final name gets it."""
     for leftover in out.glob(f"{PARTIAL}*"):
         name = leftover.name.removeprefix(REPLACED).removeprefix(PARTIAL)
         with claim_run(out, name) as free:

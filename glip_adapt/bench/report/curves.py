@@ -82,9 +82,8 @@ def _draw_published(
     if method in methods:
         line = pd.concat([published[methods == ZERO_SHOT], published[methods == method]]).droplevel("method")
         size, width = (6.5, 1.4) if large else (3.5, 1.0)
-        axes.plot(
-            [places[shots] for shots in line.index], line, ":", mfc="white", mew=width, ms=size, lw=width, **style
-        )
+        x = [places[shots] for shots in line.index]
+        axes.plot(x, line, ":", mfc="white", mew=width, ms=size, lw=width, **style)
 
 
 def _draw_line(

@@ -59,7 +59,9 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
     retention.insert(2, "change", retention["after"] - retention["before"])
     has_intervals = interval["low"].notna().any()
     summaries = {
-        "Mean with 95 % intervals": pivot(interval, _format_interval) if has_intervals else pd.DataFrame(),
+        "Mean with 95 % intervals": (
+            pivot(interval, lambda row: _with_limits(row.mean, row.low, row.high)) if has_intervals else pd.DataFrame()
+        ),
         "Best method": _with_intervals(tables.rank_methods(table)),
         "Methods in pairs": tables.compare_methods(table),
         "Cost": tables.summarize_costs(table),
@@ -137,11 +139,6 @@ def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.reset_index().rename(columns=str)
     shown = {name: _COLUMNS.get(name, (name, str)) for name in frame.columns}
     return pd.DataFrame({title: frame[name].map(form) for name, (title, form) in shown.items()})
-
-
-def _format_interval(row: Any) -> str:
-    """Return mean and limits, from a row of ``bootstrap_mean``."""
-    return _with_limits(row.mean, row.low, row.high)
 
 
 def _with_limits(value: float, low: float, high: float) -> str:

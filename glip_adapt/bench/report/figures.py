@@ -39,12 +39,8 @@ def draw_comparison(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     published = published[published.index.isin(mean.index)]
     has_limits = mean["low"].notna().any()
     limits = "Lines: 95 % bootstrap intervals, datasets and seeds resampled." if has_limits else ""
-    figure, axes = _draw_groups(
-        f"Methods on {trunk}",
-        (note, limits, published_note(published.index, table["annotation_ids"])),
-        mean.rename(columns={"mean": "value"}),
-        published,
-    )
+    foot = (note, limits, published_note(published.index, table["annotation_ids"]))
+    figure, axes = _draw_groups(f"Methods on {trunk}", foot, mean.rename(columns={"mean": "value"}), published)
     _draw_level(axes, mean[mean.index.get_level_values("shots") == 0]["mean"].max(), "zero-shot")
     axes.set_ylabel("AP (percent)")
     plotting.finish_axes(axes, f"mean over {len(names)} datasets" if len(names) > 1 else names[0])

@@ -78,9 +78,7 @@ def format_latex(sections: Sequence[Section]) -> str:
 def format_page(sections: Sequence[Section], figures: Mapping[str, bytes]) -> str:
     """Return a document and its figures as one HTML page that loads nothing, light or dark as the reader's system is.
 
-    Args:
-        sections: of the document; the first is the head of the page.
-        figures: title → SVG; they stand between the head and the tables.
+    The first section is the head of the page; the figures, title → SVG, stand between it and the tables.
     """
     head, *rest = sections
     titles = [*figures, *(section.title for section in rest)]

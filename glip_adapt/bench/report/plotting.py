@@ -41,12 +41,9 @@ def positions_of(shots: Sequence[Shots]) -> dict[Shots, float]:
 
 
 def build_figure(title: str, foot: Sequence[str], size: tuple[float, float]) -> Figure:
-    """Return an empty figure with its title above and sentences below.
+    """Return an empty figure with its title above, on the left, and the sentences of ``foot`` that are not empty below.
 
-    Args:
-        title: stands on the left.
-        foot: sentences; empty ones are left out.
-        size: width and height in inches, without the sentences.
+    The size is width and height in inches, without the sentences.
     """
     width, height = size
     lines = textwrap.wrap(" ".join(filter(None, (sentence.strip() for sentence in foot))), int(12.5 * width))

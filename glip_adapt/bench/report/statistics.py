@@ -55,11 +55,8 @@ def permutation_test(differences: Sequence[float] | NDArray[np.float64], draws: 
     """Return the two-sided p of a paired permutation test, in which the sign of every difference is a coin toss.
 
     Up to 14 pairs, all 2^P choices of signs are counted. With more, ``draws`` random ones are, and the data count as
-    one of them, so that p is never 0. (SciPy doubles a one-sided p instead, which is another number.)
-
-    Args:
-        differences: (P,), one per pair, of pairs that are independent of each other.
-        draws: of random signs, where there are too many pairs to enumerate.
+    one of them, so that p is never 0. (SciPy doubles a one-sided p instead, which is another number.) The P pairs must
+    be independent of each other.
 
     Raises:
         ValueError: if there is no pair, or a difference is not finite.

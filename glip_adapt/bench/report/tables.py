@@ -150,9 +150,8 @@ def compare_methods(table: pd.DataFrame) -> pd.DataFrame:
         zero_shot = wide[wide.index.get_level_values("shots") == 0].iloc[:, 0].groupby("dataset").first()
         if len(zero_shot):
             names = adapted.index.get_level_values("dataset")
-            adapted = pd.concat(
-                [pd.Series(zero_shot.reindex(names).array, adapted.index, name=ZERO_SHOT), adapted], axis=1
-            )
+            beside = pd.Series(zero_shot.reindex(names).array, adapted.index, name=ZERO_SHOT)
+            adapted = pd.concat([beside, adapted], axis=1)
         shots = list(dict.fromkeys(adapted.index.get_level_values("shots")))
         for chosen in [*shots, EVERY] if len(shots) > 1 else shots:
             pairs = adapted if chosen == EVERY else adapted.xs(chosen, drop_level=False)
@@ -246,7 +245,6 @@ def _expected_runs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean_if_complete(values: pd.Series) -> float:
-    """Return the mean, NaN as soon as one value is missing."""
     return float(values.mean(skipna=False))
 
 
