@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from glip_adapt.engine.evaluate import Evaluation, evaluate
     from glip_adapt.engine.load import load_adapter
     from glip_adapt.engine.prompting import search_prompts
-    from glip_adapt.engine.train import History, fit
+    from glip_adapt.engine.selection import cross_validate, fit
+    from glip_adapt.engine.train import History
     from glip_adapt.share.baked import BakedModel, bake, load_baked
     from glip_adapt.share.card import TrainingFacts
     from glip_adapt.share.export import export_onnx
@@ -64,7 +65,8 @@ _HOMES = {
     "glip_adapt.engine.evaluate": ("Evaluation", "evaluate"),
     "glip_adapt.engine.load": ("load_adapter",),
     "glip_adapt.engine.prompting": ("search_prompts",),
-    "glip_adapt.engine.train": ("History", "fit"),
+    "glip_adapt.engine.selection": ("cross_validate", "fit"),
+    "glip_adapt.engine.train": ("History",),
     "glip_adapt.share.baked": ("BakedModel", "bake", "load_baked"),
     "glip_adapt.share.card": ("TrainingFacts",),
     "glip_adapt.share.export": ("export_onnx",),
@@ -81,9 +83,10 @@ __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "ClassPrompt", "Context", "Dataset", "Detections", "Evaluation",
     "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt", "Split",
     "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "ZeroShot",
-    "__version__", "adapt", "attach", "bake", "default_recipe", "draw_detections", "evaluate", "export_onnx", "fit",
-    "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge", "published_recipe", "push_to_hub",
-    "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "to_supervision", "write_report",
+    "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
+    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge",
+    "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
+    "to_supervision", "write_report",
 ]  # fmt: skip
 
 

@@ -5,12 +5,24 @@ import torch
 from public_files import VOCABULARY
 from second_family import SPEC
 
-from glip_adapt import Lora, adapt, attach, evaluate, fit, load_adapter, load_baked, load_dataset, load_trunk
+from glip_adapt import (
+    Lora,
+    adapt,
+    attach,
+    default_recipe,
+    evaluate,
+    fit,
+    load_adapter,
+    load_baked,
+    load_dataset,
+    load_trunk,
+)
 from glip_adapt.bench.benchmark import run_benchmark
 from glip_adapt.bench.plan import BenchPlan
 from glip_adapt.bench.records import read_records
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.memory import estimate_memory
+from glip_adapt.engine.train import train_model
 from glip_adapt.share.baked import bake
 from glip_adapt.trunks.catalogue import TRUNKS
 from glip_adapt.trunks.weights import save_tensors
@@ -46,12 +58,15 @@ def test_every_method_trains_evaluates_is_saved_and_baked(trunk, data, method, t
     model, image = attach(trunk, method, classes=data.classes), data.test.records[0].load()
     start = {name: tensor.detach().clone() for name, tensor in model.network.state_dict().items()}
     uncached = attach(trunk, method, classes=data.classes)
-    history, again = fit(model, data.train), fit(uncached, data.train, cache=FeatureCache(memory_bytes=0))
+    recipe = default_recipe("queries", method, "all")
+    history = train_model(model, data.train, None, recipe)
+    again = train_model(uncached, data.train, None, recipe, cache=FeatureCache(memory_bytes=0))
     assert [step.losses for step in history.steps] == [step.losses for step in again.steps]
     assert len(history.steps) == 3
     moved = {name for name, tensor in model.network.state_dict().items() if not torch.equal(tensor, start[name])}
     assert moved
     assert moved <= set(model.owned)
+    assert fit(attach(trunk, method, classes=data.classes), data.train).total_steps == 3
     found = model.predict(image)
     assert len(found) == 12
     assert evaluate(model, data.test).ap is not None
@@ -65,7 +80,7 @@ def test_one_lora_serves_several_class_lists(trunk, data):
     adapted = adapt(trunk, Lora(rank=1))
     model, other = adapted.for_classes(data.classes), adapted.for_classes(["a", "b", "c"])
     before = other.predict(data.test.records[0].load())
-    fit(model, data.train)
+    train_model(model, data.train, None, default_recipe("queries", "lora", "all"))
     after = other.predict(data.test.records[0].load())
     assert not torch.equal(before.scores, after.scores)
     assert model.for_classes(["a", "b", "c"]).owned_tensors().keys() == model.owned_tensors().keys()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.config import unknown_name
@@ -87,6 +88,17 @@ class Lora(Adapter):
         """Return the factors, and with DoRA the lengths, of every layer."""
         parts = ("lora_A", "lora_B", "lora_magnitude_vector") if self.use_dora else ("lora_A", "lora_B")
         return tuple(f"{name}.{part}.default.weight" for name in layer_names(network, self.part) for part in parts)
+
+    def between(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """Return the trained factors with the second one scaled, so that their product is scaled exactly.
+
+        Factors that do not start at a product of zero, as in a training that goes on, are blended like other tensors.
+        """
+        blended = super().between(start, trained, factor)
+        second = [name for name in trained if ".lora_B." in name]
+        if all(not start[name].any() for name in second):
+            blended |= {name: trained[name] for name in trained if ".lora_A." in name}
+        return blended
 
     def peft_config(self, layers: list[str]) -> LoraConfig:
         """Return the same settings in peft's terms."""

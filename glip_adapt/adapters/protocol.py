@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.protocol import Network
@@ -63,3 +66,16 @@ class Adapter(ABC):
     @abstractmethod
     def owned(self, network: Network) -> Sequence[str]:
         """Return the full state dict names of the tensors that are trained and saved."""
+
+    def between(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+        """Return owned tensors at ``factor`` of the way from the start to the trained ones (WiSE-FT, arXiv 2109.01903).
+
+        Args:
+            start: owned tensors before training.
+            trained: owned tensors after training.
+            factor: 0 gives the start, 1 the trained tensors.
+        """
+        return {
+            name: torch.lerp(start[name], tensor, factor) if tensor.is_floating_point() else tensor
+            for name, tensor in trained.items()
+        }

@@ -26,7 +26,7 @@ from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.train import fit
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import Trunk, load_trunk, trunk_spec
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
@@ -108,7 +108,7 @@ class FitExecutor:
             train = training_split(data, key, protocol)
             val = data.selection if protocol.selection == "best_on_val" else None
             recipe = from_mapping(FitConfig, config["fit"], key.name)
-            history = fit(model, train, val, recipe, cache=self.cache, on_step=on_step)
+            history = train_model(model, train, val, recipe, cache=self.cache, on_step=on_step)
             if history.stopped_by == "interrupt":
                 raise KeyboardInterrupt  # half a run is no record
             val_ap, train_source = history.best_ap, train.source

@@ -170,6 +170,10 @@ class AdaptedModel(Detector):
         state = self.network.state_dict(keep_vars=True)
         return {name: state[name] for name in self.owned}
 
+    def copy_owned(self) -> dict[str, Tensor]:
+        """Return copies of the owned tensors by their state dict names."""
+        return {name: tensor.detach().clone() for name, tensor in self.owned_tensors().items()}
+
     def load_owned(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy values into the owned tensors.
 

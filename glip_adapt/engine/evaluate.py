@@ -64,6 +64,18 @@ def evaluate(
     Raises:
         ValueError: if the split is empty, or its classes are not those of the model in the same order.
     """
+    return score(predict_split(model, split, view, cache=cache, on_image=on_image), split, METRICS[metric])
+
+
+def predict_split(
+    model: Detector,
+    split: Split,
+    view: ViewConfig | None = None,
+    *,
+    cache: FeatureCache | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the predictions of ``model`` on a split in COCO result form; arguments and errors as ``evaluate``."""
     check_scorable(model, split)
     view = view or model.view
     features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
@@ -76,7 +88,7 @@ def evaluate(
             predictions += to_coco_results(detected, record.image_id, split.category_ids)
             if on_image:
                 on_image(next(position), len(split))
-    return score(predictions, split, METRICS[metric])
+    return predictions
 
 
 def check_scorable(model: Detector, split: Split) -> None:

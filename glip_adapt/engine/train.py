@@ -31,7 +31,6 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, evaluate
 from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.optimise import Step, Stepper
-from glip_adapt.trunks.catalogue import default_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +63,18 @@ class History:
         return best[-1] if best else None
 
 
-def fit(
+def train_model(
     model: AdaptedModel,
     train: Split,
-    val: Split | None = None,
-    config: FitConfig | None = None,
+    val: Split | None,
+    config: FitConfig,
     *,
+    stop_after: int | None = None,
     cache: FeatureCache | None = None,
     on_step: Callable[[Step, int], None] | None = None,
     on_validation: Callable[[Validation], None] | None = None,
 ) -> History:
-    """Train the tensors that ``model`` owns; afterwards it holds the state that was best on ``val``.
+    """Train the tensors that ``model`` owns; afterwards it holds the state that was best on ``val``, or the last one.
 
     The seed fixes every draw; on a CPU with one thread also every bit (kernels that add in parallel, on a GPU for
     example, differ in the last ones). Ctrl-C ends training and keeps the best state so far.
@@ -84,7 +84,8 @@ def fit(
         train: images to learn from, with boxes.
         val: images that select the best state and drive the plateau rule; without them the last state is kept and
             training runs to its ceiling.
-        config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
+        config: the recipe.
+        stop_after: steps after which training ends, on the schedule of the whole recipe.
         cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
@@ -94,22 +95,20 @@ def fit(
         NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the images. The best state is
             kept.
     """
-    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
     _check_trainable(model, train)
     if val is not None:
         check_scorable(model, val)
     cache = cache or FeatureCache()
     cache.begin_run()
-    images = config.copies * len(train)
-    history = History(config.max_steps or max(1, config.epochs * images // config.batch_size))
-    validate_every = config.validate_every or max(1, images // config.batch_size)
+    history = History(count_steps(config, len(train)))
+    validate_every = config.validate_every or max(1, config.copies * len(train) // config.batch_size)
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     batches, groups = _batches(train, features, config), parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
     bad_validations = 0
     with _training(model, config, history) as keep_state:
-        for step in range(history.total_steps + 1):
+        for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
             if step > 0:
                 batch = next(batches)
                 model.train()
@@ -135,6 +134,11 @@ def fit(
     return history
 
 
+def count_steps(config: FitConfig, images: int) -> int:
+    """Return the ceiling of a recipe in steps, for a number of training images."""
+    return config.max_steps or max(1, config.epochs * config.copies * images // config.batch_size)
+
+
 def _check_trainable(model: AdaptedModel, train: Split) -> None:
     if model.adapter.stage is Stage.NONE:
         raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
@@ -151,7 +155,7 @@ def _training(model: AdaptedModel, config: FitConfig, history: History) -> Itera
         torch.manual_seed(config.seed)
         model.network.set_recompute(config.recompute)
         try:
-            yield lambda: kept.update({name: tensor.detach().clone() for name, tensor in model.owned_tensors().items()})
+            yield lambda: kept.update(model.copy_owned())
         except KeyboardInterrupt:
             logger.warning("Interrupted after %d steps; the best state so far is kept.", len(history.steps))
             history.stopped_by = "interrupt"

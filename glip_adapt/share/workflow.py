@@ -19,7 +19,8 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import Evaluation, evaluate
 from glip_adapt.engine.optimise import Step
-from glip_adapt.engine.train import History, Validation, fit
+from glip_adapt.engine.selection import fit
+from glip_adapt.engine.train import History, Validation
 from glip_adapt.share.card import TrainingFacts, write_facts
 from glip_adapt.trunks.catalogue import Trunk, default_recipe
 

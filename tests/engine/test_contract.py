@@ -21,7 +21,7 @@ from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import View, collate, view_image
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.load import load_adapter
-from glip_adapt.engine.train import fit
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.glip.build import GLIP_T, build_glip
 from glip_adapt.trunks.glip.names import public_name, public_names
@@ -129,7 +129,7 @@ def fitted(request, trunk, dataset):
         for name, module in model.network.named_modules():
             modes[name].add(module.training)
 
-    history = fit(model, dataset.train, None, CONFIG, on_step=note)
+    history = train_model(model, dataset.train, None, CONFIG, on_step=note)
     assert len(history.steps) == 3
     return Fitted(model, before, trunk_before, modes)
 

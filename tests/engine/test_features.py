@@ -18,7 +18,7 @@ from glip_adapt.engine.batches import in_batches, stack
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.features import FrozenFeatures
-from glip_adapt.engine.train import fit
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 
 PLAIN = View(64, flip=False)
@@ -62,7 +62,9 @@ def test_a_cached_run_follows_an_uncached_one_step_by_step(method, build, data, 
         "file": FeatureCache(memory_bytes=0, folder=tmp_path),
         "file again": FeatureCache(memory_bytes=0, folder=tmp_path),
     }
-    runs = {name: fit(build(method), data.train, data.val, SMALL, cache=cache) for name, cache in caches.items()}
+    runs = {
+        name: train_model(build(method), data.train, data.val, SMALL, cache=cache) for name, cache in caches.items()
+    }
     expected = runs.pop("none")
     assert caches["memory"].statistics.memory_hits > 0
     for history in runs.values():
@@ -73,7 +75,7 @@ def test_a_cached_run_follows_an_uncached_one_step_by_step(method, build, data, 
 def test_the_second_run_from_a_folder_encodes_no_image(build, data, tmp_path, encoded):
     for _ in range(2):
         encoded.clear()
-        fit(build("prompt"), data.train, data.val, SMALL, cache=FeatureCache(memory_bytes=0, folder=tmp_path))
+        train_model(build("prompt"), data.train, data.val, SMALL, cache=FeatureCache(memory_bytes=0, folder=tmp_path))
     assert encoded == []
 
 
@@ -142,7 +144,9 @@ def test_whatever_a_result_depends_on_gives_it_a_key_of_its_own(build, data, tin
 
 
 def test_pixels_stay_out_of_the_folder(build, data, tmp_path):
-    fit(build("full"), data.train, None, replace(SMALL, epochs=1), cache=FeatureCache(memory_bytes=0, folder=tmp_path))
+    train_model(
+        build("full"), data.train, None, replace(SMALL, epochs=1), cache=FeatureCache(memory_bytes=0, folder=tmp_path)
+    )
     assert list(tmp_path.rglob("*.safetensors")) == []
 
 
@@ -156,7 +160,7 @@ def test_a_cached_image_is_not_opened_again(build, data, monkeypatch):
 def test_in_half_precision_it_still_learns_and_its_losses_are_float32(build, data):
     """On a CPU, where bfloat16 is slow but the same code runs."""
     exact, half = (
-        fit(build("prompt"), data.train, data.val, replace(SMALL, precision=precision, learning_rate=0.01))
+        train_model(build("prompt"), data.train, data.val, replace(SMALL, precision=precision, learning_rate=0.01))
         for precision in ("float32", "bfloat16")
     )
     assert [step.loss for step in half.steps] == pytest.approx([step.loss for step in exact.steps], rel=0.05)
@@ -165,7 +169,9 @@ def test_in_half_precision_it_still_learns_and_its_losses_are_float32(build, dat
 
 @pytest.mark.parametrize("method", ["prompt", "full"])
 def test_computing_blocks_again_changes_no_step(method, build, data):
-    kept, again = (fit(build(method), data.train, None, replace(SMALL, recompute=flag)) for flag in (False, True))
+    kept, again = (
+        train_model(build(method), data.train, None, replace(SMALL, recompute=flag)) for flag in (False, True)
+    )
     assert [step.loss for step in again.steps] == pytest.approx([step.loss for step in kept.steps], rel=1e-5)
     assert [s.gradient_norm for s in again.steps] == pytest.approx([s.gradient_norm for s in kept.steps], rel=1e-4)
 
@@ -212,7 +218,7 @@ def test_a_step_whose_float16_gradient_overflows_is_skipped_and_says_so(build, d
     monkeypatch.setattr(torch.amp, "GradScaler", huge)
     model = build("linear_probe")
     before = {name: tensor.detach().clone() for name, tensor in model.owned_tensors().items()}
-    history = fit(model, data.train, None, replace(SMALL, precision="float16", max_steps=1))
+    history = train_model(model, data.train, None, replace(SMALL, precision="float16", max_steps=1))
     assert [step.gradient_norm for step in history.steps] == [None]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.owned_tensors().items())
 

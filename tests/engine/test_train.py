@@ -21,7 +21,7 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
-from glip_adapt.engine.train import fit, parameter_groups
+from glip_adapt.engine.train import parameter_groups, train_model
 from glip_adapt.trunks.catalogue import load_trunk, published_recipe
 from glip_adapt.trunks.glip import objective
 from glip_adapt.trunks.glip.objective import detection_loss
@@ -83,7 +83,7 @@ def test_one_seed_gives_one_run_and_another_seed_another(build, data, method):
     for seed in (3, 3, 30):
         torch.manual_seed(len(runs))  # the state of the world outside must not matter
         model = build(method)
-        history = fit(model, data.train, None, replace(config, seed=seed))
+        history = train_model(model, data.train, None, replace(config, seed=seed))
         runs.append(([step.losses for step in history.steps], snapshot(model)))
     (losses, tensors), (again, tensors_again), (other, tensors_other) = runs
     assert losses == again
@@ -94,7 +94,7 @@ def test_one_seed_gives_one_run_and_another_seed_another(build, data, method):
 
 def test_fitting_leaves_every_random_state_of_the_caller_alone(build, data):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
-    fit(build("full"), data.train, data.val, replace(SMALL, epochs=1))
+    train_model(build("full"), data.train, data.val, replace(SMALL, epochs=1))
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tobytes())
 
@@ -103,7 +103,7 @@ def test_the_random_state_is_restored_even_after_an_error(build, single, monkeyp
     monkeypatch.setattr(objective, "detection_loss", lambda *_: {"token": torch.rand(()) * torch.nan})
     before = torch.get_rng_state()
     with pytest.raises(NonFiniteLossError):
-        fit(build(), single, None, ONE_BY_ONE)
+        train_model(build(), single, None, ONE_BY_ONE)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -122,7 +122,7 @@ def test_images_one_by_one_give_the_gradient_of_the_batch(build, data, method):
     def keep(step, total):
         gradients.update({name: tensor.grad.clone() for name, tensor in model.owned_tensors().items()})
 
-    history = fit(model, replace(data.train, records=records), None, config, on_step=keep)
+    history = train_model(model, replace(data.train, records=records), None, config, on_step=keep)
     assert len(history.steps) == 1
 
     whole = build(method)
@@ -144,14 +144,14 @@ def test_the_gradient_norm_is_clipped_and_reported_as_it_was(build, single):
     def keep(step, total):
         norms.append(torch.stack([t.grad.norm() for t in model.owned_tensors().values()]).norm().item())
 
-    (step,) = fit(model, single, None, replace(ONE_BY_ONE, clip_norm=0.5), on_step=keep).steps
+    (step,) = train_model(model, single, None, replace(ONE_BY_ONE, clip_norm=0.5), on_step=keep).steps
     assert norms == pytest.approx([0.5], rel=1e-3)
     assert step.gradient_norm > 1
 
 
 def test_a_step_reports_what_happened_in_it(build, data):
     seen = []
-    history = fit(build(), data.train, None, SMALL, on_step=lambda step, total: seen.append((step, total)))
+    history = train_model(build(), data.train, None, SMALL, on_step=lambda step, total: seen.append((step, total)))
     assert seen == [(step, 3) for step in history.steps]
     assert [step.step for step in history.steps] == [1, 2, 3]
     assert all(step.loss == sum(step.losses.values()) for step in history.steps)
@@ -170,7 +170,7 @@ def test_an_epoch_shows_every_image_as_often_as_copies_say_in_one_shuffle(build,
     three, repeats = replace(data.train, records=data.train.records[:3]), 0
     for seed in range(5):
         shown.clear()
-        fit(build(), three, None, replace(ONE_BY_ONE, copies=2, batch_size=3, seed=seed))
+        train_model(build(), three, None, replace(ONE_BY_ONE, copies=2, batch_size=3, seed=seed))
         assert sorted(shown) == [1, 1, 2, 2, 3, 3]
         repeats += len(set(shown[:3])) < 3
     assert repeats > 0
@@ -178,24 +178,24 @@ def test_an_epoch_shows_every_image_as_often_as_copies_say_in_one_shuffle(build,
 
 def test_every_step_starts_without_the_gradients_of_the_last(build, single):
     config = replace(ONE_BY_ONE, epochs=2, learning_rate=1e-30, clip_norm=1e9)
-    first, second = fit(build(), single, None, config).steps
+    first, second = train_model(build(), single, None, config).steps
     assert first.gradient_norm == second.gradient_norm > 0
 
 
 def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monkeypatch):
     views = set()
     monkeypatch.setattr(features, "view_image", lambda i, view, longest: views.add(view) or view_image(i, view))
-    fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32, 48), flip=True, epochs=24))
+    train_model(build(), single, None, replace(ONE_BY_ONE, short_sides=(32, 48), flip=True, epochs=24))
     assert views == {View(side, flip) for side in (32, 48) for flip in (False, True)}
     views.clear()
-    fit(build(), single, None, replace(ONE_BY_ONE, short_sides=(32,), epochs=6))
+    train_model(build(), single, None, replace(ONE_BY_ONE, short_sides=(32,), epochs=6))
     assert views == {View(32, flip=False)}
 
 
 def test_a_batch_holds_one_size_and_no_image_is_left_behind(build, data, monkeypatch):
     batches, drawn = [], []
     monkeypatch.setattr(train, "in_batches", lambda images: batches.append(list(images)) or in_batches(batches[-1]))
-    fit(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=20))
+    train_model(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=20))
     for batch in batches:
         assert len({shape_hw for _, shape_hw in batch}) == 1
         assert len(batch) == SMALL.batch_size
@@ -250,7 +250,7 @@ def test_weight_decay_pulls_a_prompt_towards_the_original_wording(build, single)
     with torch.no_grad():
         offset.fill_(1.0)
     config = replace(ONE_BY_ONE, learning_rate=0.05, weight_decay=0.25, clip_norm=1e-30)
-    fit(model, single, None, config)
+    train_model(model, single, None, config)
     torch.testing.assert_close(offset.detach(), torch.full_like(offset, 1 - 0.05 * 0.25), rtol=0, atol=1e-4)
 
 
@@ -269,7 +269,7 @@ def test_the_ceiling_and_the_validations_are_those_of_the_public_loader(
     monkeypatch.setattr(AdaptedModel, "train", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
     split = replace(data.train, records=(data.train.records * 3)[:images])
-    history = fit(build(), split, data.val, published_recipe("linear_probe", shots))
+    history = train_model(build(), split, data.val, published_recipe("linear_probe", shots))
     assert history.total_steps == total
     steps = [validation.step for validation in history.validations]
     assert steps == sorted({*range(between, total + 1, between), total})
@@ -279,7 +279,7 @@ def test_a_number_of_steps_and_of_steps_between_validations_replace_the_epochs(b
     monkeypatch.setattr(Stepper, "take", lambda *_: None)
     monkeypatch.setattr(AdaptedModel, "train", lambda *_: None)
     score_with(n / 1000 for n in range(1000))
-    history = fit(build(), data.train, data.val, replace(SMALL, max_steps=11, validate_every=4))
+    history = train_model(build(), data.train, data.val, replace(SMALL, max_steps=11, validate_every=4))
     assert history.total_steps == 11
     assert [validation.step for validation in history.validations] == [4, 8, 11]
 
@@ -298,7 +298,7 @@ def run_aps(build, single, data, score_with, aps, **changes):
     model, states = build(), []
     score_with(aps)
     config = replace(ONE_BY_ONE, epochs=len(aps), short_sides=(32,), **changes)
-    history = fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    history = train_model(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
     return history, model, states
 
 
@@ -311,7 +311,7 @@ def test_the_state_before_training_is_kept_where_none_scores_higher(build, singl
     model, states = build(), []
     score_with(aps)
     config = replace(ONE_BY_ONE, epochs=2, short_sides=(32,), keep_start=True)
-    history = fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+    history = train_model(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
     assert [validation.step for validation in history.validations] == [0, 1, 2]
     assert history.best_ap == aps[kept]
     assert same(states[0], snapshot(build()))
@@ -380,7 +380,7 @@ def test_training_up_to_the_ceiling_keeps_the_best_state_too(build, single, data
 
 def test_validation_scores_the_model_on_val_as_it_is_shown_in_tests(build, single, data, score_with):
     calls, model = score_with([0.5]), build()
-    fit(model, single, data.val, replace(ONE_BY_ONE, test_short_side=96, max_long_side=200))
+    train_model(model, single, data.val, replace(ONE_BY_ONE, test_short_side=96, max_long_side=200))
     ((scored, split, config),) = calls
     assert scored is model
     assert split is data.val
@@ -389,7 +389,7 @@ def test_validation_scores_the_model_on_val_as_it_is_shown_in_tests(build, singl
 
 def test_real_validations_agree_with_evaluating_afterwards(build, data):
     model = build()
-    history = fit(model, data.train, data.val, SMALL)
+    history = train_model(model, data.train, data.val, SMALL)
     assert [v.step for v in history.validations] == [3]
     assert history.best_ap == (evaluate(model, data.val, SMALL.view).ap or 0.0)
 
@@ -406,7 +406,7 @@ def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
             assert torch.equal(seen[-1], model.network.encode_text(model.captions[0]).features)
 
     config = replace(SMALL, max_steps=2, validate_every=1, text_learning_rate=1e-2)
-    fit(model, data.train, data.val, config, on_validation=compare)
+    train_model(model, data.train, data.val, config, on_validation=compare)
     assert not torch.equal(*seen)
 
 
@@ -424,7 +424,7 @@ def interrupt_at(number):
 def test_an_interrupt_keeps_the_best_state_so_far_and_says_so(build, single, data, score_with, caplog):
     model, states = build(), []
     score_with([0.5, 0.3, 0.9])
-    history = fit(
+    history = train_model(
         model, single, data.val, replace(ONE_BY_ONE, epochs=3),
         on_step=interrupt_at(3), on_validation=lambda v: states.append(snapshot(model)),
     )  # fmt: skip
@@ -436,7 +436,7 @@ def test_an_interrupt_keeps_the_best_state_so_far_and_says_so(build, single, dat
 
 def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
     model, fresh = build(), snapshot(build())
-    history = fit(model, data.train, None, SMALL, on_step=interrupt_at(2))
+    history = train_model(model, data.train, None, SMALL, on_step=interrupt_at(2))
     assert (history.stopped_by, len(history.steps)) == ("interrupt", 2)
     assert not same(snapshot(model), fresh)
 
@@ -462,7 +462,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images_and_keeps_the_best(
     break_loss(monkeypatch, 3, value)
     config = replace(ONE_BY_ONE, epochs=4)
     with pytest.raises(NonFiniteLossError, match=rf"image 1 \(0\.png\).*in step 3:.*box {value}.*images \[1\]"):
-        fit(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
+        train_model(model, single, data.val, config, on_validation=lambda v: states.append(snapshot(model)))
     assert same(snapshot(model), states[0])
     assert not any(module.training for module in model.network.modules())
 
@@ -473,7 +473,7 @@ def test_the_error_lists_the_whole_batch_and_the_bad_step_changes_nothing(build,
     break_loss(monkeypatch, 1, float("nan"))
     split = replace(data.train, records=data.train.records[3:5])
     with pytest.raises(NonFiniteLossError, match=r"in step 1:.*images \[(4, 5|5, 4)\]"):
-        fit(model, split, None, SMALL)
+        train_model(model, split, None, SMALL)
     assert same(snapshot(model), fresh)
 
 
@@ -484,45 +484,36 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_model(build, single, mo
         objective, "detection_loss", lambda output, *_: {"token": (output.token_logits.sum() * 0).abs().sqrt()}
     )
     with pytest.raises(NonFiniteLossError, match=r"step 1"):
-        fit(model, single, None, ONE_BY_ONE)
+        train_model(model, single, None, ONE_BY_ONE)
     assert all(torch.isfinite(tensor).all() for tensor in model.owned_tensors().values())
-
-
-@pytest.mark.parametrize("shots", [1, 3, "all"])
-def test_without_a_recipe_that_of_trunk_method_and_shots_of_the_split_is_taken(build, data, monkeypatch, shots):
-    asked = []
-    monkeypatch.setattr(train, "default_recipe", lambda *which: asked.append(which) or replace(SMALL, max_steps=1))
-    model = build()
-    fit(model, data.train if shots == "all" else data.train.few_shot(shots, seed=3))
-    assert asked == [(model.trunk_name, model.adapter.name, shots)]
 
 
 def test_nothing_to_learn_from_is_refused(build, data):
     with pytest.raises(ValueError, match=rf"{data.train.name} has no images"):
-        fit(build(), replace(data.train, records=()), None, SMALL)
+        train_model(build(), replace(data.train, records=()), None, SMALL)
 
 
 def test_another_number_of_classes_is_refused_and_both_are_named(build, data):
     with pytest.raises(ValueError, match=rf"detects the 1 classes .*{data.train.name} has the 2"):
-        fit(build(classes=("box",)), data.train, None, SMALL)
+        train_model(build(classes=("box",)), data.train, None, SMALL)
 
 
 @pytest.mark.parametrize("change", [{"records": ()}, {"classes": ("a", "b", "c"), "category_ids": (1, 2, 3)}])
 def test_a_val_split_that_cannot_be_scored_is_refused_before_the_first_step(build, data, change):
     val = replace(data.val, **change)
     with pytest.raises(ValueError, match=val.name):
-        fit(build(), data.train, val, SMALL, on_step=lambda step, total: pytest.fail("a step was made"))
+        train_model(build(), data.train, val, SMALL, on_step=lambda step, total: pytest.fail("a step was made"))
 
 
 def test_zero_shot_cannot_be_trained(build, data):
     with pytest.raises(ValueError, match="zero_shot owns nothing that could be trained"):
-        fit(build("zero_shot"), data.train, None, SMALL)
+        train_model(build("zero_shot"), data.train, None, SMALL)
 
 
 def test_an_image_without_boxes_can_be_learnt_from(build, single):
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     empty = replace(single, records=(replace(single.records[0], target=nothing, annotations=()),))
-    (step,) = fit(build(), empty, None, ONE_BY_ONE).steps
+    (step,) = train_model(build(), empty, None, ONE_BY_ONE).steps
     assert step.losses["box"] == step.losses["centerness"] == 0
     assert step.losses["token"] > 0
 
@@ -534,7 +525,7 @@ def test_prompt_tuning_lowers_its_loss_while_every_frozen_tensor_stays(build, si
     model = build("prompt")
     before = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     config = replace(ONE_BY_ONE, epochs=20, learning_rate=0.05, weight_decay=0.25)
-    losses = [step.loss for step in fit(model, single, None, config).steps]
+    losses = [step.loss for step in train_model(model, single, None, config).steps]
     assert losses[-1] < 0.8 * losses[0]
     after = model.network.state_dict()
     assert {name for name in before if not torch.equal(before[name], after[name])} == {"text_prompt.offset"}
@@ -550,5 +541,5 @@ def test_full_fine_tuning_learns_four_real_images_by_heart():
         epochs=100, learning_rate=1e-3, text_learning_rate=1e-3, weight_decay=0.0,
         short_sides=(224,), test_short_side=224, max_long_side=400, flip=False,
     )  # fmt: skip
-    fit(model, four, None, config)
+    train_model(model, four, None, config)
     assert evaluate(model, four, config.view).values["ap50"] >= 0.9

@@ -1,0 +1,271 @@
+"""Cross-validation over a few labelled images: choose how far to train, and estimate what to expect.
+
+Without validation images, the labelled ones tell when training helps. A model is trained without the images of a fold
+and looks at them at several candidates: states after some steps, moved back by some factor towards the start. The
+candidate with the best AP over the held-out images of all folds is then made from all images. The start, which is
+zero-shot detection for a fresh adapter, is a candidate as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from glip_adapt.core.settings import FitConfig
+from glip_adapt.data.folds import draw_folds
+from glip_adapt.data.formats.coco import coco_ground_truth
+from glip_adapt.data.split import Split
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.evaluate import predict_split
+from glip_adapt.engine.metrics import METRICS
+from glip_adapt.engine.optimise import Step
+from glip_adapt.engine.train import History, Validation, count_steps, train_model
+from glip_adapt.trunks.catalogue import default_recipe
+
+FOLDS = 3
+FACTORS = (0.3, 0.5, 0.7, 0.85, 1.0)
+"""Factors that are tried; a trial on glyphs13 had its best ones between 0.3 and 1."""
+SHARES = (0.25, 0.5, 1.0)
+"""Parts of the steps of a recipe after which candidates are looked at."""
+CAUTIOUS = (0.5, 0.5)
+"""Share and factor of the candidate that is taken where nothing can be held out."""
+MOST_STEPS = 100
+"""Ceiling for recipes whose own end needs validation images."""
+
+Found = tuple[dict[str, Any], ...]
+"""Predictions in COCO result form."""
+OnStep = Callable[[Step, int], None]
+"""Called after each step with it and the number of steps of the whole training, those of the folds included."""
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """A state of an adapter: ``factor`` of the way from the start to the state after ``steps`` steps."""
+
+    steps: int
+    factor: float
+
+
+START = Candidate(0, 0.0)
+"""The state before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossValidation:
+    """What held-out images tell about one method on a few labelled images.
+
+    Attributes:
+        chosen: the candidate to make from all images; ``START`` if none is better.
+        scores: AP of each candidate over all held-out images, a fraction in [0, 1]; None if no class can be scored.
+        estimate: AP to expect. A fold is scored at the candidate that the other folds choose, so that the choice does
+            not flatter it. None if there is only one fold, or no class can be scored.
+        held_out: the predictions that ``estimate`` scores; no image was seen by the model that looked at it.
+        held_out_start: predictions of the start on the same images.
+        folds: image ids of each fold.
+    """
+
+    chosen: Candidate
+    scores: Mapping[Candidate, float | None]
+    estimate: float | None
+    held_out: Found
+    held_out_start: Found
+    folds: tuple[tuple[int | str, ...], ...]
+
+    @property
+    def start(self) -> float | None:
+        """AP of the start on the held-out images."""
+        return self.scores[START]
+
+
+def fit(
+    model: AdaptedModel,
+    train: Split,
+    val: Split | None = None,
+    config: FitConfig | None = None,
+    *,
+    cache: FeatureCache | None = None,
+    on_step: OnStep | None = None,
+    on_validation: Callable[[Validation], None] | None = None,
+) -> History:
+    """Train the tensors that ``model`` owns: ``fit(model, data.train.few_shot(5, seed=3))``.
+
+    With ``val`` the model ends in the state that was best on it, as published. Without, cross-validation over ``train``
+    chooses the number of steps and the way back towards the start, see ``cross_validate``.
+
+    Args:
+        model: from ``attach``, or from ``load_adapter`` to go on from there.
+        train: images to learn from, with boxes.
+        val: images that select.
+        config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
+        cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
+        on_step: see ``OnStep``.
+        on_validation: called after each evaluation on ``val``.
+
+    Raises:
+        ValueError, NonFiniteLossError: as ``train_model``.
+    """
+    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
+    cache = cache or FeatureCache()
+    if val is not None:
+        return train_model(model, train, val, config, cache=cache, on_step=on_step, on_validation=on_validation)
+    config = bounded(config, len(train))
+    found = cross_validate(model, train, config, cache=cache, on_step=on_step)
+    return train_candidate(model, train, found, config, cache=cache, on_step=on_step)
+
+
+def bounded(config: FitConfig, images: int) -> FitConfig:
+    """Return a recipe with a fixed number of steps; one that waits for validation AP gets half a cosine instead."""
+    steps = count_steps(config, images)
+    if config.schedule == "cosine":
+        return replace(config, max_steps=steps)
+    return replace(config, schedule="cosine", max_steps=min(MOST_STEPS, steps))
+
+
+def cross_validate(
+    model: AdaptedModel,
+    train: Split,
+    config: FitConfig,
+    *,
+    folds: int = FOLDS,
+    cache: FeatureCache | None = None,
+    on_step: OnStep | None = None,
+) -> CrossValidation:
+    """Score candidates on held-out folds of ``train``; afterwards ``model`` is as before.
+
+    A class counts on the images of a fold if other images show it, as a model that never saw a class tells nothing
+    about one that will. A single image cannot be held out: it is learned from and looked at, and only tells whether
+    training hurts.
+
+    Args:
+        model: in the state to start from.
+        train: images to learn from, with boxes.
+        config: the recipe, with a fixed number of steps, see ``bounded``.
+        folds: how many; below four images, one per image.
+        cache: keeps the features of the frozen stages, which all folds share.
+        on_step: see ``OnStep``.
+
+    Raises:
+        ValueError, NonFiniteLossError: as ``train_model``.
+    """
+    parts, start = _split_up(train, folds, config.seed), model.copy_owned()
+    steps = count_steps(config, len(train))
+    found = []
+    try:
+        for number, part in enumerate(parts):
+            shown = _counting(on_step, number * steps, (len(parts) + 1) * steps)
+            found.append(_look(part, model, start, config, cache, shown))
+    finally:
+        model.load_owned(start)
+    scores = _scores(parts, found)
+    cautious = Candidate(max(1, round(CAUTIOUS[0] * steps)), CAUTIOUS[1])
+    others = [(parts[:i] + parts[i + 1 :], found[:i] + found[i + 1 :]) for i in range(len(parts))]
+    if len(parts) == 1:
+        chosen = cautious if (scores[cautious] or 0.0) > (scores[START] or 0.0) else START
+        held_out = [found[0][chosen]]
+    else:
+        chosen = _best(scores, cautious)
+        held_out = [fold[_best(_scores(*rest), cautious)] for fold, rest in zip(found, others, strict=True)]
+    return CrossValidation(
+        chosen=chosen,
+        scores=scores,
+        estimate=_pooled_ap(parts, held_out) if len(parts) > 1 else None,
+        held_out=tuple(entry for fold in held_out for entry in fold),
+        held_out_start=tuple(entry for fold in found for entry in fold[START]),
+        folds=tuple(tuple(record.image_id for record in part.held.records) for part in parts),
+    )
+
+
+def train_candidate(
+    model: AdaptedModel,
+    train: Split,
+    found: CrossValidation,
+    config: FitConfig,
+    *,
+    cache: FeatureCache | None = None,
+    on_step: OnStep | None = None,
+) -> History:
+    """Make the candidate that a cross-validation chose from all images; the history ends at its steps."""
+    start, steps = model.copy_owned(), count_steps(config, len(train))
+    shown = _counting(on_step, len(found.folds) * steps, (len(found.folds) + 1) * steps)
+    history = train_model(model, train, None, config, stop_after=found.chosen.steps, cache=cache, on_step=shown)
+    model.load_owned(model.adapter.between(start, model.copy_owned(), found.chosen.factor))
+    return history
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """The images that are held out, those that are learned from, and which classes the latter show."""
+
+    held: Split
+    rest: Split
+    learned: frozenset[int]
+
+
+def _split_up(train: Split, count: int, seed: int) -> list[_Fold]:
+    present = [{annotation.category_id for annotation in train.annotations_of(record)} for record in train.records]
+    folds = []
+    for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):
+        others = [position for position in range(len(train)) if position not in positions] or positions
+        held, rest = (replace(train, records=tuple(train.records[i] for i in part)) for part in (positions, others))
+        folds.append(_Fold(held, rest, frozenset().union(*(present[i] for i in others))))
+    return folds
+
+
+def _look(
+    fold: _Fold,
+    model: AdaptedModel,
+    start: Mapping[str, Tensor],
+    config: FitConfig,
+    cache: FeatureCache | None,
+    on_step: OnStep | None,
+) -> dict[Candidate, Found]:
+    """Return the predictions of each candidate on the held-out images of a fold."""
+    model.load_owned(start)
+    found = {START: tuple(predict_split(model, fold.held, config.view, cache=cache))}
+    steps = count_steps(config, len(fold.rest))
+    stops = {max(1, round(share * steps)) for share in SHARES}
+
+    def look(step: Step, total: int) -> None:
+        if step.step in stops:
+            trained = model.copy_owned()
+            for factor in FACTORS:
+                model.load_owned(model.adapter.between(start, trained, factor))
+                found[Candidate(step.step, factor)] = tuple(predict_split(model, fold.held, config.view, cache=cache))
+            model.load_owned(trained)
+        if on_step:
+            on_step(step, total)
+
+    if train_model(model, fold.rest, None, config, cache=cache, on_step=look).stopped_by == "interrupt":
+        raise KeyboardInterrupt
+    return found
+
+
+def _best(scores: Mapping[Candidate, float | None], cautious: Candidate) -> Candidate:
+    """Return the candidate with the best AP, of equal ones the nearest to the start; ``cautious`` without any AP."""
+    known = {candidate: ap for candidate, ap in sorted(scores.items()) if ap is not None}
+    return max(known, key=known.__getitem__, default=cautious)
+
+
+def _scores(folds: Sequence[_Fold], found: Sequence[Mapping[Candidate, Found]]) -> dict[Candidate, float | None]:
+    return {candidate: _pooled_ap(folds, [fold[candidate] for fold in found]) for candidate in found[0]}
+
+
+def _pooled_ap(folds: Sequence[_Fold], found: Sequence[Found]) -> float | None:
+    """Return COCO AP over the held-out images of several folds together; None if no class can be scored."""
+    records = tuple(record for fold in folds for record in fold.held.records)
+    learned = {record.image_id: fold.learned for fold in folds for record in fold.held.records}
+    truth = coco_ground_truth(replace(folds[0].held, records=records))
+    truth["annotations"] = [e for e in truth["annotations"] if e["category_id"] in learned[e["image_id"]]]
+    predictions = [e for fold in found for e in fold if e["category_id"] in learned[e["image_id"]]]
+    return METRICS["coco"](predictions, truth).values["ap"]
+
+
+def _counting(on_step: OnStep | None, done: int, total: int) -> OnStep | None:
+    """Return a callback that counts the steps of earlier trainings as well."""
+    if on_step is None:
+        return None
+    return lambda step, _: on_step(replace(step, step=done + step.step), total)
