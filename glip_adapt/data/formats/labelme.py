@@ -1,0 +1,165 @@
+"""LabelMe format: one JSON file per image, with rectangles, polygons, circles and masks.
+
+As LabelMe and X-AnyLabeling write it. Kept from LabelMe (labelme/_label_file.py, examples/instance_segmentation):
+
+- The corners of a mask are its first and last pixels; all other coordinates are edges.
+- Polygons, circles and masks of one label and ``group_id`` are parts of one object; a rectangle is always an object.
+- Images are labelled upright, and the size in the file is that of the upright image.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from glip_adapt.core.structures import SizeHW
+from glip_adapt.data.documents import (
+    CLASSES_FILE,
+    BoxXYWH,
+    Draft,
+    LabelledImage,
+    SplitDocument,
+    copy_images,
+    named_boxes,
+    write_classes,
+)
+from glip_adapt.data.entries import declared_size, image_path, is_image
+from glip_adapt.data.images import SUFFIXES
+from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, read_json, split_of, to_number
+from glip_adapt.data.split import Split
+
+NAME = "labelme"
+LAYOUT = "a .json file with shapes for each image; folders train, val and test, classes.txt or labels.txt if wanted"
+
+_Edges = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+_VERSION = "5.5.0"  # of LabelMe, whose form of files is written
+_LEAST_POINTS = {
+    **{"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3},
+    **{"oriented_rectangle": 3, "rotation": 3, "quadrilateral": 3},  # the last two are of X-AnyLabeling
+}
+
+
+def recognises(folder: Path) -> bool:
+    """Tell whether a JSON file below a folder is one of LabelMe."""
+    return any(_is_labelme(path) for path in files_below(folder, ".json"))
+
+
+def read(folder: Path) -> dict[str, SplitDocument]:
+    """Return the splits of a folder, told by its subfolders; other JSON files are passed over.
+
+    Raises:
+        ValueError: if a JSON file cannot be read, or several images have the name that a file states.
+    """
+    images = ImageIndex(folder)
+    drafts: dict[str, Draft] = {}
+    for path in files_below(folder, ".json"):
+        content = read_json(path)
+        if _has_shapes(content):
+            split = split_of(path, folder)
+            draft = drafts.setdefault(split, Draft(folder))
+            where = path.relative_to(folder).as_posix()
+            boxes = _boxes(content["shapes"], where, draft)
+            draft.images.append(LabelledImage(_find_image(content, path, split, images), boxes, _size(content)))
+    return documents_of(drafts, images, (CLASSES_FILE, "labels.txt"))
+
+
+def write(splits: Mapping[str, Split], folder: Path) -> None:
+    """Write a folder for each split, with a JSON file beside each image, and ``classes.txt``."""
+    write_classes(splits, folder)
+    for split_name, split in splits.items():
+        for record, copy in copy_images(split, folder / split_name):
+            shapes = [
+                {"label": name, "points": [[x, y], [x + w, y + h]], "shape_type": "rectangle", "flags": {}}
+                for name, (x, y, w, h) in named_boxes(split, record)
+            ]
+            height, width = record.header.size_hw
+            content: dict[str, Any] = {"version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": copy.name}
+            content |= {"imageData": None, "imageHeight": height, "imageWidth": width}
+            copy.with_suffix(".json").write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def _is_labelme(path: Path) -> bool:
+    """Tell whether a file is one of LabelMe, also if it is cut off."""
+    try:
+        if b'"shapes"' not in (data := path.read_bytes()):
+            return False
+        return _has_shapes(json.loads(data))
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return True
+
+
+def _has_shapes(content: Any) -> bool:
+    return isinstance(content, dict) and "shapes" in content and bool(content.keys() & {"imagePath", "version"})
+
+
+def _find_image(content: Mapping[str, Any], path: Path, split: str, images: ImageIndex) -> Path:
+    """Return the image of a label file: the one that it names; or the one beside it, if both have been renamed."""
+    name = content.get("imagePath")
+    if not isinstance(name, str) or not os.path.isfile(image_path(path.parent, name)):
+        beside = (path.stem + suffix for known in SUFFIXES for suffix in (known, known.upper()))
+        other = next((name for name in beside if os.path.isfile(path.with_name(name))), None)
+        name = other or (name if isinstance(name, str) else path.stem)
+    return images.find(name, path.parent, split)
+
+
+def _size(content: Mapping[str, Any]) -> SizeHW | None:
+    entry = {"id": 0, "file_name": "-", "height": content.get("imageHeight"), "width": content.get("imageWidth")}
+    return declared_size(entry) if is_image(entry) else None
+
+
+def _boxes(shapes: Any, where: str, draft: Draft) -> tuple[tuple[str, BoxXYWH], ...]:
+    """Return the objects of one image, and note the shapes that are none."""
+    if not isinstance(shapes, list):
+        draft.findings.append(("malformed label", f"{where}: shapes is {reprlib.repr(shapes)}, no list"))
+        return ()
+    found: dict[Any, tuple[str, _Edges]] = {}
+    for number, shape in enumerate(shapes):
+        try:
+            label, kind, edges = _parse(shape)
+        except ValueError as error:
+            draft.findings.append(("malformed label", f"{where}, shapes[{number}]: {error}"))
+            continue
+        if edges is None:
+            draft.findings.append(("shape without a box", f"{where}, shapes[{number}]: a {kind} called {label!r}"))
+            continue
+        group = shape.get("group_id")
+        is_part = kind != "rectangle" and isinstance(group, int | str)
+        key = (label, group) if is_part else number
+        found[key] = label, _joined(edges, found[key][1]) if key in found else edges
+    return tuple((label, (x1, y1, x2 - x1, y2 - y1)) for label, (x1, y1, x2, y2) in found.values())
+
+
+def _parse(shape: Any) -> tuple[str, str, _Edges | None]:
+    """Return label, kind and edges of a shape; no edges if it is a point, a line or of an unknown kind.
+
+    Raises:
+        ValueError: if the shape is malformed; the message says why.
+    """
+    if not isinstance(shape, dict):
+        raise ValueError(f"{reprlib.repr(shape)} is no object")
+    label, kind, points = shape.get("label"), shape.get("shape_type") or "polygon", shape.get("points")
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"the label is {reprlib.repr(label)}")
+    if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise ValueError(f"the points are {reprlib.repr(points)}, no list of [x, y]")
+    xs, ys = [to_number(x) for x, _ in points], [to_number(y) for _, y in points]
+    if not isinstance(kind, str) or len(points) < _LEAST_POINTS.get(kind, math.inf):
+        return label.strip(), f"{kind} of {len(points)} points", None
+    if kind == "circle":
+        radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
+        return label.strip(), kind, (xs[0] - radius, ys[0] - radius, xs[0] + radius, ys[0] + radius)
+    last = 1 if kind == "mask" else 0
+    return label.strip(), kind, (min(xs), min(ys), max(xs) + last, max(ys) + last)
+
+
+def _joined(one: _Edges, other: _Edges) -> _Edges:
+    """Return the edges of the smallest box around two."""
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = one, other
+    return min(left, left2), min(top, top2), max(right, right2), max(bottom, bottom2)

@@ -1,0 +1,189 @@
+"""Label files of a dataset folder: find and read them; find the images that they name; tell splits by names.
+
+For formats whose label files may lie anywhere in the folder, and name images loosely.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from glip_adapt.data.documents import (
+    CLASSES_FILE,
+    SPLIT_ALIASES,
+    Draft,
+    SplitDocument,
+    build_documents,
+    image_files,
+    read_classes,
+)
+from glip_adapt.data.entries import FLOAT32_MAX, image_path
+
+_NO_CLASSES = ("__ignore__", "_background_", "__background__")  # LabelMe lists them before the classes
+_SPLIT_OF_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases}
+
+
+def files_below(folder: Path, suffix: str) -> list[Path]:
+    """Return the files with a suffix such as ``".json"`` below a folder, sorted; hidden ones do not count."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(base)) in seen:  # a link may lead back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name[0] != "."]
+        found += [Path(base, name) for name in names if name[0] != "." and name.lower().endswith(suffix)]
+    return sorted(found)
+
+
+def split_of(path: Path, folder: Path, *, by_file_name: bool = False) -> str:
+    """Return train, val or test: the split that a folder between ``folder`` and a file is named after, else train.
+
+    Args:
+        path: of a file below ``folder``.
+        folder: of the dataset; its own name does not count.
+        by_file_name: whether a word in the name of the file counts as well, as in ``train_labels.csv``.
+    """
+    *folders, name = path.relative_to(folder).parts
+    words = re.split("[^a-z]+", os.path.splitext(name)[0].lower()) if by_file_name else []
+    return next(
+        (_SPLIT_OF_ALIAS[word.lower()] for word in (*folders, *words) if word.lower() in _SPLIT_OF_ALIAS), "train"
+    )
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a label file.
+
+    Raises:
+        ValueError: if the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as text ({error}). Expected UTF-8: save it so, or remove it."
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: if the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as JSON ({error}). Replace it by an intact copy, or remove it."
+        ) from error
+
+
+def to_number(value: Any) -> float:
+    """Return a finite number, stated as such or as text.
+
+    Raises:
+        ValueError: if the value is something else.
+    """
+    try:
+        if not isinstance(value, bool) and abs(number := float(value)) <= FLOAT32_MAX:
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{reprlib.repr(value)} is no finite number")
+
+
+class ImageIndex:
+    """Images of a dataset folder, to be found by the names that label files give them.
+
+    Attributes:
+        folder: of the dataset.
+        paths: of all images in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.paths = image_files(folder)
+        self._named: dict[str, list[Path]] = {}
+        for path in self.paths:
+            for key in (path.name, path.stem):
+                self._named.setdefault(key.casefold(), []).append(path)
+
+    def find(self, name: str, near: Path, split: str) -> Path:
+        """Return the image that a label file names, or where it should be if there is none.
+
+        Args:
+            name: path relative to ``near``, with slashes or backslashes; or of another machine, which is looked for by
+                its last parts; or without suffix.
+            near: the folder of the label file.
+            split: preferred if images of several splits have the name.
+
+        Raises:
+            ValueError: if several images have the name.
+        """
+        stated = image_path(near, name)
+        for path in (Path(os.path.normpath(stated)), stated):
+            if os.path.isfile(path):
+                return path
+        parts = PurePosixPath(name.replace("\\", "/")).parts[::-1]
+        found = self._named.get(parts[0].casefold(), ()) if parts else ()
+        if not found:
+            return Path(os.path.normpath(stated))
+
+        def rank(path: Path) -> tuple[int, bool, bool]:
+            pairs = zip(path.parts[-2::-1], parts[1:], strict=False)
+            return (
+                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)),
+                self.split_of(path) == split,
+                path.name == parts[0],
+            )
+
+        best, *others = sorted(found, key=rank, reverse=True)
+        if others and rank(others[0]) == rank(best):
+            raise ValueError(
+                f"{name!r}, named by a label file in {near}, may be {best} or {others[0]}. Write the path relative to "
+                f"{near}, or rename one of the images."
+            )
+        return best
+
+    def split_of(self, path: Path) -> str:
+        """Return the split that a folder above an image is named after, else train."""
+        return split_of(path, self.folder)
+
+
+def documents_of(
+    drafts: Mapping[str, Draft], images: ImageIndex, class_lists: Sequence[str] = (CLASSES_FILE,)
+) -> dict[str, SplitDocument]:
+    """Return COCO documents of drafts; findings name unlisted classes, and images that no label file speaks of.
+
+    Args:
+        drafts: by name of the split; one without images is left out.
+        images: of the dataset folder.
+        class_lists: names of files in the folder, the first of which that exists lists the classes in label order.
+
+    Raises:
+        ValueError: if no draft has an image, or the list of classes cannot be read.
+    """
+    labelled = {name: drafts[name] for name in SPLIT_ALIASES if name in drafts and drafts[name].images}
+    if not labelled:
+        raise ValueError(f"{images.folder}: no label file speaks of an image. Label some, or give another folder.")
+    first = next(iter(labelled.values()))
+    # What concerns no split that can be loaded is told with the first one.
+    first.findings += [finding for name in drafts if name not in labelled for finding in drafts[name].findings]
+    files = [path for path in (images.folder / name for name in class_lists) if path.is_file()]
+    classes = [name for name in read_classes(files[0]) if name not in _NO_CLASSES] if files else None
+    listed = [image for draft in labelled.values() for image in draft.images]
+    if classes is not None:
+        unlisted = {name for image in listed for name, _ in image.boxes} - {*classes}
+        first.findings += [("unlisted class", f"{name!r} is not in {files[0].name}") for name in sorted(unlisted)]
+    for path in sorted({*images.paths} - {image.path for image in listed}):
+        finding = "image without a label file", os.path.relpath(path, images.folder)
+        labelled.get(images.split_of(path), first).findings.append(finding)
+    return build_documents(labelled, images.folder, classes)
