@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from glip_adapt.bench.plan import RunKey
-from glip_adapt.bench.records import RunCost, RunMetrics, RunRecord
+from glip_adapt.bench.records import CrossValidated, RunCost, RunMetrics, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class RunOutcome:
     cost: RunCost
     train_source: str | None = None
     selected_on: str | None = None
+    cross_validated: CrossValidated | None = None
 
 
 class Executor(Protocol):

@@ -16,7 +16,7 @@ import torch
 
 from glip_adapt.bench.events import RunOutcome
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey
-from glip_adapt.bench.records import RunCost, RunMetrics, capture_environment
+from glip_adapt.bench.records import CrossValidated, RunCost, RunMetrics, capture_environment
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping
 from glip_adapt.core.memory import peak_bytes, reset_peak
@@ -26,7 +26,8 @@ from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
-from glip_adapt.engine.train import train_model
+from glip_adapt.engine.selection import bounded, cross_validate, train_candidate
+from glip_adapt.engine.train import History, train_model
 from glip_adapt.trunks.catalogue import Trunk, load_trunk, trunk_spec
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
@@ -103,12 +104,16 @@ class FitExecutor:
         data = data.scored(protocol.annotation_ids)
         shown = from_mapping(ViewConfig, config["predict"], key.name)
         model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
-        val, val_ap, adapter_bytes, train_source = None, None, 0, None
+        train_source, val_ap, selected_on, choice, adapter_bytes = None, None, None, None, 0
         if config["fit"] is not None:
-            train = training_split(data, key, protocol)
-            val = data.selection if protocol.selection == "best_on_val" else None
-            recipe = from_mapping(FitConfig, config["fit"], key.name)
-            history = train_model(model, train, val, recipe, cache=self.cache, on_step=on_step)
+            train, recipe = training_split(data, key, protocol), from_mapping(FitConfig, config["fit"], key.name)
+            if protocol.selection == "cross_validation":
+                history, choice = self._cross_validated(model, train, recipe, protocol.folds, on_step)
+                selected_on = train.name
+            else:
+                val = data.selection if protocol.selection == "best_on_val" else None
+                history = train_model(model, train, val, recipe, cache=self.cache, on_step=on_step)
+                selected_on = val.name if val else None
             if history.stopped_by == "interrupt":
                 raise KeyboardInterrupt  # half a run is no record
             val_ap, train_source = history.best_ap, train.source
@@ -125,7 +130,23 @@ class FitExecutor:
             metrics=RunMetrics(values=found.values, per_class=found.per_class, val_ap=val_ap, retention=retention),
             cost=cost,
             train_source=train_source,
-            selected_on=val.name if val else None,
+            selected_on=selected_on,
+            cross_validated=choice,
+        )
+
+    def _cross_validated(
+        self, model: AdaptedModel, train: Split, recipe: FitConfig, folds: int, on_step: Callable[[Any, int], None]
+    ) -> tuple[History, CrossValidated]:
+        """Train a model without validation images; return the history and what cross-validation chose."""
+        recipe = bounded(recipe, len(train))
+        found = cross_validate(model, train, recipe, folds=folds, cache=self.cache, on_step=on_step)
+        history = train_candidate(model, train, found, recipe, cache=self.cache, on_step=on_step)
+        return history, CrossValidated(
+            expected_ap=found.estimate,
+            start_ap=found.start,
+            steps=found.chosen.steps,
+            factor=found.chosen.factor,
+            folds=len(found.folds),
         )
 
     def _retained(self, model: AdaptedModel, dataset: str, protocol: ProtocolConfig, shown: ViewConfig) -> float | None:

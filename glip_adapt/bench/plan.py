@@ -80,9 +80,13 @@ class ProtocolConfig:
     """Wording of the caption: bare class names, or the official prefix and suffix of a class where one exists."""
     few_shot_source: Literal["official", "sampled"] = "official"
     """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
-    selection: Literal["best_on_val", "last"] = "best_on_val"
-    """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``last``: the one
-    after the last step; validation images are not used, so that nothing ends training before its ceiling."""
+    selection: Literal["best_on_val", "cross_validation", "last"] = "best_on_val"
+    """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``cross_validation``: the
+    one that the training images choose among themselves, see engine/selection.py. ``last``: the one after the last
+    step. The latter two use no validation image, so that nothing ends training before its ceiling."""
+
+    folds: int = 3
+    """Parts of the training images for ``cross_validation``."""
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
     """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
     where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""

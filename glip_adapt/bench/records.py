@@ -90,6 +90,25 @@ class RunCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CrossValidated:
+    """Choice and expectation of a cross-validation over the training images; see ``engine.selection``.
+
+    Attributes:
+        expected_ap: AP to expect, a fraction in [0, 1]; None if nothing could be held out.
+        start_ap: AP of the untrained state on the same images.
+        steps: of the chosen state.
+        factor: part of the way from the start to the state after these steps.
+        folds: how many there were.
+    """
+
+    expected_ap: float | None
+    start_ap: float | None
+    steps: int
+    factor: float
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """One run: its key, resolved settings, outcome and environment.
 
@@ -104,6 +123,7 @@ class RunRecord:
             few-shot file; None if nothing was trained, and in records from before this field.
         selected_on: name of the split that selected the scored state, ``"Raccoon/val"`` for example; None if nothing
             was selected, and in records from before this field.
+        cross_validated: what cross-validation chose, if it did.
         error: one line that says what went wrong, then the traceback.
         environment: as ``capture_environment`` returns it.
         created: ISO 8601 time of completion, UTC.
@@ -117,6 +137,7 @@ class RunRecord:
     cost: RunCost | None = None
     train_source: str | None = None
     selected_on: str | None = None
+    cross_validated: CrossValidated | None = None
     error: str | None = None
     environment: Mapping[str, Any]
     created: str

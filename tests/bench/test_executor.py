@@ -92,6 +92,16 @@ def test_the_last_state_is_selected_on_nothing(run):
     assert (outcome.selected_on, outcome.metrics.val_ap) == (None, None)
 
 
+def test_cross_validation_uses_no_validation_image(run, shapes, monkeypatch):
+    data = load_dataset(str(shapes))
+    splits = {name: split for name, split in data.splits.items() if name != "val"}
+    monkeypatch.setattr(executor, "load_dataset", lambda entry: replace(data, splits=splits))
+    outcome = run("prompt", 3, selection="cross_validation", folds=2)
+    assert (outcome.selected_on, outcome.metrics.val_ap) == ("shapes/train-3-shot-seed-3", None)
+    choice = outcome.cross_validated
+    assert (choice.folds, choice.steps <= 2, 0 <= choice.factor <= 1) == (2, True, True)
+
+
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(run, tmp_path):
     def interrupt(step, total):
         raise KeyboardInterrupt

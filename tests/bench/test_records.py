@@ -11,6 +11,7 @@ from glip_adapt.bench import records
 from glip_adapt.bench.claims import partial_run
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import (
+    CrossValidated,
     RunCost,
     RunMetrics,
     RunRecord,
@@ -44,7 +45,18 @@ def store(out, record, text="x"):
         return write_record(out, record, directory)
 
 
-@pytest.mark.parametrize("record", [DONE, FAILED, dataclasses.replace(DONE, selected_on="Raccoon/val")])
+CHOICE = CrossValidated(expected_ap=0.3, start_ap=None, steps=20, factor=0.7, folds=3)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        DONE,
+        FAILED,
+        dataclasses.replace(DONE, selected_on="Raccoon/val"),
+        dataclasses.replace(DONE, cross_validated=CHOICE),
+    ],
+)
 def test_record_reads_back_as_written_beside_its_files(tmp_path, record):
     final = store(tmp_path, record)
     assert final == tmp_path / "glip-t--Raccoon--prompt--all--3"
