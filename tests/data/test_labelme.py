@@ -191,6 +191,14 @@ def test_of_images_with_one_name_that_of_the_split_or_the_folder_is_meant(tmp_pa
         labelme.read(tmp_path)
 
 
+def test_of_images_that_differ_in_case_the_one_that_is_named_is_meant(tmp_path):
+    put(tmp_path / "labels", "b.bmp", imagePath="a.png").with_name("b.bmp").unlink()
+    (tmp_path / "images").mkdir()
+    for name in ("a.PNG", "a.png", "A.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "images" / name)
+    assert list(boxes_of(labelme.read(tmp_path)["train"])) == ["images/a.png"]
+
+
 @pytest.mark.parametrize(
     ("name", "lines"),
     [("labels.txt", "__ignore__\n_background_\ncat\nant\nowl\n"), ("classes.txt", "\ufeffcat\r\nant \r\n\r\nowl\r\n")],
@@ -221,6 +229,7 @@ def test_images_without_a_file_are_told_with_their_split(tmp_path):
     (tmp_path / "train" / ".hidden").mkdir()
     put(tmp_path / "train" / ".hidden", "a.png")
     found = labelme.read(tmp_path)
+    assert list(boxes_of(found["train"])) == ["train/a.png"]
     assert found["train"].findings == (("image without a label file", "train/new.png"),)
     assert found["test"].findings == (("image without a label file", "test/new.png"),)
 
