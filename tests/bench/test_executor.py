@@ -96,8 +96,8 @@ def test_cross_validation_uses_no_validation_image(run, shapes, monkeypatch):
     data = load_dataset(str(shapes))
     splits = {name: split for name, split in data.splits.items() if name != "val"}
     monkeypatch.setattr(executor, "load_dataset", lambda entry: replace(data, splits=splits))
-    outcome = run("prompt", 3, selection="cross_validation", folds=2)
-    assert (outcome.selected_on, outcome.metrics.val_ap) == ("shapes/train-3-shot-seed-3", None)
+    outcome = run("prompt", 5, selection="cross_validation", folds=2)
+    assert (outcome.selected_on, outcome.metrics.val_ap) == ("shapes/train-5-shot-seed-3", None)
     choice = outcome.cross_validated
     assert (choice.folds, choice.steps <= 2, 0 <= choice.factor <= 1) == (2, True, True)
 

@@ -112,7 +112,7 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('[protocol]\ntest_split = "train"', "protocol, test_split: expected 'test' or 'val'"),
         ("threads = 0", "threads: 0 is no number of threads"),
         ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
-        ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'last'"),
+        ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'cross_validation' or 'last'"),
         ('[checkpoints]\n"glip-l" = "x.pth"', "checkpoints: unknown 'glip-l'"),
         ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file 'nowhere.pth'"),
     ],
@@ -139,7 +139,7 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     assert configs["prompt"]["checkpoint"] == str(weights)
     assert configs["prompt"]["protocol"] == {
         "test_split": "test", "prompts": "official", "few_shot_source": "official", "selection": "best_on_val",
-        "annotation_ids": "renumbered", "retention": [],
+        "folds": 3, "annotation_ids": "renumbered", "retention": [],
     }  # fmt: skip
 
 
