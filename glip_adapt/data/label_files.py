@@ -59,31 +59,21 @@ def split_of(path: Path, folder: Path, *, by_file_name: bool = False) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a label file.
-
-    Raises:
-        ValueError: if the file cannot be read, or is not UTF-8.
-    """
+    """Return the content of a label file; ValueError says why it cannot be read."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as text ({error}). Expected UTF-8: save it so, or remove it."
-        ) from error
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: if the file cannot be read, or is not JSON.
-    """
+    """Return the content of a JSON file; ValueError says why it cannot be read."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as JSON ({error}). Replace it by an intact copy, or remove it."
-        ) from error
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from error
 
 
 def to_number(value: Any) -> float:
@@ -164,19 +154,20 @@ def documents_of(
     """Return COCO documents of drafts; findings name unlisted classes, and images that no label file speaks of.
 
     Args:
-        drafts: by name of the split; one without images is left out.
+        drafts: by name of the split; one without images is left out, its findings are told with another one.
         images: of the dataset folder.
         class_lists: names of files in the folder, the first of which that exists lists the classes in label order.
 
     Raises:
         ValueError: if no draft has an image, or the list of classes cannot be read.
     """
-    labelled = {name: drafts[name] for name in SPLIT_ALIASES if name in drafts and drafts[name].images}
+    known = {name: drafts[name] for name in SPLIT_ALIASES if name in drafts}
+    labelled = {name: draft for name, draft in known.items() if draft.images}
+    labelled = labelled or {name: draft for name, draft in known.items() if draft.findings}
     if not labelled:
         raise ValueError(f"{images.folder}: no label file speaks of an image. Label some, or give another folder.")
     first = next(iter(labelled.values()))
-    # What concerns no split that can be loaded is told with the first one.
-    first.findings += [finding for name in drafts if name not in labelled for finding in drafts[name].findings]
+    first.findings += [finding for name in known if name not in labelled for finding in known[name].findings]
     files = [path for path in (images.folder / name for name in class_lists) if path.is_file()]
     classes = [name for name in read_classes(files[0]) if name not in _NO_CLASSES] if files else None
     listed = [image for draft in labelled.values() for image in draft.images]

@@ -69,12 +69,14 @@ def test_what_has_no_area_is_left_out_and_told(tmp_path, kind):
     put(tmp_path, "a.png", [shape("nose", [[3, 4], [5, 6]], kind), shape("dog", [[1, 1], [9, 9]])])
     document = labelme.read(tmp_path)["train"]
     assert boxes_of(document) == {"a.png": [("dog", [1, 1, 8, 8])]}
-    assert document.findings == (("shape without a box", f"a.json, shapes[0]: a {kind} of 2 points called 'nose'"),)
+    assert document.findings == (
+        ("annotation without a box", f"a.json, shapes[0]: a {kind} of 2 points called 'nose'"),
+    )
 
 
 def test_a_polygon_of_two_points_has_no_box(tmp_path):
     put(tmp_path, "a.png", [shape("x", [[1, 1], [5, 5]], "polygon")])
-    assert labelme.read(tmp_path)["train"].findings[0][0] == "shape without a box"
+    assert labelme.read(tmp_path)["train"].findings[0][0] == "annotation without a box"
 
 
 @pytest.mark.parametrize(
@@ -258,11 +260,16 @@ def test_a_folder_is_recognised_at_any_depth_and_with_damage(tmp_path):
     assert labelme.recognises(tmp_path)
 
 
-def test_a_file_that_is_no_json_stops_with_its_name(tmp_path):
-    file = put(tmp_path, "a.png")
+def test_a_file_that_is_no_json_is_told_with_its_name(tmp_path):
+    file = put(tmp_path / "test", "a.png")
     file.write_text(file.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"a\.json: cannot be read as JSON \(.*\)\. Replace it"):
-        labelme.read(tmp_path)
+    ((kind, example),) = labelme.read(tmp_path)["test"].findings[:1]
+    assert kind == "malformed label file"
+    assert example.startswith("test/a.json: Expecting")
+    put(tmp_path / "train", "b.png")
+    found = labelme.read(tmp_path)
+    assert list(found) == ["train"]
+    assert found["train"].findings[0] == (kind, example)
 
 
 def test_other_json_files_are_passed_over_but_one_must_be_of_labelme(tmp_path):

@@ -53,16 +53,19 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     """Return the splits of a folder, told by its subfolders; other JSON files are passed over.
 
     Raises:
-        ValueError: if a JSON file cannot be read, or several images have the name that a file states.
+        ValueError: if no file speaks of an image, or several images have the name that a file states.
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
     for path in files_below(folder, ".json"):
-        content = read_json(path)
+        split, where = split_of(path, folder), path.relative_to(folder).as_posix()
+        draft = drafts.setdefault(split, Draft(folder))
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            draft.findings.append(("malformed label file", f"{where}: {error}"))
+            continue
         if _has_shapes(content):
-            split = split_of(path, folder)
-            draft = drafts.setdefault(split, Draft(folder))
-            where = path.relative_to(folder).as_posix()
             boxes = _boxes(content["shapes"], where, draft)
             draft.images.append(LabelledImage(_find_image(content, path, split, images), boxes, _size(content)))
     return documents_of(drafts, images, (CLASSES_FILE, "labels.txt"))
@@ -127,7 +130,7 @@ def _boxes(shapes: Any, where: str, draft: Draft) -> tuple[tuple[str, BoxXYWH], 
             draft.findings.append(("malformed label", f"{where}, shapes[{number}]: {error}"))
             continue
         if edges is None:
-            draft.findings.append(("shape without a box", f"{where}, shapes[{number}]: a {kind} called {label!r}"))
+            draft.findings.append(("annotation without a box", f"{where}, shapes[{number}]: a {kind} called {label!r}"))
             continue
         group = shape.get("group_id")
         is_part = kind != "rectangle" and isinstance(group, int | str)
