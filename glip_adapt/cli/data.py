@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AsJson
+from glip_adapt.cli.options import AsJson, DatasetName
 
 data_app = typer.Typer(
-    no_args_is_help=True, help="Download and check datasets, draw few-shot subsets, write synthetic datasets."
+    no_args_is_help=True, help="Download, check and convert datasets, draw few-shot subsets, write synthetic datasets."
 )
+FORMAT_NAMES = "coco, yolo, voc, labelme, label_studio, image_folder, boxes_csv"
+FormatName = Annotated[
+    str | None, typer.Option("--format", help=f"Format of the folder: {FORMAT_NAMES}; default: it is recognised.")
+]
 
 
 @data_app.command("fetch")
@@ -50,31 +54,85 @@ def fetch_data(
 
 @data_app.command("check")
 def check_data(
-    path: Annotated[Path, typer.Argument(help="Dataset folder, or one COCO JSON file.")],
+    path: Annotated[Path, typer.Argument(help="Dataset folder of any format, or one COCO JSON file.")],
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images of a single file; default: the folder of the file.")
     ] = None,
+    format: FormatName = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what is wrong or doubtful in a dataset, with counts and examples; exit code 1 if something is.
+    """Tell what a dataset was taken for, count what is in it, list what is wrong, doubtful or left out.
+
+    Exit code 1 if something is wrong or doubtful; images without labels are not.
 
     Example: glip-adapt data check odinw/Raccoon
     """
-    from glip_adapt.data.check import check_split
-    from glip_adapt.data.dataset import find_splits
+    from glip_adapt.data.check import check_folder
 
-    files = {path.stem: (path, images or path.parent)} if path.is_file() else find_splits(path)
-    defects = {name: check_split(*pair) for name, pair in files.items()}
-    rows = [
-        {"split": name, "defect": d.kind, "count": d.count, "examples": ", ".join(d.examples)}
-        for name, found in defects.items()
-        for d in found
+    checked = check_folder(path, images, format)
+    findings = [
+        {"split": name, "defect": d.kind, "count": d.count, "consequence": d.consequence, "is_note": d.is_note}
+        | {"examples": list(d.examples)}
+        for name, split in checked.splits.items()
+        for d in split.defects
     ]
-    if rows or as_json:
-        terminal.print_rows("defects", rows, as_json)
+    splits = [
+        {"split": name, "images": s.images, "without boxes": s.without_boxes, "boxes": sum(s.boxes.values())}
+        for name, s in checked.splits.items()
+    ]
+    names = dict.fromkeys(name for split in checked.splits.values() for name in split.boxes)
+    classes = [
+        {"class": name} | {key: split.boxes.get(name, 0) for key, split in checked.splits.items()} for name in names
+    ]
+    if as_json:
+        facts = {"format": checked.format, "known": checked.known, "unlabelled_images": checked.unlabelled}
+        terminal.print_json(facts | {"splits": splits, "boxes_per_class": classes, "defects": findings})
     else:
-        terminal.say(f"No defects in {', '.join(files)}.")
-    raise typer.Exit(1 if rows else 0)
+        what = f", the dataset {checked.known}" if checked.known else ""
+        terminal.say(f"{path} was read as {checked.format}{what}.")
+        terminal.print_rows("splits", splits, False)
+        terminal.print_rows("boxes per class", classes, False)
+        if checked.unlabelled:
+            terminal.say(f"{checked.unlabelled} images in the folder are in no split.")
+        shown: dict[str, Any] = {"examples": ", ".join}
+        for title, is_note in (("defects", False), ("left out, or to know", True)):
+            rows = [{k: v for k, v in row.items() if k != "is_note"} for row in findings if row["is_note"] is is_note]
+            if rows:
+                terminal.print_rows(title, rows, False, shown=shown)
+    is_sound = all(row["is_note"] for row in findings)
+    if is_sound and not as_json:
+        terminal.say(f"No defects in {', '.join(checked.splits)}.")
+    raise typer.Exit(0 if is_sound else 1)
+
+
+@data_app.command("convert")
+def convert_data(
+    source: DatasetName,
+    to: Annotated[str, typer.Option(help=f"Format to write: {FORMAT_NAMES}.")],
+    out: Annotated[Path, typer.Option(help="New or empty folder.")],
+    format: FormatName = None,
+    integers: Annotated[bool, typer.Option("--integers", help="Round the boxes of voc to whole pixels.")] = False,
+) -> None:
+    """Write a dataset in another format, with copies of its images.
+
+    Example: glip-adapt data convert birds --to yolo --out birds-yolo
+    """
+    from glip_adapt.data.convert import convert_dataset
+
+    with terminal.progress_bar() as bar:
+        task = bar.add_task("writing", total=None)
+        converted = convert_dataset(
+            source,
+            to,
+            out,
+            format=format,
+            integers=integers,
+            on_image=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for sentence in converted.left_out:
+        terminal.note(sentence)
+    counts = ", ".join(f"{name} {converted.images[name]} images {n} boxes" for name, n in converted.boxes.items())
+    terminal.say(f"{counts} → {out} ({to})")
 
 
 @data_app.command("sample")

@@ -1,81 +1,77 @@
-"""Check COCO files: load one or raise a clear error, or list all defects.
-
-Both use the same scan. ``load_document`` raises at the first defect that leaves the meaning of the file open, and warns
-about defects that change a result. ``check_split`` lists all of them.
-"""
+"""Check a dataset folder or a COCO file: what it was taken for, what is in it, what is wrong or doubtful."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import shlex
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from glip_adapt.core.captions import clean_name
-from glip_adapt.core.structures import SizeHW
-from glip_adapt.data.entries import (
-    FLOAT32_MAX,
-    box_of,
-    declared_size,
-    entries_of,
-    image_path,
-    is_annotation,
-    is_area,
-    is_id,
-    is_image,
-    root_category,
-)
-from glip_adapt.data.images import load_rgb, read_header
-from glip_adapt.data.split import is_outside
+from glip_adapt.data.dataset import read_folder
+from glip_adapt.data.documents import SplitDocument, unlabelled_among
+from glip_adapt.data.entries import entries_of, is_annotation, is_category, is_image
+from glip_adapt.data.formats import coco
+from glip_adapt.data.scan import Defect, list_defects
 
-logger = logging.getLogger(__name__)
-
-_Finding = tuple[str, str]  # kind of defect, one example of it
-
-# Defects that stop loading → the expected content.
-_EXPECTED = {
-    "missing annotation file": "a COCO JSON file (`glip-adapt data fetch NAME` downloads a known dataset)",
-    "malformed JSON": "a JSON object with the lists images, annotations and categories",
-    "malformed entry": "images with id and file_name, annotations with image_id, category_id and bbox [x, y, width, "
-    "height], categories with id and name",
-    "empty split": "at least one image and one category",
-    "missing image file": "every file_name to exist below the image folder",
-    "duplicate image id": "each image id once",
-    "duplicate category id": "each category id once",
-    "unknown image id": "annotations of listed images only",
-    "unknown category": "annotations of listed categories only",
-    "NaN or infinite box": "finite box coordinates",
-}
-# Defects that only cause a warning: the meaning is clear, but a result changes. Each with its consequence.
-_WARNED = {
-    "zero or negative box size": "Training leaves such boxes out, scoring keeps them",
-    "annotation without a box": "Such annotations are left out",
-    "odd area": "The area of the box is used instead",
-    "odd iscrowd": "Such annotations count as single objects",
-    "doubled box": "Every copy counts, and a detector can find only one of them: remove the others",
-    "root category without boxes": "It is left out of the classes",
-}
+__all__ = ["Defect", "FolderCheck", "SplitCheck", "check_folder", "check_split"]
 
 
-@dataclass(frozen=True)
-class Defect:
-    """One kind of defect in a split.
+@dataclass(frozen=True, kw_only=True)
+class SplitCheck:
+    """What is in one split.
 
     Attributes:
-        kind: name of the defect, in words.
-        count: number of occurrences.
-        examples: the first five occurrences.
+        images: number of images.
+        without_boxes: number of images that show none of the objects.
+        boxes: number of boxes by class name, in label order.
+        defects: findings by kind; see ``Defect.is_note``.
     """
 
-    kind: str
-    count: int
-    examples: tuple[str, ...]
+    images: int
+    without_boxes: int
+    boxes: dict[str, int]
+    defects: tuple[Defect, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderCheck:
+    """What a folder or file was taken for, and what is in it.
+
+    Attributes:
+        format: name of the format.
+        known: official name, if it is a known dataset.
+        splits: by name.
+        unlabelled: number of images in the folder that are in no split; None for a single file.
+    """
+
+    format: str
+    known: str | None
+    splits: dict[str, SplitCheck]
+    unlabelled: int | None
+
+
+def check_folder(path: Path, image_dir: Path | None = None, format: str | None = None) -> FolderCheck:
+    """Check a dataset folder of any format, or one COCO file. Every image is decoded, which may take a while.
+
+    Args:
+        path: of the folder or file.
+        image_dir: of the images of a single file; by default its folder.
+        format: of the folder; by default it is recognised.
+
+    Raises:
+        FileNotFoundError: if there is neither a folder nor a file.
+        ValueError: if the format is not recognised, or the folder is ambiguous; bad content never raises.
+    """
+    path = Path(path)
+    if path.is_file():
+        documents = {path.stem: coco.read_file(path, image_dir or path.parent)}
+        return FolderCheck(format=coco.NAME, known=None, splits=_check(documents), unlabelled=None)
+    contents = read_folder(path, format)
+    return FolderCheck(
+        format=contents.format or coco.NAME,
+        known=contents.spec.official_name if contents.spec else None,
+        splits=_check(contents.documents),
+        unlabelled=len(unlabelled_among(path, contents.documents.values())),
+    )
 
 
 def check_split(annotation_file: Path, image_dir: Path) -> list[Defect]:
@@ -83,216 +79,22 @@ def check_split(annotation_file: Path, image_dir: Path) -> list[Defect]:
 
     Every image is decoded, which takes a while for a large split. Bad content never raises.
     """
-    document, findings = _read_document(Path(annotation_file))
-    return _grouped(chain(findings, _scan(document, Path(image_dir)), _scan_pixels(document, Path(image_dir))))
+    return list_defects(coco.read_file(Path(annotation_file), Path(image_dir)))
 
 
-def load_document(
-    annotation_file: Path,
-    image_dir: Path | None,
-    categories: Mapping[int, str] | None = None,
-    *,
-    need_sizes: bool = True,
-) -> dict[str, Any]:
-    """Return the content of a COCO file, and log one warning for each kind of doubtful entry.
-
-    Args:
-        annotation_file: COCO JSON.
-        image_dir: folder in which every image must exist; None if images are not needed.
-        categories: id → name instead of the categories of the file.
-        need_sizes: whether the file must state image sizes if there is no ``image_dir``.
-
-    Raises:
-        FileNotFoundError: if the annotation file or an image is missing.
-        ValueError: at the first other defect that leaves the meaning of the file open.
-    """
-    document, findings = _read_document(annotation_file)
-    if categories is not None and document is not None:
-        document = {**document, "categories": [{"id": key, "name": value} for key, value in categories.items()]}
-    doubtful = []
-    for kind, example in chain(findings, _scan(document, image_dir, need_sizes)):
-        if kind in _EXPECTED:
-            raise _defect_error(annotation_file, kind, example)
-        if kind in _WARNED:
-            doubtful.append((kind, example))
-    for defect in _grouped(doubtful):
-        logger.warning(
-            f"{annotation_file}: {defect.kind} ({defect.count} in all): {defect.examples[0]}. {_WARNED[defect.kind]}."
-        )
-    assert document is not None  # else there was a finding
-    return document
+def _check(documents: dict[str, SplitDocument]) -> dict[str, SplitCheck]:
+    return {name: _check_one(split) for name, split in documents.items()}
 
 
-def _grouped(findings: Iterable[_Finding]) -> list[Defect]:
-    """Return findings grouped by kind, in the order in which the kinds first occur."""
-    found: dict[str, list[str]] = {}
-    for kind, example in findings:
-        found.setdefault(kind, []).append(example)
-    return [Defect(kind, len(examples), tuple(examples[:5])) for kind, examples in found.items()]
-
-
-def _defect_error(annotation_file: Path, kind: str, example: str) -> FileNotFoundError | ValueError:
-    error = FileNotFoundError if kind in ("missing annotation file", "missing image file") else ValueError
-    return error(
-        f"{annotation_file}: {kind}: {example}. Expected {_EXPECTED[kind]}. "
-        f"Run `glip-adapt data check {shlex.quote(str(annotation_file))}` to list every defect."
+def _check_one(split: SplitDocument) -> SplitCheck:
+    name_of = {e["id"]: e["name"] for e in entries_of(split.document, "categories") if is_category(e)}
+    images = [entry["id"] for entry in entries_of(split.document, "images") if is_image(entry)]
+    boxes = [entry for entry in entries_of(split.document, "annotations") if is_annotation(entry)]
+    counts = Counter(name_of.get(entry["category_id"]) for entry in boxes)
+    shown = {entry["image_id"] for entry in boxes}
+    return SplitCheck(
+        images=len(images),
+        without_boxes=sum(image_id not in shown for image_id in images),
+        boxes={name: counts[name] for _, name in sorted(name_of.items())},
+        defects=tuple(list_defects(split)),
     )
-
-
-def _read_document(annotation_file: Path) -> tuple[dict[str, Any] | None, list[_Finding]]:
-    """Return the parsed file without findings, or None and the reason that it cannot be read."""
-    if not annotation_file.exists():
-        return None, [("missing annotation file", f"no file at {annotation_file}")]
-    try:
-        document = json.loads(annotation_file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        return None, [("malformed JSON", f"cannot be read ({error})")]
-    if not isinstance(document, dict):
-        return None, [("malformed JSON", f"holds a {type(document).__name__} instead of an object")]
-    return document, []
-
-
-def _scan(document: dict[str, Any] | None, image_dir: Path | None, need_sizes: bool = True) -> Iterator[_Finding]:
-    """Yield the defects of the document, and missing images unless ``image_dir`` is None."""
-    if document is None:
-        return
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document.get(key), list):
-            came = f"is a {type(document[key]).__name__}" if key in document else "is missing"
-            yield "malformed JSON", f"the list {key!r} {came}"
-        elif not document[key] and key != "annotations":
-            yield "empty split", f"no {key}"
-    categories: set[int] = set()
-    sizes: dict[int | str, SizeHW | None] = {}
-    yield from _scan_categories(entries_of(document, "categories"), categories)
-    yield from _scan_images(entries_of(document, "images"), image_dir, sizes, need_sizes)
-    yield from _scan_annotations(entries_of(document, "annotations"), categories, sizes)
-    if (root := root_category(document)) is not None:
-        yield "root category without boxes", f"category {root[0]} ({root[1]!r}) is no object but heads the others"
-
-
-def _scan_categories(entries: list[Any], known: set[int]) -> Iterator[_Finding]:
-    """Yield the defects of the categories, and collect their ids in ``known``."""
-    wordings: dict[str, str] = {}
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not is_id(entry.get("id"), int):
-            yield "malformed entry", f"categories[{index}] is {_short(entry)}"
-            continue
-        if entry["id"] in known:
-            yield "duplicate category id", f"{entry['id']} ({entry.get('name')!r})"
-        known.add(entry["id"])
-        name = entry.get("name")
-        if not isinstance(name, str) or not name.strip():
-            yield "malformed entry", f"categories[{index}] is {_short(entry)}"
-            continue
-        wording = " ".join(clean_name(name).casefold().split())
-        if wording in wordings:
-            yield "classes with one wording", f"{wordings[wording]!r} and {name!r} both read {wording!r} in a caption"
-        wordings[wording] = name
-        if foreign := _foreign_letters(wording):
-            yield "class name outside the vocabulary", f"{name!r}: the text encoder reads English, not {foreign!r}"
-
-
-def _scan_images(
-    entries: list[Any], image_dir: Path | None, sizes: dict[int | str, SizeHW | None], need_sizes: bool
-) -> Iterator[_Finding]:
-    """Yield the defects of the image list, and collect the declared sizes by id in ``sizes``."""
-    names: set[str] = set()
-    for index, entry in enumerate(entries):
-        if not is_image(entry):
-            yield "malformed entry", f"images[{index}] is {_short(entry)}"
-            continue
-        image_id, name, size_hw = entry["id"], entry["file_name"], declared_size(entry)
-        if image_id in sizes:
-            yield "duplicate image id", f"{image_id} ({name})"
-        if name in names:
-            yield "duplicate file name", name
-        if image_dir is not None and not os.path.isfile(image_path(image_dir, name)):  # unlike Path, never raises
-            yield "missing image file", str(image_dir / name)
-        if image_dir is None and size_hw is None and need_sizes:
-            yield "malformed entry", f"images[{index}] has no width and height, and no image to read them from"
-        names.add(name)
-        sizes[image_id] = size_hw
-    if len({isinstance(image_id, str) for image_id in sizes}) > 1:
-        yield "malformed entry", "image ids mix numbers and text"
-
-
-def _scan_annotations(
-    entries: list[Any], categories: set[int], sizes: dict[int | str, SizeHW | None]
-) -> Iterator[_Finding]:
-    """Yield the defects of the annotations."""
-    ids: set[int | str] = set()
-    boxes: set[tuple[Any, ...]] = set()
-    for index, entry in enumerate(entries):
-        if not is_annotation(entry):
-            yield "malformed entry", f"annotations[{index}] is {_short(entry)}"
-            continue
-        annotation_id, image_id, category_id = entry.get("id"), entry["image_id"], entry["category_id"]
-        what = f"annotation {index if annotation_id is None else annotation_id}"
-        if annotation_id in ids:
-            yield "duplicate annotation id", f"{annotation_id} (annotations[{index}])"
-        if annotation_id is not None:
-            ids.add(annotation_id)
-        if image_id not in sizes:
-            yield "unknown image id", f"{what} names image {image_id}"
-        if category_id not in categories:
-            yield "unknown category", f"{what} names category {category_id}"
-        if entry.get("area") is not None and not is_area(entry["area"]):
-            yield "odd area", f"{what} has area {_short(entry['area'])}"
-        if entry.get("iscrowd") not in (None, 0, 1):
-            yield "odd iscrowd", f"{what} has iscrowd {_short(entry['iscrowd'])}"
-        for kind, example in _scan_box(entry, sizes.get(image_id)):
-            yield kind, f"{what} {example}"
-        box = (image_id, category_id, bool(entry.get("iscrowd")), *(box_of(entry) or [index]))
-        if box in boxes:
-            yield "doubled box", f"{what} has the box and the class of another one in image {image_id}"
-        boxes.add(box)
-
-
-def _scan_box(entry: dict[str, Any], size_hw: SizeHW | None) -> Iterator[_Finding]:
-    """Yield the defects of the box of one annotation."""
-    if any(not abs(value) <= FLOAT32_MAX for value in entry.get("bbox") or ()):
-        yield "NaN or infinite box", f"has bbox {entry['bbox']}"
-        return
-    box = box_of(entry)
-    if box is None:
-        yield "annotation without a box", "has neither a bbox nor polygons"
-    elif any(not abs(value) <= FLOAT32_MAX for value in box):
-        yield "NaN or infinite box", "has polygons that are not finite"
-    elif min(box[2:]) <= 0:
-        yield "zero or negative box size", f"has bbox {box}"
-    elif is_outside(box, size_hw):
-        yield "box outside the image", f"has bbox {box} in image {entry['image_id']}"
-
-
-def _scan_pixels(document: dict[str, Any] | None, image_dir: Path) -> Iterator[_Finding]:
-    """Decode all images that exist, and yield their defects."""
-    for entry in entries_of(document or {}, "images"):
-        if not is_image(entry) or not os.path.isfile(image_path(image_dir, entry["file_name"])):
-            continue
-        path, declared = image_path(image_dir, entry["file_name"]), declared_size(entry)
-        try:
-            size_hw = load_rgb(path, declared).size[::-1]
-            header = read_header(path, declared)
-        except ValueError as error:
-            yield "unreadable image", str(error)
-            continue
-        if declared not in (None, size_hw):
-            yield (
-                "declared size differs from real size",
-                f"{entry['file_name']}: declared (height, width) {declared}, stored {size_hw}",
-            )
-        if header.applied != header.orientation or header.is_ambiguous or (header.applied != 1 and declared is None):
-            done = "applied" if header.applied != 1 else "not applied: the declared size is that of the stored pixels"
-            yield "EXIF orientation", f"{entry['file_name']}: {header.orientation}, {done}; look at its boxes"
-
-
-def _foreign_letters(text: str) -> str:
-    """Return the letters and symbols that are not ASCII after removing accents, which BERT removes as well."""
-    plain = (c for c in unicodedata.normalize("NFD", text) if unicodedata.category(c) != "Mn")
-    return "".join(c for c in plain if ord(c) > 127 and unicodedata.category(c)[0] in "LS")
-
-
-def _short(entry: Any) -> str:
-    text = repr(entry)
-    return text if len(text) <= 100 else text[:97] + "..."

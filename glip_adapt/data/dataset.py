@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import unknown_name
 from glip_adapt.data import odinw
-from glip_adapt.data.formats import coco
+from glip_adapt.data.documents import Format, SplitDocument, unlabelled_among
+from glip_adapt.data.entries import root_category
+from glip_adapt.data.formats import coco, voc, yolo
 from glip_adapt.data.glyphs13 import GLYPHS_VERSION, GlyphSet, find_glyph_set, write_glyph_set
-from glip_adapt.data.layouts import LAYOUT_HINT, Files, coco_layout
 from glip_adapt.data.odinw import DatasetSpec
 from glip_adapt.data.split import AnnotationIds, Split
 
-FORMATS = (coco,)  # asked in this order
+FORMATS: tuple[Format, ...] = (coco, yolo, voc)  # asked in this order
+_MOST_LISTED = 10  # entries of a folder in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Dataset:
         splits: the splits that exist, by name; ``train``, ``val`` and ``test`` are also attributes.
         prompts: wording of the classes by hand, in label order, or None.
         early_stopping: the split that public training selects on.
+        format: name of the format that the folder was read as; empty for a known dataset, which is COCO.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Dataset:
     splits: Mapping[str, Split]
     prompts: tuple[ClassPrompt, ...] | None = None
     early_stopping: str = "val"
+    format: str = ""
 
     @property
     def train(self) -> Split:
@@ -68,33 +73,52 @@ class Dataset:
     def _split(self, name: str) -> Split:
         if name not in self.splits:
             have = ", ".join(self.splits)
-            raise FileNotFoundError(f"Dataset {self.name!r} has no {name} split, only {have}. {LAYOUT_HINT}.")
+            layout = next((known.LAYOUT for known in FORMATS if self.format == known.NAME), coco.LAYOUT)
+            raise FileNotFoundError(f"Dataset {self.name!r} has no {name} split, only {have}. Expected {layout}.")
         return self.splits[name]
 
 
-def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
+@dataclass(frozen=True, kw_only=True)
+class FolderContents:
+    """Splits of a dataset folder, read but not checked.
+
+    Attributes:
+        documents: by name of the split.
+        format: name of the format; empty for a known dataset, which is COCO.
+        spec: facts of the known dataset, or None.
+    """
+
+    documents: dict[str, SplitDocument]
+    format: str
+    spec: DatasetSpec | None = None
+
+
+def load_dataset(name_or_path: str | Path, root: Path | None = None, format: str | None = None) -> Dataset:
     """Return the dataset in a folder, or a known one by its official or short name.
 
     Args:
         name_or_path: an existing folder, or a name such as ``"Raccoon"`` or ``"glyphs13/Dice"``. A synthetic set is
             rendered on first use, and kept below ``root``, ``$GLIP_ADAPT_DATA`` or the cache folder of the user.
         root: the folder that holds the known datasets; by default ``$GLIP_ADAPT_DATA``, then ``./odinw``.
+        format: of the folder, such as ``"coco"`` or ``"yolo"``; by default it is recognised.
 
     Raises:
         FileNotFoundError: if a known dataset is not under ``root``, or a path does not exist.
-        ValueError: if the name is unknown, the folder has no recognisable layout or more than one dataset, its splits
-            differ in their classes, or a file has a defect (see ``coco.load_split``).
+        ValueError: if the name is unknown; if no format or several formats recognise the folder, or it holds more than
+            one dataset; if its splits differ in their classes, or a file has a defect (see ``scan.require_sound``).
     """
     folder, name = Path(os.path.abspath(name_or_path)), str(name_or_path)
     if folder.is_dir():
-        return _load_folder(folder)
+        return _load_folder(folder, format)
+    if format is not None:
+        raise FileNotFoundError(f"There is no folder {folder}; a format belongs to the folder of a dataset.")
     if (glyph_set := find_glyph_set(name)) is not None:
         return _load_rendered(name, glyph_set, root)
     spec = odinw.find_spec(name)
     roots = odinw.dataset_roots(root)
     found = odinw.find_known(spec, roots)
     if found is not None:
-        return _load_known(found[0], spec, found[1])
+        return _load_known(_read_known(found[0], spec, found[1]), spec)
     raise FileNotFoundError(
         f"Dataset {spec.official_name!r} is known but not on this machine; looked in {' and '.join(map(str, roots))}. "
         f"`glip-adapt data fetch {spec.official_name}` gets it, or unpack {spec.archive_url} into {roots[0]}, "
@@ -102,37 +126,96 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None) -> Dataset:
     )
 
 
-def find_splits(folder: Path | str) -> dict[str, Files]:
-    """Return split → (COCO file, image folder) for the one dataset in ``folder``, without reading the splits.
+def read_folder(folder: Path | str, format: str | None = None) -> FolderContents:
+    """Return the splits of the one dataset in a folder; images are not opened, unless the labels need their sizes.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it has no recognisable layout or more than one dataset.
+        ValueError: if no format or several formats recognise it, or it holds more than one dataset.
     """
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Give the folder of one dataset.")
-    known = odinw.recognise(folder)
-    return coco_layout(folder) if known is None else odinw.known_files(folder, *known)
+    if format is None and (known := odinw.recognise(folder)) is not None:
+        return FolderContents(documents=_read_known(folder, *known), format="", spec=known[0])
+    reader = recognise_format(folder) if format is None else find_format(format)
+    return FolderContents(documents=reader.read(folder), format=reader.NAME)
 
 
-def _load_folder(folder: Path) -> Dataset:
+def find_format(name: str) -> Format:
+    """Return the format of this name; UnknownNameError lists the names."""
+    by_name = {known.NAME: known for known in FORMATS}
+    if name not in by_name:
+        raise unknown_name("format", name, list(by_name))
+    return by_name[name]
+
+
+def recognise_format(folder: Path) -> Format:
+    """Return the one format that recognises a folder.
+
+    Raises:
+        ValueError: if none does, or several do.
+    """
+    found = [known for known in FORMATS if known.recognises(folder)]
+    if len(found) > 1:
+        names = ", ".join(f"{known.NAME} ({known.LAYOUT})" for known in found)
+        raise ValueError(
+            f"{folder} may be read in several formats: {names}. Choose one by --format, or format= of load_dataset."
+        )
+    if not found:
+        inside = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+        more = f" and {len(inside) - _MOST_LISTED} more" if len(inside) > _MOST_LISTED else ""
+        expected = "; ".join(f"{known.NAME}: {known.LAYOUT}" for known in FORMATS)
+        raise ValueError(
+            f"{folder} holds no dataset of a known format. Expected one of these. {expected}. Found there: "
+            f"{', '.join(inside[:_MOST_LISTED]) or 'nothing'}{more}."
+        )
+    return found[0]
+
+
+def unlabelled_images(folder: Path | str, format: str | None = None) -> list[Path]:
+    """Return the image files of a dataset folder that no split contains, such as those still to be labelled, sorted.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_folder``.
+    """
+    return unlabelled_among(Path(os.path.abspath(folder)), read_folder(folder, format).documents.values())
+
+
+def _load_folder(folder: Path, format: str | None) -> Dataset:
     """Return the one dataset in a folder: a known one, if the folder has its official layout, else as its files say."""
-    if (known := odinw.recognise(folder)) is not None:
-        return _load_known(folder, *known)
-    # If no format recognises the folder, the message of COCO says which files were expected and which are there.
-    reader = next((module for module in FORMATS if module.recognises(folder)), coco)
-    return _build_dataset(folder.name, reader.read(folder))
+    contents = read_folder(folder, format)
+    if contents.spec is not None:
+        return _load_known(contents.documents, contents.spec)
+    return _build_dataset(folder.name, _build_splits(contents, folder.name), format=contents.format)
 
 
-def _load_known(folder: Path, spec: DatasetSpec, depth: int) -> Dataset:
+def _build_splits(contents: FolderContents, name: str) -> dict[str, Split]:
+    # A root category that has boxes in one of the splits is a class in all.
+    keep_root = len({root_category(split.document) for split in contents.documents.values()}) > 1
+    splits = {
+        key: coco.build_split(document, f"{name}/{key}", keep_root=keep_root)
+        for key, document in contents.documents.items()
+    }
+    if contents.format == coco.NAME:
+        splits = {key: replace(split, prepared=coco.official_subset) for key, split in splits.items()}
+    return splits
+
+
+def _read_known(base: Path, spec: DatasetSpec, depth: int) -> dict[str, SplitDocument]:
+    return {name: coco.read_file(*files) for name, files in odinw.known_files(base, spec, depth).items()}
+
+
+def _load_known(documents: Mapping[str, SplitDocument], spec: DatasetSpec) -> Dataset:
     """Return the splits of ``spec`` that exist, with the class names of the public configs."""
     aliases = tuple(prompt.name for prompt in spec.prompts or ())
     splits = {
         name: replace(
-            coco.load_split(*files, f"{spec.official_name}/{name}", categories=spec.categories), aliases=aliases
+            coco.build_split(document, f"{spec.official_name}/{name}", categories=spec.categories),
+            aliases=aliases,
+            prepared=coco.official_subset,
         )
-        for name, files in odinw.known_files(folder, spec, depth).items()
+        for name, document in documents.items()
     }
     return _build_dataset(spec.official_name, splits, prompts=spec.prompts, early_stopping=spec.early_stopping)
 
@@ -143,8 +226,8 @@ def _load_rendered(name: str, glyph_set: GlyphSet, root: Path | None) -> Dataset
     base = root or Path(os.environ.get("GLIP_ADAPT_DATA") or cache_home)
     folder = base / f"glyphs13-v{GLYPHS_VERSION}" / glyph_set.name
     write_glyph_set(glyph_set, folder)
-    splits = {key: replace(split, name=f"{name}/{key}") for key, split in coco.read(folder).items()}
-    return _build_dataset(name, splits)
+    contents = FolderContents(documents=coco.read(folder), format=coco.NAME)
+    return _build_dataset(name, _build_splits(contents, name))
 
 
 def _build_dataset(name: str, splits: dict[str, Split], **facts: Any) -> Dataset:

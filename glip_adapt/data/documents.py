@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glip_adapt.core.structures import SizeHW
+from glip_adapt.data.entries import entries_of, image_path, is_image
 from glip_adapt.data.images import SUFFIXES
 from glip_adapt.data.split import ImageRecord, Split
 
@@ -50,16 +51,19 @@ class SplitDocument:
     """One split in COCO form.
 
     Attributes:
-        document: with the lists ``images``, ``annotations`` and ``categories``.
+        document: with the lists ``images``, ``annotations`` and ``categories``; empty if it could not be read, which
+            the findings say.
         image_dir: file names in it are relative to this folder.
         source: file or folder that it was read from, for messages.
         findings: what the reader left out or doubts, and why.
+        folder: of the dataset, if the format describes whole folders; then what states no size is labelled upright.
     """
 
     document: Mapping[str, Any]
     image_dir: Path
     source: Path
     findings: tuple[Finding, ...] = ()
+    folder: Path | None = None
 
 
 class Format(Protocol):
@@ -113,6 +117,7 @@ def build_documents(
             image_dir=folder,
             source=draft.source,
             findings=tuple(draft.findings),
+            folder=folder,
         )
         for split, draft in drafts.items()
     }
@@ -146,6 +151,17 @@ def image_files(folder: Path) -> list[Path]:
             found += [Path(base, n) for n in names if n[0] != "." and os.path.splitext(n)[1].lower() in SUFFIXES]
         seen.add(real)
     return sorted(found)
+
+
+def unlabelled_among(folder: Path, splits: Iterable[SplitDocument]) -> list[Path]:
+    """Return the image files below a folder that no split contains, sorted."""
+    contained = {
+        os.path.abspath(image_path(split.image_dir, entry["file_name"]))
+        for split in splits
+        for entry in entries_of(split.document, "images")
+        if is_image(entry)
+    }
+    return [path for path in image_files(folder) if os.path.abspath(path) not in contained]
 
 
 def read_classes(file: Path) -> list[str]:

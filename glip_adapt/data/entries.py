@@ -72,8 +72,9 @@ def _heads(entry: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> boo
     """Tell whether a category is the supercategory of all others, or the background."""
     if entry["id"] == 0 and entry["name"] in _BACKGROUND_NAMES:
         return bool(others)
-    above = {str(other.get("supercategory")) for other in others}
-    return above == {entry["name"]} and entry.get("supercategory") in _NO_SUPERCATEGORY
+    above = [other.get("supercategory") for other in others]
+    is_above = bool(others) and all(name == entry["name"] for name in above)
+    return is_above and entry.get("supercategory") in _NO_SUPERCATEGORY
 
 
 def entries_of(document: Mapping[str, Any], key: str) -> list[Any]:

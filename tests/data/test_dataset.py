@@ -9,7 +9,8 @@ from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.check import check_split
-from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.dataset import load_dataset, unlabelled_images
+from glip_adapt.data.formats import coco
 from glip_adapt.data.odinw import known_datasets
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -248,14 +249,49 @@ def test_a_format_is_asked_whether_it_recognises_a_folder(tmp_path, monkeypatch)
     write(tmp_path / "birds" / "train" / "annotations.json", count=3)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "cats.txt").touch()
-    known = load_dataset(tmp_path / "birds").splits
+    known = coco.read(tmp_path / "birds")
 
     class Other:
         """Stands for a module of ``formats``."""
 
+        NAME, LAYOUT = "cats", "cats.txt"
         recognises = staticmethod(lambda folder: (folder / "cats.txt").exists())
-        read = staticmethod(lambda folder: {"test": replace(known["train"], name=f"{folder.name}/test")})
+        read = staticmethod(lambda folder: {"test": known["train"]})
 
     monkeypatch.setattr(dataset, "FORMATS", (Other, *dataset.FORMATS))
-    assert load_dataset(tmp_path / "cats").test.name == "cats/test"
-    assert sizes(load_dataset(tmp_path / "birds")) == {"train": 3}
+    cats, birds = load_dataset(tmp_path / "cats"), load_dataset(tmp_path / "birds")
+    assert (cats.test.name, cats.format, birds.format) == ("cats/test", "cats", "coco")
+    assert sizes(birds) == {"train": 3}
+    with pytest.raises(FileNotFoundError, match=r"no train split, only test\. Expected cats\.txt"):
+        _ = cats.train
+    with pytest.raises(UnknownNameError, match="cats"):
+        load_dataset(tmp_path / "cats", format="cat")
+    (tmp_path / "birds" / "cats.txt").touch()
+    with pytest.raises(ValueError, match=r"several formats: cats \(cats\.txt\), coco.*--format"):
+        load_dataset(tmp_path / "birds")
+    assert sizes(load_dataset(tmp_path / "birds", format="coco")) == {"train": 3}
+    assert sizes(load_dataset(tmp_path / "birds", format="cats")) == {"test": 3}
+
+
+def test_a_format_belongs_to_a_folder(raccoon):
+    assert load_dataset(raccoon / "odinw" / "Raccoon").format == ""
+    data = load_dataset(raccoon / "odinw" / "Raccoon", format="coco")  # not as the known dataset
+    assert (data.name, data.format) == ("Raccoon", "coco")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_dataset("Raccoon", root=raccoon, format="coco")
+
+
+def test_unlabelled_images_are_those_in_no_split(tmp_path):
+    write(tmp_path / "train" / "annotations.json", tmp_path / "train" / "images", count=2)
+    for name in (
+        "train/images/new.JPG",
+        "later/a b.png",
+        ".hidden/x.png",
+        "later/notes.txt",
+        "SegmentationClass/0.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "later" / "up").symlink_to(tmp_path)  # a circle
+    found = unlabelled_images(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["later/a b.png", "train/images/new.JPG"]

@@ -10,8 +10,8 @@ from PIL import Image
 
 from glip_adapt.core.captions import build_caption
 from glip_adapt.data import glyphs, glyphs13, scenes
-from glip_adapt.data.check import check_split
-from glip_adapt.data.dataset import find_splits, load_dataset
+from glip_adapt.data.check import check_folder
+from glip_adapt.data.dataset import load_dataset
 
 BY_NAME = {glyph.name: glyph for glyph in (*glyphs.seen_glyphs(), *glyphs.unseen_glyphs())}
 BY_SET = {spec.name: spec for spec in glyphs13.glyph_sets()}
@@ -52,7 +52,7 @@ def test_a_written_set_is_a_dataset_without_defects(tmp_path):
     for spec in (SMALL, replace(BY_SET["Arrows"], images=(4, 2, 3))):
         folder = tmp_path / "deeper" / spec.name
         glyphs13.write_glyph_set(spec, folder)
-        assert all(check_split(*files) == [] for files in find_splits(folder).values())
+        assert not any(split.defects for split in check_folder(folder).splits.values())
         data = load_dataset(folder)
         assert data.classes == spec.classes
         assert (len(data.train), len(data.val), len(data.test)) == spec.images

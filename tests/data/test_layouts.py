@@ -1,10 +1,15 @@
 """Folder layouts of COCO datasets."""
 
+import json
+
 import pytest
 from test_dataset import WITHOUT_BACKGROUND, sizes, write
 
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.formats import coco
+
+LABELME = '{"version": "5", "flags": {}, "shapes": [{"label": "images"}], "imagePath": "a.png", "images": 1}'
+COCO = '{"images": [], "annotations": []}'
 
 
 @pytest.mark.parametrize("val", ["val", "valid"])
@@ -67,8 +72,10 @@ def test_a_folder_without_annotations_says_what_was_expected(tmp_path):
     (tmp_path / "birds" / "train").mkdir(parents=True)
     (tmp_path / "birds" / ".hidden").mkdir()
     write(tmp_path / "birds" / ".hidden" / "test" / "annotations.json")
-    with pytest.raises(ValueError, match=r"Found no COCO file.*Expected folders train"):
+    with pytest.raises(ValueError, match=r"no dataset of a known format.*coco: folders train.*Found there: .hidden/, "):
         load_dataset(tmp_path / "birds")
+    with pytest.raises(ValueError, match=r"Found no COCO file.*Expected folders train"):
+        load_dataset(tmp_path / "birds", format="coco")
 
 
 @pytest.mark.parametrize(
@@ -95,10 +102,12 @@ def test_several_files_of_no_known_name_are_listed(tmp_path):
     write(tmp_path / "birds" / "two.json")
     with pytest.raises(ValueError, match=r"several COCO files in .*one\.json, two\.json"):
         load_dataset(tmp_path / "birds")
+    (tmp_path / "birds" / "two.json").write_text('{"images": [{"file_name": "0.png"}]}')  # no annotations
+    assert load_dataset(tmp_path / "birds").train.annotation_file.name == "one.json"
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "package.json").write_text('{"name": "x"}')
     with pytest.raises(ValueError, match=r"no COCO file in .*package\.json"):
-        load_dataset(tmp_path / "notes")
+        load_dataset(tmp_path / "notes", format="coco")
 
 
 @pytest.mark.parametrize(
@@ -111,9 +120,19 @@ def test_several_files_of_no_known_name_are_listed(tmp_path):
         ({"train/a.json": "{}"}, True),
         ({"train/a.json": "{}", "train/b.json": "{}"}, True),  # ambiguous: reading it says so
         ({"annotations/instances_val.json": "broken"}, True),
+        ({"train/a.json": LABELME}, False),
+        ({"train/a.json": LABELME, "train/b.json": LABELME, "train/annotations.json": COCO}, True),
+        ({"train.json": LABELME}, False),
+        ({"a.json": LABELME, "b.json": LABELME}, False),
+        ({"train/a.json": "[]"}, False),
+        ({"result.json": '[{"data": {"images": 1}, "annotations": []}]'}, False),  # Label Studio
+        ({"train/info.json": '{"name": "birds", "images": {"a": 1}}'}, True),
+        ({"train/info.json": '{"name": "birds", "about": {"images": 1, "categories": 2}}'}, False),
+        ({"a.json": '\ufeff {"info": {"a": [1, "}"]}, "licenses": [{}], "images": ['}, True),
+        ({"a.json": json.dumps({"annotations": ["x" * 100_000], "images": []})}, True),
     ],
 )
-def test_coco_recognises_a_folder_by_its_files(tmp_path, files, is_coco):
+def test_coco_recognises_a_folder_by_the_start_of_its_files(tmp_path, files, is_coco):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)

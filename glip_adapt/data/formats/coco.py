@@ -15,6 +15,7 @@ pixels.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,13 +26,17 @@ import torch
 
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import SizeHW, Target
-from glip_adapt.data.check import load_document
+from glip_adapt.data.documents import SplitDocument, copy_images
 from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category
 from glip_adapt.data.images import read_header
-from glip_adapt.data.layouts import coco_layout, has_coco_layout
+from glip_adapt.data.layouts import LAYOUT as LAYOUT
+from glip_adapt.data.layouts import coco_layout, has_coco_layout, image_dir_of
+from glip_adapt.data.scan import require_sound
 from glip_adapt.data.split import Annotation, AnnotationIds, ImageRecord, Split, warn_once
 
 logger = logging.getLogger(__name__)
+
+NAME = "coco"
 
 _APPLIED = "are turned by their EXIF orientation, as the annotation file states no size"
 # Last part of the name of a split → its part in the names of the official few-shot files.
@@ -43,18 +48,48 @@ def recognises(folder: Path) -> bool:
     return has_coco_layout(folder)
 
 
-def read(folder: Path) -> dict[str, Split]:
+def read(folder: Path) -> dict[str, SplitDocument]:
     """Return the splits of the one COCO dataset in a folder, by name.
 
     Raises:
-        FileNotFoundError: if an image is missing.
-        ValueError: if the folder has no recognisable layout or more than one dataset, or as ``load_split``.
+        ValueError: if the folder has no recognisable layout or more than one dataset.
     """
-    files = coco_layout(folder)
-    splits = {name: load_split(*pair, f"{folder.name}/{name}") for name, pair in files.items()}
-    if len({split.category_ids for split in splits.values()}) > 1:  # a root category has boxes in one of them
-        splits = {name: load_split(*pair, f"{folder.name}/{name}", keep_root=True) for name, pair in files.items()}
-    return splits
+    return {name: read_file(file, *image_dirs) for name, (file, image_dirs) in coco_layout(folder).items()}
+
+
+def read_file(annotation_file: Path, *image_dirs: Path) -> SplitDocument:
+    """Return the content of a COCO file; if it cannot be read, a finding says why.
+
+    Args:
+        annotation_file: COCO JSON.
+        image_dirs: folders that may hold its images; the first that exists and holds the first image is taken.
+    """
+    document: Any = {}
+    findings = []
+    if not annotation_file.exists():
+        findings.append(("missing annotation file", f"no file at {annotation_file}"))
+    else:
+        try:
+            document = json.loads(annotation_file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            findings.append(("malformed JSON", f"cannot be read ({error})"))
+    if not isinstance(document, dict):
+        findings.append(("malformed JSON", f"holds a {type(document).__name__} instead of an object"))
+        document = {}
+    image_dir = image_dir_of(document, image_dirs)
+    return SplitDocument(document=document, image_dir=image_dir, source=annotation_file, findings=tuple(findings))
+
+
+def write(splits: Mapping[str, Split], folder: Path) -> None:
+    """Write a folder for each split, with the images and ``_annotations.coco.json``; crowd regions stay."""
+    for name, split in splits.items():
+        copies = [(record, copy.name) for record, copy in copy_images(split, folder / name, states_sizes=True)]
+        document = coco_ground_truth(replace(split, annotation_ids="renumbered"))
+        images = [
+            entry | {"file_name": file_name} for entry, (_, file_name) in zip(document["images"], copies, strict=True)
+        ]
+        text = json.dumps(document | {"images": images}, ensure_ascii=False)
+        (folder / name / "_annotations.coco.json").write_text(text, encoding="utf-8")
 
 
 def load_split(
@@ -78,10 +113,27 @@ def load_split(
 
     Raises:
         FileNotFoundError: if the annotation file or an image is missing.
-        ValueError: at the first other defect that leaves the meaning of the file open; see ``load_document``.
+        ValueError: at the first other defect that leaves the meaning of the file open; see ``scan.require_sound``.
     """
-    annotation_file, image_dir = Path(annotation_file), Path(image_dir)
-    document = load_document(annotation_file, image_dir if require_images else None, categories)
+    document = read_file(Path(annotation_file), Path(image_dir))
+    split = build_split(document, name, categories=categories, require_images=require_images, keep_root=keep_root)
+    return replace(split, prepared=official_subset)
+
+
+def build_split(
+    source: SplitDocument,
+    name: str,
+    *,
+    categories: Mapping[int, str] | None = None,
+    require_images: bool = True,
+    keep_root: bool = False,
+) -> Split:
+    """Return the split of a document that a reader of any format made; arguments and errors as ``load_split``."""
+    if categories is not None and source.document:
+        listed = [{"id": key, "name": value} for key, value in categories.items()]
+        source = replace(source, document={**source.document, "categories": listed})
+    require_sound(source, images=require_images)
+    document = source.document
     root = None if keep_root else root_category(document)
     named = sorted((e["id"], e["name"]) for e in document["categories"] if root is None or e["id"] != root[0])
     label_of = {category_id: label for label, (category_id, _) in enumerate(named)}
@@ -91,13 +143,11 @@ def load_split(
             annotations[entry["image_id"]].append(_build_annotation(entry, box))
     records = []
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
-        stated, path = tuple(annotations[entry["id"]]), image_path(image_dir, entry["file_name"])
+        stated, path = tuple(annotations[entry["id"]]), image_path(source.image_dir, entry["file_name"])
         size_hw = declared_size(entry) or _upright_size(path)
         records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
     classes = tuple(category_name for _, category_name in named)
-    return Split(
-        name, tuple(records), classes, tuple(label_of), annotation_file, image_dir=image_dir, prepared=official_subset
-    )
+    return Split(name, tuple(records), classes, tuple(label_of), source.source, image_dir=source.image_dir)
 
 
 def official_subset(split: Split, shots: int, seed: int) -> Split | None:
@@ -153,7 +203,9 @@ def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "re
     Raises:
         FileNotFoundError, ValueError: as ``load_split``; ValueError also as ``coco_ground_truth``.
     """
-    document = load_document(annotation_file, None, need_sizes=False)
+    source = read_file(Path(annotation_file), Path(annotation_file).parent)
+    require_sound(source, images=False, need_sizes=False)
+    document = dict(source.document)
     annotations = [
         (entry["image_id"], _build_annotation(entry, box))
         for entry in document["annotations"]
