@@ -13,8 +13,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
 from glip_adapt.trunks.weights import save_tensors
 
-FORMAT_VERSION = 2  # 1 had no sha256
+FORMAT_VERSION = 3  # 1 had no sha256, 2 no thresholds
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
 BAKED_DESCRIPTION_FILE = "baked.json"
@@ -68,6 +68,18 @@ class Description:
     trained_parameters: int
     sha256: str
     "of adapter.safetensors"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    "class name → lowest score of a box to show; empty if none were chosen"
+
+    def __post_init__(self) -> None:
+        check_thresholds(self.thresholds, self.classes)
+
+
+def check_thresholds(thresholds: Mapping[str, float], classes: Sequence[ClassPrompt]) -> None:
+    """Raise ValueError unless there is a threshold in [0, 1] for every class, or none at all."""
+    names = {prompt.name for prompt in classes}
+    if thresholds and (thresholds.keys() != names or not all(0 <= value <= 1 for value in thresholds.values())):
+        raise ValueError(f"thresholds are {dict(thresholds)}; expected a score from 0 to 1 for each class, or none.")
 
 
 def read_description(folder: str | Path) -> Description:

@@ -12,7 +12,7 @@ C visual channels, D text channels, H W pixels, h w feature cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -202,9 +202,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def above(self, score: float) -> Detections:
-        """Return the detections that score at least ``score``."""
-        return self.select(self.scores >= score)
+    def above(self, score: float | Mapping[str, float]) -> Detections:
+        """Return the detections that score at least ``score``, or the score that a mapping has for their class name."""
+        if isinstance(score, float | int):
+            return self.select(self.scores >= score)
+        return self.select(
+            self.scores >= self.scores.new_tensor([score[name] for name in self.class_names])[self.labels]
+        )
 
     def select(self, chosen: Tensor) -> Detections:
         """Return the rows that a mask (N,) bool or indices (M,) int64 choose."""

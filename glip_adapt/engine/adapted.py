@@ -235,6 +235,7 @@ class AdaptedModel(Detector):
                 classes=self.prompts,
                 trained_parameters=self.trained_parameters,
                 sha256=storage.write_tensors(self.owned_tensors(), staging / storage.TENSORS_FILE, self.adapter.name),
+                thresholds=dict(self.thresholds),
             )
             storage.write_description(description, staging / storage.DESCRIPTION_FILE)
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -41,6 +42,7 @@ class Detector(ABC):
         frozen_state: type of the last stage output that training cannot change. Methods that agree in it share their
             features, such as zero-shot and prompt tuning.
         frozen_checksum: of the weights that the frozen stages run with; detectors that agree in it share features.
+        thresholds: class name → lowest score of a box to show, chosen on held-out images; empty if none were.
         text_digest: of the text that the frozen state depends on; empty if it depends on none.
     """
 
@@ -52,6 +54,7 @@ class Detector(ABC):
     frozen_state: type[FrozenState]
     frozen_checksum: str
     text_digest: str
+    thresholds: Mapping[str, float] = MappingProxyType({})
 
     if not TYPE_CHECKING:
         __getattr__ = renamed(glip="model.network", classes="model.prompts", bake="glip_adapt.bake(model)")

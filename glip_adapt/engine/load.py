@@ -56,6 +56,7 @@ def load_adapter(
                 f"{_wording(asked)} was asked for. Use the classes, order and prompts that it was trained with."
             )
         model.load_owned(storage.read_tensors(folder / storage.TENSORS_FILE, model.owned_tensors(), saved.sha256))
+        model.thresholds = saved.thresholds
     return model
 
 

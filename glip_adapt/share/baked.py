@@ -9,8 +9,8 @@ Shape letters: T tokens, K classes, D text channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from glip_adapt.trunks.linear import fold
 from glip_adapt.trunks.protocol import Network
 from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,11 @@ class BakedDescription:
     captions: tuple[CaptionSize, ...]
     sha256: str
     "of baked.safetensors"
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    "as in adapter.json"
+
+    def __post_init__(self) -> None:
+        storage.check_thresholds(self.thresholds, self.classes)
 
 
 class BakedModel(Detector):
@@ -88,12 +93,13 @@ class BakedModel(Detector):
         frozen_checksum: str,
         prompts: Sequence[ClassPrompt],
         texts: Sequence[TextFeatures],
+        thresholds: Mapping[str, float],
     ) -> None:
         """Put the parts together; see ``bake`` and ``load_baked``."""
         self.trunk, self.network, self.method = trunk, network, method
         self.trunk_name, self.view = trunk.name, trunk_spec(trunk.name).view
         self.frozen_state, self.frozen_checksum = frozen_state, frozen_checksum
-        self.prompts, self._texts = tuple(prompts), list(texts)
+        self.prompts, self._texts, self.thresholds = tuple(prompts), list(texts), thresholds
         self.class_counts = tuple(text.token_map.shape[1] for text in texts)
 
     def train(self, training: bool = True) -> None:
@@ -136,6 +142,7 @@ class BakedModel(Detector):
                 classes=self.prompts,
                 captions=tuple(CaptionSize(classes=classes, tokens=tokens) for classes, tokens in sizes),
                 sha256=sha256,
+                thresholds=dict(self.thresholds),
             )
             storage.write_description(description, staging / storage.BAKED_DESCRIPTION_FILE)
 
@@ -167,6 +174,7 @@ def bake(model: AdaptedModel) -> BakedModel:
         frozen_checksum=model.frozen_checksum,
         prompts=model.prompts,
         texts=texts,
+        thresholds=model.thresholds,
     )
 
 
@@ -218,9 +226,10 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
         frozen_checksum=description.sha256,
         prompts=description.classes,
         texts=[
-            replace(text, **{field.name: tensors[f"text.{i}.{field.name}"] for field in fields(text)})
+            replace(text, **{entry.name: tensors[f"text.{i}.{entry.name}"] for entry in fields(text)})
             for i, text in enumerate(blank)
         ],
+        thresholds=description.thresholds,
     )
 
 
@@ -231,7 +240,7 @@ def _all_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _text_tensors(texts: Sequence[TextFeatures]) -> dict[str, Tensor]:
     return {
-        f"text.{i}.{field.name}": getattr(text, field.name) for i, text in enumerate(texts) for field in fields(text)
+        f"text.{i}.{entry.name}": getattr(text, entry.name) for i, text in enumerate(texts) for entry in fields(text)
     }
 
 

@@ -116,6 +116,13 @@ def test_only_what_scores_enough_is_kept_in_order():
     assert len(found.above(1.0)) == 0
 
 
+def test_a_threshold_per_class_is_asked_of_the_boxes_of_that_class():
+    scores, labels = torch.tensor([0.9, 0.5, 0.4]), torch.tensor([0, 1, 0])
+    found = Detections(torch.zeros(3, 4), scores, labels, ("cat", "dog"))
+    assert found.above({"cat": 0.4, "dog": 0.6}).scores.tolist() == pytest.approx([0.9, 0.4])
+    assert found.above({"cat": 1.0, "dog": 0.5}).labels.tolist() == [1]
+
+
 @pytest.mark.parametrize("chosen", [torch.tensor([True, False, True]), torch.tensor([0, 2])])
 def test_a_mask_and_indices_choose_the_same_rows(chosen):
     kept = detections().select(chosen)

@@ -57,10 +57,30 @@ def test_the_files_are_small_and_say_what_they_belong_to(saved, tiny_trunk):
         "classes": [{"name": name, "prefix": "", "suffix": ""} for name in CLASSES],
         "trained_parameters": 32 * rows,
         "sha256": hashlib.sha256((saved / "adapter.safetensors").read_bytes()).hexdigest(),
+        "thresholds": {},
     }
     assert {name: tensor.shape for name, tensor in load_file(saved / "adapter.safetensors").items()} == {
         "text_prompt.offset": (rows, 32)
     }
+
+
+def test_thresholds_travel_with_the_adapter(tiny_trunk, tmp_path):
+    model = attach(tiny_trunk, "prompt", classes=CLASSES)
+    model.thresholds = dict(zip(CLASSES, (0.2, 1.0), strict=True))
+    model.save(tmp_path)
+    assert load_adapter(tmp_path, trunk=tiny_trunk).thresholds == model.thresholds
+
+
+@pytest.mark.parametrize("thresholds", [{"red box": 0.5}, {"red box": 0.5, "blue box": 1.5}, {"a": 0.5, "b": 0.5}])
+def test_thresholds_of_other_classes_or_out_of_range_are_refused(saved, tiny_trunk, thresholds):
+    describe(saved, thresholds=thresholds)
+    with pytest.raises(AdapterMismatchError, match="expected a score from 0 to 1 for each class"):
+        load_adapter(saved, trunk=tiny_trunk)
+
+
+def test_an_adapter_of_the_version_before_thresholds_loads(saved, tiny_trunk):
+    describe(saved, format_version=2, thresholds=None)
+    assert load_adapter(saved, trunk=tiny_trunk).thresholds == {}
 
 
 def test_a_prompt_for_glip_t_stays_below_a_hundred_kilobytes(tiny_trunk, tmp_path):

@@ -306,3 +306,10 @@ def test_a_deep_copy_of_the_trunk_is_never_made(tiny_trunk, monkeypatch):
     monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(self) or original(self))
     bake(attach(tiny_trunk, "prompt", classes=CLASSES))
     assert copied == []
+
+
+def test_thresholds_are_baked_in(tiny_trunk, tmp_path):
+    model = adapted(tiny_trunk, "prompt")
+    model.thresholds = dict.fromkeys(CLASSES, 0.25)
+    bake(model).save(tmp_path)
+    assert bake(model).thresholds == load_baked(tmp_path).thresholds == model.thresholds
