@@ -29,7 +29,7 @@ from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import clear_partials, file_sha256, flush_to_disk, locked, written_whole
 from glip_adapt.trunks.weights import save_tensors
 
-FORMAT_VERSION = 3  # 1 had no sha256, 2 no thresholds
+FORMAT_VERSIONS = (2, 3)  # that are read; 1 had no sha256, 2 no thresholds, the last one is written
 DESCRIPTION_FILE = "adapter.json"
 TENSORS_FILE = "adapter.safetensors"
 BAKED_DESCRIPTION_FILE = "baked.json"
@@ -58,7 +58,7 @@ class TrunkIdentity:
 class Description:
     """The content of ``adapter.json``."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_VERSIONS[-1]
     method: str
     config: Mapping[str, Any]
     "the adapter's own settings"
@@ -89,7 +89,7 @@ def read_description(folder: str | Path) -> Description:
         FileNotFoundError: if the folder holds no adapter.
         AdapterMismatchError: if the file is too large, or not one that this version reads.
     """
-    return read_file_description(Description, Path(folder) / DESCRIPTION_FILE, FORMAT_VERSION, "adapter")
+    return read_file_description(Description, Path(folder) / DESCRIPTION_FILE, FORMAT_VERSIONS, "adapter")
 
 
 @contextlib.contextmanager
@@ -159,10 +159,10 @@ def write_description(description: Any, path: Path) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
-def read_file_description(kind: type[T], path: Path, version: int, what: str) -> T:
+def read_file_description(kind: type[T], path: Path, versions: Sequence[int], what: str) -> T:
     """Return the content of a description file as ``kind``.
 
-    The dataclass ``kind`` has the fields of the content, whose format must have the ``version``. ``what`` names it in
+    The dataclass ``kind`` has the fields of the content, whose format has one of the ``versions``. ``what`` names it in
     messages: "adapter", "baked model" or "training".
 
     Raises:
@@ -184,9 +184,10 @@ def read_file_description(kind: type[T], path: Path, version: int, what: str) ->
         raise AdapterMismatchError(f"{path} describes no {what}: it holds control characters, in {odd!a:.60}.")
     if not isinstance(mapping, dict) or "format_version" not in mapping:
         raise AdapterMismatchError(f"{path} describes no {what}: it has no format_version.")
-    if mapping["format_version"] != version:
+    if mapping["format_version"] not in versions:
         raise AdapterMismatchError(
-            f"{path} has format version {mapping['format_version']!r:.20}; this version reads {version}. Save it again."
+            f"{path} has format version {mapping['format_version']!r:.20}; this version reads "
+            f"{' and '.join(map(str, versions))}. Save it again."
         )
     try:
         return from_mapping(kind, mapping, str(path))

@@ -29,7 +29,7 @@ from glip_adapt.trunks.linear import fold
 from glip_adapt.trunks.protocol import Network
 from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
-FORMAT_VERSION = 2  # 1 had no thresholds
+FORMAT_VERSIONS = (1, 2)  # that are read; 1 had no thresholds, the last one is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class CaptionSize:
 class BakedDescription:
     """The content of ``baked.json``."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_VERSIONS[-1]
     method: str
     "of the adapter"
     trunk: TrunkIdentity
@@ -205,7 +205,7 @@ def load_baked(folder: str | Path, device: torch.device | str | None = None) -> 
 def _load(folder: Path, device: torch.device) -> BakedModel:
     """Return the model in a locked folder."""
     file = folder / storage.BAKED_DESCRIPTION_FILE
-    description = storage.read_file_description(BakedDescription, file, FORMAT_VERSION, "baked model")
+    description = storage.read_file_description(BakedDescription, file, FORMAT_VERSIONS, "baked model")
     if sum(caption.classes for caption in description.captions) != len(description.classes):
         raise AdapterMismatchError(
             f"{file} names {len(description.classes)} classes, but its captions hold "

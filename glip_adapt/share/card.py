@@ -65,7 +65,7 @@ def read_facts(folder: str | Path) -> TrainingFacts | None:
     path = Path(folder) / FACTS_FILE
     if not path.is_file():
         return None
-    about = read_file_description(_FactsFile, path, FACTS_VERSION, "training")
+    about = read_file_description(_FactsFile, path, (FACTS_VERSION,), "training")
     return about.facts if about.sha256 == read_description(folder).sha256 else None
 
 
