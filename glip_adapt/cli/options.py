@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from glip_adapt.cli import terminal
+
+logger = logging.getLogger(__name__)
+
 TrunkName = Annotated[
     str, typer.Option("--trunk", help="Pretrained detector, from `glip-adapt ls trunks`; glip-t for photographs.")
+]
+_BEST = (
+    "the most accurate one whose weights are on this machine, else glip-t, which is downloaded once; without a "
+    "network, and for glyphs13, glip-nano"
+)
+BestTrunk = Annotated[
+    str | None, typer.Option("--trunk", help=f"Pretrained detector, from `glip-adapt ls trunks`; default: {_BEST}.")
 ]
 AdaptersTrunk = Annotated[
     str | None,
     typer.Option(
         "--trunk",
-        help="Pretrained detector, from `glip-adapt ls trunks`; default: that of the adapter, without one glip-nano.",
+        help=f"Pretrained detector, from `glip-adapt ls trunks`; default: that of the adapter. Without one, {_BEST}.",
     ),
 ]
 DatasetName = Annotated[
@@ -50,15 +62,78 @@ def feature_cache(folder: Path | None) -> Any:
 
 
 def open_trunk(
-    name: str | None, checkpoint: Path | None, vocabulary: Path | None, device: str | None, adapter: Path | None = None
+    name: str | None,
+    checkpoint: Path | None,
+    vocabulary: Path | None,
+    device: str | None,
+    adapter: Path | None = None,
+    *,
+    dataset: str | None = None,
 ) -> Any:
-    """Return the trunk that the options name; without a name, that of the adapter in a folder, or glip-nano."""
-    from glip_adapt import load_trunk
-    from glip_adapt.adapters.storage import read_description
+    """Return the trunk that the options name, or the one to take without a name; say what is downloaded.
 
+    Without a name it is that of the adapter, glip-nano for a synthetic dataset, the one whose file ``checkpoint`` is,
+    or ``best_trunk()``. Where this leaves glip-nano, or the Hub cannot be reached, a warning says what glip-nano is.
+
+    Args:
+        name: one of ``TRUNKS``.
+        checkpoint: local weights.
+        vocabulary: local ``vocab.txt``.
+        device: where the network goes; None for the GPU if there is one.
+        adapter: folder saved by ``adapt``.
+        dataset: name or folder of the dataset that the trunk is for.
+    """
+    from glip_adapt import load_trunk
+    from glip_adapt.trunks.catalogue import PACKAGED, best_trunk
+    from glip_adapt.trunks.weights import HubUnreachableError
+
+    given: dict[str, Any] = {"checkpoint": checkpoint, "vocabulary": vocabulary, "device": device}
     if name is None:
-        name = "glip-nano" if adapter is None else read_description(adapter).trunk.name
-    return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+        name = _implied_trunk(checkpoint, adapter, dataset)
+    if name is not None:
+        _say_download(name, checkpoint)
+        return load_trunk(name, **given)
+    name, why = best_trunk(device)
+    if name != PACKAGED:
+        _say_download(name, checkpoint)
+        try:
+            return load_trunk(name, **given)
+        except HubUnreachableError as error:
+            why = str(error)
+    logger.warning(
+        "%s So %s is used, which only knows rendered pictograms and finds nothing useful in photographs. For a real "
+        "detector, name its files with --trunk glip-t --checkpoint FILE --vocabulary FILE, or connect to a network.",
+        *(why, PACKAGED),
+    )
+    return load_trunk(PACKAGED, device=device)  # it has a vocabulary of its own
+
+
+def _implied_trunk(checkpoint: Path | None, adapter: Path | None, dataset: str | None) -> str | None:
+    """Return the trunk that other options imply, or None."""
+    from glip_adapt.adapters.storage import read_description
+    from glip_adapt.trunks.catalogue import DEFAULT, PACKAGED, TRUNKS
+
+    if adapter is not None:
+        return read_description(adapter).trunk.name
+    if checkpoint is not None:
+        files = {Path(spec.public_file).stem: name for name, spec in TRUNKS.items() if spec.public_file}
+        return ({name: name for name in TRUNKS} | files).get(checkpoint.stem, DEFAULT)
+    if dataset is not None and Path(dataset).parent.name == "glyphs13":
+        return PACKAGED
+    return None
+
+
+def _say_download(name: str, checkpoint: Path | None) -> None:
+    """Say how large the weights of a trunk are if they have to be downloaded."""
+    from glip_adapt.core.downloads import cached
+    from glip_adapt.trunks.catalogue import trunk_spec
+    from glip_adapt.trunks.weights import hub_cache, hub_is_offline
+
+    spec = trunk_spec(name)
+    if checkpoint or not (spec.public_file and spec.download_gb) or hub_is_offline():
+        return
+    if cached(spec.repository, spec.public_file) is None:
+        terminal.note(f"{name}: {spec.download_gb:g} GB are downloaded once, into {hub_cache()}.")
 
 
 def open_model(
@@ -68,16 +143,19 @@ def open_model(
     device: str | None,
     adapter: Path | None,
     classes: Sequence[Any] | None,
+    *,
+    dataset: str | None = None,
 ) -> Any:
     """Return an adapter or a baked model from a folder, or without a folder a zero-shot model for the classes.
 
     Args:
-        trunk: its name; None for that of the adapter, or glip-nano.
+        trunk: its name; None for the choice of ``open_trunk``.
         checkpoint: local weights.
         vocabulary: local ``vocab.txt``.
         device: where the network goes; None for the GPU if there is one.
         adapter: folder saved by ``adapt`` or ``bake``; None for zero-shot.
         classes: names or prompts; with an adapter they must be those that it was trained for, or be left out.
+        dataset: name or folder of the dataset that the model is for.
 
     Raises:
         ValueError: if they are not.
@@ -93,7 +171,7 @@ def open_model(
                 "asked for. Use the classes that it was trained for, in their order."
             )
         return baked
-    loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter, dataset=dataset)
     if adapter is not None:
         return load_adapter(adapter, trunk=loaded, classes=classes or None)
     return attach(loaded, "zero_shot", classes=classes or ())

@@ -21,7 +21,7 @@ def search(
         typer.Option(help='Wordings with {} for the name, "a {}; {} seen from above", or a file with one per line.'),
     ],
     cache: options.CacheFolder = None,
-    trunk: options.TrunkName = "glip-nano",
+    trunk: options.BestTrunk = None,
     checkpoint: options.Checkpoint = None,
     vocabulary: options.Vocabulary = None,
     device: options.Device = None,
@@ -38,7 +38,7 @@ def search(
     given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
     data = load_dataset(dataset)
     found = search_prompts(
-        options.open_trunk(trunk, checkpoint, vocabulary, device),
+        options.open_trunk(trunk, checkpoint, vocabulary, device, dataset=dataset),
         data,
         [entry.strip() for entry in given if entry.strip()],
         cache=options.feature_cache(cache),

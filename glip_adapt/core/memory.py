@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def reset_peak(device: torch.device | str = "cpu") -> None:
@@ -29,6 +32,17 @@ def peak_bytes(device: torch.device | str = "cpu") -> int:
 def used_bytes(device: torch.device | str = "cpu") -> int:
     """Return the present use of memory in bytes; on macOS the peak of the process."""
     return torch.cuda.memory_allocated(device) if _is_gpu(device) else _of_process("VmRSS")
+
+
+def total_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the memory of a CUDA device, else that of this machine, or of its container if that may use less."""
+    if _is_gpu(device):
+        return torch.cuda.get_device_properties(device).total_memory
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no limit is the word max
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 def _of_process(field: str) -> int:

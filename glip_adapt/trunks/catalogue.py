@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from glip_adapt.core.config import unknown_name
+from glip_adapt.core.downloads import cached
+from glip_adapt.core.memory import total_bytes
 from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
 from glip_adapt.trunks.glip.build import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, GlipConfig
@@ -20,7 +22,7 @@ from glip_adapt.trunks.glip.network import PUBLISHED_FROZEN
 from glip_adapt.trunks.protocol import Family, Network, Weights
 from glip_adapt.trunks.recipes import NANO, PUBLISHED, Recipes
 from glip_adapt.trunks.tokenizer import Tokenizer
-from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
+from glip_adapt.trunks.weights import fetch, hub_is_offline, save_tensors, weights_checksum
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -44,6 +46,8 @@ class TrunkSpec:
         recipes: of training.
         settings: method → settings of its adapter that the published recipe of this trunk changes.
         threads: CPU threads of a benchmark run; None takes all of the machine.
+        memory_gb: that loading it and detection in one image take, in 10⁹ bytes.
+        download_gb: size of the public file in 10⁹ bytes, as far as it is known.
     """
 
     purpose: str
@@ -57,15 +61,17 @@ class TrunkSpec:
     recipes: Recipes = PUBLISHED
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int | None = None
+    memory_gb: float = 1
+    download_gb: float | None = None
 
 
 _GLIP = GlipFamily()
 
 
-def _released(config: GlipConfig, public_file: str, data: str, purpose: str) -> TrunkSpec:
+def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
     """Return the row of a trunk that the authors of GLIP released; all have a Swin backbone."""
-    frozen = {"full": {"frozen": PUBLISHED_FROZEN}}
-    return TrunkSpec(family=_GLIP, config=config, public_file=public_file, data=data, purpose=purpose, settings=frozen)
+    row: dict[str, Any] = {"settings": {"full": {"frozen": PUBLISHED_FROZEN}}, "memory_gb": 3, **facts}
+    return TrunkSpec(family=_GLIP, config=config, public_file=public_file, data=data, purpose=purpose, **row)
 
 
 def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
@@ -82,17 +88,21 @@ def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
     )
 
 
-TRUNKS: dict[str, TrunkSpec] = {
+TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
     "glip-nano": _rendered(GLIP_NANO, "to try things out; knows pictograms only"),
     "glip-nano-a": _rendered(GLIP_NANO_A, "to compare with glip-nano"),
     "glip-t-a": _released(GLIP_T_A, "glip_a_tiny_o365.pth", "O365", "to compare with glip-t-b"),
     "glip-t-b": _released(GLIP_T, "glip_tiny_model_o365.pth", "O365", "to compare pre-training data"),
     "glip-t-c": _released(GLIP_T, "glip_tiny_model_o365_goldg.pth", "O365, GoldG", "to compare pre-training data"),
-    "glip-t": _released(GLIP_T, "glip_tiny_model_o365_goldg_cc_sbu.pth", "O365, GoldG, CC3M, SBU", "for photographs"),
+    "glip-t": _released(
+        *(GLIP_T, "glip_tiny_model_o365_goldg_cc_sbu.pth", "O365, GoldG, CC3M, SBU", "for photographs"), download_gb=3.7
+    ),
     "glip-l": _released(
-        GLIP_L, "glip_large_model.pth", "FourODs, GoldG, CC3M+12M, SBU", "for photographs: more accurate, slower"
+        *(GLIP_L, "glip_large_model.pth", "FourODs, GoldG, CC3M+12M, SBU", "for photographs: more accurate, slower"),
+        memory_gb=5,
     ),
 }
+DEFAULT, PACKAGED = "glip-t", "glip-nano"  # without a choice: to download, and without a network
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,23 @@ def trunk_spec(name: str) -> TrunkSpec:
     if name not in TRUNKS:
         raise unknown_name("trunk", name, TRUNKS)
     return TRUNKS[name]
+
+
+def best_trunk(device: torch.device | str | None = None) -> tuple[str, str]:
+    """Return the trunk to take where the user names none, and one sentence why; downloads nothing.
+
+    It is the most accurate one that fits into memory with its weights in the Hub's cache, else glip-t, else glip-nano.
+    """
+    room_gb = min(total_bytes(), total_bytes(choose_device(device))) / 1e9
+    fitting = {name: spec for name, spec in TRUNKS.items() if spec.memory_gb <= room_gb}
+    for name, spec in reversed(fitting.items()):
+        if spec.public_file and cached(spec.repository, spec.public_file):
+            return name, f"{name} is the most accurate detector whose weights are on this machine."
+    if DEFAULT not in fitting:
+        return PACKAGED, f"{DEFAULT} does not fit into the {room_gb:.1f} GB of memory."
+    if hub_is_offline():
+        return PACKAGED, "No other weights are on this machine, and HF_HUB_OFFLINE is set."
+    return DEFAULT, f"{DEFAULT} is for photographs; its weights are downloaded once."
 
 
 def default_recipe(trunk: str, method: str, shots: Shots) -> FitConfig:
@@ -187,11 +214,12 @@ def load_trunk_and_prompt(
     """Return a trunk as ``load_trunk`` does, and the prompt table of its file, (positions, D), if one was tuned."""
     spec = trunk_spec(name)
     device = choose_device(device)
+    if checkpoint is not None:
+        _check_exists(Path(checkpoint), name)  # before anything is fetched
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(spec.repository, spec.public_file, option="--checkpoint")
     checkpoint = Path(checkpoint or ASSETS / f"{name}.safetensors")
-    _check_exists(checkpoint, name)  # before the network is built, which takes seconds
     with torch.random.fork_rng(devices=[]):
         network = spec.family.build(spec.config)
     weights = read_checkpoint(checkpoint, network, name)

@@ -14,8 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download, hub_endpoint
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.files import written_whole
 from glip_adapt.trunks.checkpoint_files import CheckpointError
+
+
+class HubUnreachableError(GlipAdaptError, FileNotFoundError):
+    """A file is not in the cache, and the Hub does not say anything about it: there is no network, for example."""
 
 
 def fetch(repository: str, filename: str, *, option: str) -> str:
@@ -24,18 +29,22 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
     The error names ``option``, the command-line option that names a local file instead.
 
     Raises:
-        FileNotFoundError: if the file is neither cached nor reachable.
+        HubUnreachableError: if the file is not cached, and the Hub cannot be reached.
+        FileNotFoundError: if its download breaks off; the received part is kept.
         CheckpointError: if its SHA-256 differs from the Hub's.
     """
     if (path := cached(repository, filename)) is not None:
         return str(path)
+    file = None
     try:
-        return str(download(describe(repository, filename)))
+        file = describe(repository, filename)
+        return str(download(file))
     except DamagedDownloadError as error:
         raise CheckpointError(str(error)) from error
     except DownloadError as error:
         url = f"{hub_endpoint()}/{repository}/resolve/main/{filename}"
-        raise FileNotFoundError(
+        kind = HubUnreachableError if file is None else FileNotFoundError
+        raise kind(
             f"{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a machine with "
             f"a network, then name the file with {option}."
         ) from error
@@ -44,6 +53,11 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
 def hub_cache() -> Path:
     """Return the folder in which fetched files are kept."""
     return Path(constants.HF_HUB_CACHE)
+
+
+def hub_is_offline() -> bool:
+    """Return whether ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

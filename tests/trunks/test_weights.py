@@ -251,11 +251,13 @@ def test_an_answer_that_is_not_the_file_says_what_to_do(mode, hub, cache):
     assert files_of_at_least(cache, 1) == [] or mode == "404"  # the client notes that there is no such entry
 
 
-def test_without_a_network_a_trunk_names_the_file_and_the_option(cache):
+def test_without_a_network_a_trunk_names_the_file_and_the_option(cache, public_file):
     with pytest.raises(FileNotFoundError, match=r"small\.pth is not in the cache.*with --checkpoint"):
         load_trunk("small", vocabulary=VOCABULARY)
     with pytest.raises(FileNotFoundError, match=r"vocab\.txt is not in the cache.*with --vocabulary"):
-        load_trunk("small", checkpoint="small.pth")
+        load_trunk("small", checkpoint=public_file)
+    with pytest.raises(FileNotFoundError, match=r"No checkpoint at absent\.pth"):
+        load_trunk("small", checkpoint="absent.pth")
 
 
 def test_a_trunk_can_be_fetched_by_name(hub, public_file, small_glip):
