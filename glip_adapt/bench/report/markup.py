@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import pandas as pd
 
+from glip_adapt.core.markup import escape, format_document, format_table
 from glip_adapt.core.plain_text import markdown
 
 LABELS = ("trunk", "dataset", "method", "best", "next", "first", "second", "run", "error")
@@ -20,18 +20,7 @@ _TEX = {
     "<": "$<$", ">": "$>$", "|": r"\textbar{}", "[": "{[}",  # after the end of a row it would be a length
 }  # fmt: skip
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; max-width: 80rem; padding: 1.2rem; font: 1rem/1.5 system-ui, sans-serif; }
-p { max-width: 46rem; }
-nav a { margin-right: 1.1rem; }
-section { margin-top: 2rem; overflow-x: auto; }
-img { max-width: 100%; background: white; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #8886; }
-.label { text-align: left; }
-.number { white-space: nowrap; }
-"""
+_STYLE = ":root { color-scheme: light dark; }"
 
 
 @dataclass(frozen=True)
@@ -87,14 +76,8 @@ def format_page(sections: Sequence[Section], figures: Mapping[str, bytes]) -> st
     bodies += [f"<h2>{escape(section.title)}</h2>{_body(section)}" for section in rest]
     links = "".join(f'<a href="#s{place}">{escape(title)}</a> ' for place, title in enumerate(titles))
     parts = [f'<section id="s{place}">{body}</section>' for place, body in enumerate(bodies)]
-    title = escape(head.title)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>\n"
-        + "\n".join([f"<h1>{title}</h1>", _body(head), f"<nav>{links}</nav>", *parts])
-        + "\n</body></html>\n"
-    )
+    body = "\n".join([f"<h1>{escape(head.title)}</h1>", _body(head), f"<nav>{links}</nav>", *parts])
+    return format_document(head.title, body, _STYLE)
 
 
 def _body(section: Section) -> str:
@@ -102,12 +85,8 @@ def _body(section: Section) -> str:
     text = "".join(f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs)
     if section.table is None:
         return text
-    kinds = ["label" if column in LABELS else "number" for column in section.table.columns]
-    rows = [
-        "".join(f'<{tag} class="{kind}">{cell}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))
-        for tag, cells in zip(("th", *["td"] * len(section.table)), _escape_cells(section.table, escape), strict=True)
-    ]
-    return f"{text}<table>\n" + "".join(f"<tr>{row}</tr>\n" for row in rows) + "</table>"
+    header, *rows = _escape_cells(section.table, escape)
+    return text + format_table(header, rows, [column in LABELS for column in section.table.columns])
 
 
 def _escape_cells(table: pd.DataFrame, escape_text: Callable[[str], str]) -> list[list[str]]:
