@@ -26,7 +26,7 @@ from glip_adapt.data.documents import (
 from glip_adapt.data.entries import FLOAT32_MAX, image_path
 
 _NO_CLASSES = ("__ignore__", "_background_", "__background__")  # LabelMe lists them before the classes
-_SPLIT_OF_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases}
+SPLIT_OF_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases}
 
 
 def files_below(folder: Path, suffix: str) -> list[Path]:
@@ -43,19 +43,25 @@ def files_below(folder: Path, suffix: str) -> list[Path]:
     return sorted(found)
 
 
-def split_of(path: Path, folder: Path, *, by_file_name: bool = False) -> str:
-    """Return train, val or test: the split that a folder between ``folder`` and a file is named after, else train.
+def split_of(path: Path, folder: Path) -> str:
+    """Return train, val or test: the split that a folder between ``folder`` and a file is named after, else train."""
+    return named_split(path, folder) or "train"
+
+
+def named_split(path: Path, folder: Path, *, by_file_name: bool = False) -> str | None:
+    """Return train, val or test if the path of a file names a split, else None.
 
     Args:
-        path: of a file below ``folder``.
-        folder: of the dataset; its own name does not count.
+        path: of the file.
+        folder: of the dataset; only names below it count.
         by_file_name: whether a word in the name of the file counts as well, as in ``train_labels.csv``.
     """
+    if not path.is_relative_to(folder):
+        return None
     *folders, name = path.relative_to(folder).parts
     words = re.split("[^a-z]+", os.path.splitext(name)[0].lower()) if by_file_name else []
-    return next(
-        (_SPLIT_OF_ALIAS[word.lower()] for word in (*folders, *words) if word.lower() in _SPLIT_OF_ALIAS), "train"
-    )
+    known = (SPLIT_OF_ALIAS.get(word.lower()) for word in (*folders, *words))
+    return next(filter(None, known), None)
 
 
 def read_text(path: Path) -> str:

@@ -314,6 +314,17 @@ def test_splits_are_named_by_files_and_folders(tmp_path):
         label_studio.read(tmp_path)
 
 
+def test_folders_of_images_tell_splits_if_the_name_of_the_file_does_not(tmp_path):
+    for name in ("train/a.png", "test/b.png"):
+        put_image(tmp_path, name)
+    (tmp_path / "export.json").write_text(json.dumps([task(image="b.png"), task(image="a.png")]))
+    found = label_studio.read(tmp_path)
+    assert {name: list(boxes_of(split)) for name, split in found.items()} == {
+        "train": ["train/a.png"],
+        "test": ["test/b.png"],
+    }
+
+
 def test_a_folder_is_recognised_by_content_and_with_damage(tmp_path):
     assert not label_studio.recognises(tmp_path)
     others = {

@@ -102,12 +102,20 @@ def test_a_damaged_shape_is_told_and_leaves_the_others(tmp_path, changes, reason
         raise AssertionError(example)
 
 
-@pytest.mark.parametrize("shapes", [None, {}, "none", [3], [None]])
-def test_shapes_that_are_none_are_told(tmp_path, shapes):
-    put(tmp_path, "a.png", shapes)
+@pytest.mark.parametrize("shapes", [3, None])
+def test_a_shape_that_is_none_is_told(tmp_path, shapes):
+    put(tmp_path, "a.png", [shapes])
     document = labelme.read(tmp_path)["train"]
     assert boxes_of(document) == {"a.png": []}
-    assert [kind for kind, _ in document.findings] == ["malformed label"]
+    assert document.findings == (("malformed label", f"a.json, shapes[0]: {shapes} is no object"),)
+
+
+@pytest.mark.parametrize("shapes", [None, {}, "none"])
+def test_a_file_whose_shapes_are_no_list_is_damaged(tmp_path, shapes):
+    put(tmp_path, "a.png", shapes)
+    document = labelme.read(tmp_path)["train"]
+    assert boxes_of(document) == {}
+    assert document.findings[0] == ("malformed label file", f"a.json: shapes is {shapes!r}, no list")
 
 
 def test_parts_of_one_group_and_label_are_one_object(tmp_path):
@@ -144,6 +152,18 @@ def test_splits_are_folders_at_any_depth(tmp_path):
     }
     names = [classes_of(document) for document in found.values()]
     assert names == [["a", "b", "c", "d"]] * 3
+
+
+def test_the_folders_of_images_tell_splits_if_those_of_labels_do_not(tmp_path):
+    for place in ("train", "test"):
+        file = put(tmp_path / "labels", f"{place}.png", imagePath=f"../images/{place}/a.png").with_suffix(".png")
+        (tmp_path / "images" / place).mkdir(parents=True)
+        file.rename(tmp_path / "images" / place / "a.png")
+    found = labelme.read(tmp_path)
+    assert {name: list(boxes_of(document)) for name, document in found.items()} == {
+        "train": ["images/train/a.png"],
+        "test": ["images/test/a.png"],
+    }
 
 
 def test_a_file_name_or_the_folder_itself_is_no_split(tmp_path):
@@ -295,8 +315,8 @@ JSON = st.recursive(
 def test_no_content_breaks_the_reader(tmp_path, shapes, stated, height):
     put(tmp_path, "a.png", shapes, imagePath=stated, imageHeight=height)
     assert labelme.recognises(tmp_path)
-    (entry,) = labelme.read(tmp_path)["train"].document["images"]
-    assert entry["file_name"]
+    document = labelme.read(tmp_path)["train"]
+    assert [kind for kind, _ in document.findings] or boxes_of(document)
 
 
 # Writing -------------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from glip_adapt.data.documents import (
 )
 from glip_adapt.data.entries import declared_size, is_image
 from glip_adapt.data.images import SUFFIXES, read_header
-from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, read_json, split_of, to_number
+from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, named_split, read_json, to_number
 from glip_adapt.data.split import Split
 
 NAME = "label_studio"
@@ -48,21 +48,25 @@ def recognises(folder: Path) -> bool:
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
-    """Return the splits of a folder, told by the names of files and subfolders; tasks without annotation are in none.
+    """Return the splits of a folder, told by the names of label files, else by folders of images.
+
+    Tasks without an annotation are in none.
 
     Raises:
         ValueError: if a split has several files, no task has an annotation, or several images have one name.
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
+    files: dict[str, Path] = {}
     for path in filter(_is_export, files_below(folder, ".json")):
-        split = split_of(path, folder, by_file_name=True)
-        if split in drafts:
+        named = named_split(path, folder, by_file_name=True)
+        split = named or "train"
+        if path != files.setdefault(split, path):
             raise ValueError(
-                f"{drafts[split].source} and {path} both hold tasks for the split {split}. Keep one of them, or name "
-                "them after splits: train.json, val.json, test.json."
+                f"{files[split]} and {path} both hold tasks for the split {split}. Keep one of them, or name them "
+                "after splits: train.json, val.json, test.json."
             )
-        draft = drafts[split] = Draft(path)
+        draft = drafts.setdefault(split, Draft(folder))
         try:
             tasks = read_json(path)
         except ValueError as error:
@@ -70,7 +74,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
             continue
         listed: set[Path] = set()
         for number, task in enumerate(tasks):
-            where = f"{path.name}, task {number}"
+            where = f"{path.relative_to(folder).as_posix()}, task {number}"
             try:
                 image = _read_task(task, where, path.parent, split, images, draft)
             except _MalformedError as error:
@@ -80,7 +84,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
                 draft.findings.append(("several annotations of one image", f"{where}: the first task counts"))
             elif image is not None:
                 listed.add(image.path)
-                draft.images.append(image)
+                drafts.setdefault(named or images.split_of(image.path), Draft(folder)).images.append(image)
     return documents_of(drafts, images)
 
 

@@ -30,7 +30,15 @@ from glip_adapt.data.documents import (
 )
 from glip_adapt.data.entries import declared_size, image_path, is_image
 from glip_adapt.data.images import SUFFIXES
-from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, read_json, split_of, to_number
+from glip_adapt.data.label_files import (
+    ImageIndex,
+    documents_of,
+    files_below,
+    named_split,
+    read_json,
+    split_of,
+    to_number,
+)
 from glip_adapt.data.split import Split
 
 NAME = "labelme"
@@ -50,7 +58,9 @@ def recognises(folder: Path) -> bool:
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
-    """Return the splits of a folder, told by its subfolders; other JSON files are passed over.
+    """Return the splits of a folder, told by the folders of label files, else of images.
+
+    JSON files without shapes are passed over.
 
     Raises:
         ValueError: if no file speaks of an image, or several images have the name that a file states.
@@ -58,16 +68,19 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
     for path in files_below(folder, ".json"):
-        split, where = split_of(path, folder), path.relative_to(folder).as_posix()
-        draft = drafts.setdefault(split, Draft(folder))
+        where, split = path.relative_to(folder).as_posix(), split_of(path, folder)
         try:
             content = read_json(path)
+            if not _has_shapes(content):
+                continue
+            if not isinstance(content["shapes"], list):
+                raise ValueError(f"shapes is {reprlib.repr(content['shapes'])}, no list")
         except ValueError as error:
-            draft.findings.append(("malformed label file", f"{where}: {error}"))
+            drafts.setdefault(split, Draft(folder)).findings.append(("malformed label file", f"{where}: {error}"))
             continue
-        if _has_shapes(content):
-            boxes = _boxes(content["shapes"], where, draft)
-            draft.images.append(LabelledImage(_find_image(content, path, split, images), boxes, _size(content)))
+        image = _find_image(content, path, split, images)
+        draft = drafts.setdefault(named_split(path, folder) or images.split_of(image), Draft(folder))
+        draft.images.append(LabelledImage(image, _boxes(content["shapes"], where, draft), _size(content)))
     return documents_of(drafts, images, (CLASSES_FILE, "labels.txt"))
 
 
@@ -117,11 +130,8 @@ def _size(content: Mapping[str, Any]) -> SizeHW | None:
     return declared_size(entry) if is_image(entry) else None
 
 
-def _boxes(shapes: Any, where: str, draft: Draft) -> tuple[tuple[str, BoxXYWH], ...]:
+def _boxes(shapes: list[Any], where: str, draft: Draft) -> tuple[tuple[str, BoxXYWH], ...]:
     """Return the objects of one image, and note the shapes that are none."""
-    if not isinstance(shapes, list):
-        draft.findings.append(("malformed label", f"{where}: shapes is {reprlib.repr(shapes)}, no list"))
-        return ()
     found: dict[Any, tuple[str, _Edges]] = {}
     for number, shape in enumerate(shapes):
         try:
