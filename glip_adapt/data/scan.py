@@ -65,6 +65,9 @@ _WARNED = {
     "missing split": "It is left out",
     "class named twice": "Both count as one class",
     "number of classes": "The names count",
+    "unlisted class": "It follows the listed ones",
+    "several annotations of one image": "The others are left out",
+    "image turned in Label Studio": "Its boxes count as drawn on the image as it is stored",
 }
 # No defects: what is in no split, and how labels are understood. Only the check tells it.
 _NOTED = {
@@ -98,7 +101,7 @@ class Defect:
         """What follows from it, in a sentence; empty if the data are used as they stand."""
         if self.kind in _EXPECTED:
             return "The dataset cannot be loaded"
-        return _WARNED.get(self.kind) or _NOTED.get(self.kind) or ""
+        return _WARNED.get(self.kind, _NOTED.get(self.kind, ""))
 
 
 def list_defects(split: SplitDocument) -> list[Defect]:
@@ -122,15 +125,15 @@ def require_sound(split: SplitDocument, *, images: bool = True, need_sizes: bool
         ValueError: at the first other defect that leaves the meaning of the split open.
     """
     doubtful = []
+    warned = _WARNED.keys() | ({kind for kind, _ in split.findings} - _NOTED.keys())
     for kind, example in _scan(split, images, need_sizes):
         if kind in _EXPECTED:
             raise _defect_error(split, kind, example)
-        if kind in _WARNED:
+        if kind in warned:
             doubtful.append((kind, example))
     for defect in _grouped(doubtful):
-        logger.warning(
-            f"{split.source}: {defect.kind} ({defect.count} in all): {defect.examples[0]}. {_WARNED[defect.kind]}."
-        )
+        consequence = defect.consequence or "Look at it"
+        logger.warning(f"{split.source}: {defect.kind} ({defect.count} in all): {defect.examples[0]}. {consequence}.")
 
 
 def _grouped(findings: Iterable[Finding]) -> list[Defect]:

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_coco import CATEGORIES, annotation, image_entry, load, write
 
-from glip_adapt.data.check import Defect, check_split
+from glip_adapt.data.check import Defect, check_folder, check_split
+from glip_adapt.data.documents import Draft, LabelledImage, build_documents
+from glip_adapt.data.formats.coco import build_split
+from glip_adapt.data.scan import list_defects
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -178,6 +181,68 @@ def test_images_with_an_orientation_are_listed_unless_the_declared_size_is_uprig
 def test_a_sound_split_has_no_defects(tmp_path):
     path = write(tmp_path, annotations=[annotation(1, 1, 3, [0, 0, 40, 30]), annotation(2, 1, 0, [0.5, 0, 0.2, 30])])
     assert check_split(path, tmp_path) == []
+
+
+# What readers of other formats find ---------------------------------------------------------------------------------
+
+
+def document(folder, *findings):
+    """A split of one image as a reader of a format without sizes returns it."""
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    draft = Draft(folder / "labels", [LabelledImage(folder / "a.png", (("dog", (1, 1, 5, 5)),))], list(findings))
+    return build_documents({"train": draft}, folder)["train"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("malformed label", "Such labels are left out"),
+        ("missing split", "It is left out"),
+        ("a new kind", "Look at it"),
+    ],
+)
+def test_what_a_reader_leaves_out_is_one_warning(tmp_path, caplog, kind, said):
+    split = document(tmp_path, (kind, "a.txt, line 3"), (kind, "b.txt"))
+    assert len(build_split(split, "toy/train").records) == 1
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path / 'labels'}: {kind} (2 in all): a.txt, line 3. {said}."
+    ]
+    assert [(d.kind, d.count, d.is_note) for d in list_defects(split)] == [(kind, 2, False)]
+
+
+def test_a_note_of_a_reader_is_listed_and_no_warning(tmp_path, caplog):
+    split = document(tmp_path, ("image without a label file", "b.png"))
+    build_split(split, "toy/train")
+    assert caplog.text == ""
+    (note,) = list_defects(split)
+    assert (note.is_note, note.consequence[:18]) == (True, "It is in no split;")
+
+
+def test_a_damaged_label_file_stops_and_names_the_folder_to_check(tmp_path):
+    split = document(tmp_path, ("malformed label file", "a.xml: ends early"))
+    with pytest.raises(ValueError, match=rf"labels: malformed label file: a\.xml: ends early.*check {tmp_path}`"):
+        build_split(split, "toy/train")
+    assert list_defects(split)[0].consequence == "The dataset cannot be loaded"
+
+
+@pytest.mark.parametrize(("orientation", "is_note"), [(6, True), (3, True), (1, None)])
+def test_what_states_no_size_is_labelled_upright_in_formats_without_sizes(tmp_path, orientation, is_note):
+    split = document(tmp_path)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png", exif=exif)
+    assert [d.is_note for d in list_defects(split)] == ([] if is_note is None else [is_note])
+
+
+def test_a_folder_is_counted_even_if_it_cannot_be_loaded(tmp_path):
+    boxes = [annotation(1, 1, 3, [1, 1, 5, 5]), annotation(2, 1, 99, [1, 1, 5, 5]), annotation(3, 2, 3, "what"), 5]
+    write(tmp_path, [image_entry(1), image_entry(2), 7], boxes).rename(tmp_path / "train.json")
+    (tmp_path / "3.png").touch()
+    checked = check_folder(tmp_path)
+    split = checked.splits["train"]
+    assert (split.images, split.without_boxes, split.boxes) == (2, 1, {"zero": 0, "three": 1, "seven": 0})
+    assert (checked.format, checked.known, checked.unlabelled) == ("coco", None, 1)
+    assert {d.kind: d.count for d in split.defects} == {"malformed entry": 3, "unknown category": 1}
 
 
 JSON_VALUES = st.recursive(

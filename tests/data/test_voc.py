@@ -209,7 +209,7 @@ def test_a_file_that_cannot_be_parsed_stops_with_its_name_and_the_reason(tmp_pat
 
 
 BROKEN = {
-    "no .xml file speaks of an image": {"Annotations/notes.txt": "x", "Annotations/x.xml.bak": "x"},
+    "no label file speaks of an image": {"Annotations/notes.txt": "x", "Annotations/x.xml.bak": "x"},
     r"missing image file: .*JPEGImages/gone\.png": {"Annotations/gone.xml": label("gone.png")},
     "missing image file: .*gone": CHALLENGE | {"ImageSets/Main/train.txt": "a\ngone\n"},
     "several datasets": {f"{name}/Annotations/a.xml": label() for name in ("VOC2007", "VOC2012")},

@@ -6,7 +6,6 @@ writes it and Roboflow with one folder per split.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,20 +17,16 @@ from defusedxml import ElementTree as Defused
 
 from glip_adapt.core.structures import SizeHW
 from glip_adapt.data.documents import (
-    CLASSES_FILE,
     SPLIT_ALIASES,
     BoxXYWH,
     Draft,
-    Finding,
     LabelledImage,
     SplitDocument,
-    build_documents,
     copy_images,
     named_boxes,
-    read_classes,
     write_classes,
 )
-from glip_adapt.data.label_files import ImageIndex, files_below, split_of
+from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, split_of, to_number
 from glip_adapt.data.split import Split
 
 NAME = "voc"
@@ -46,12 +41,10 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def recognises(folder: Path) -> bool:
     """Tell whether a folder has XML files in ``Annotations``, or XML files that start like those of Pascal VOC."""
-    return any(
-        any(files_below(base / _LABELS, ".xml"))
-        if _has_labels(base)
-        else any(map(_is_label, files_below(base, ".xml")))
-        for base in _bases(folder)
-    )
+    bases = _bases(folder)
+    if any(_has_labels(base) for base in bases):
+        return any(files_below(base / _LABELS, ".xml") for base in bases)
+    return any(map(_is_label, files_below(folder, ".xml")))
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
@@ -63,31 +56,26 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     base, *others = _bases(folder)
     if others:
         raise ValueError(f"{folder} holds several datasets, in {base} and {others[0]}. Give the folder of one.")
-    index = ImageIndex(base)
-    stems = {path.stem for path in index.paths}
+    images = ImageIndex(base)
+    stems = {path.stem for path in images.paths}
     below = base / _LABELS if _has_labels(base) else base
     files = [file for file in files_below(below, ".xml") if _has_labels(base) or file.stem in stems or _is_label(file)]
-    listed, findings = _listed(
-        base, {file.relative_to(below).with_suffix("").as_posix(): file for file in files}, index
-    )
+    by_name = {file.relative_to(below).with_suffix("").as_posix(): file for file in files}
+    listed = _listed(base, by_name, images)
     drafts = {name: Draft(folder) for name in listed}
     for name, paths in listed.items():
         for path in paths:
-            if path.suffix.lower() != ".xml":
-                drafts[name].images.append(LabelledImage(path))  # the check says that it is missing
-            else:
+            if path.suffix.lower() == ".xml":
                 near = (base / _IMAGES if _has_labels(base) else base) / path.relative_to(below).parent
-                _read_file(path, near, index, name, drafts[name])
-    labelled = {name: draft for name, draft in drafts.items() if draft.images or draft.findings}
-    if not labelled:
-        raise ValueError(f"{folder}: no .xml file speaks of an image. Label some, or give another folder.")
-    used = {image.path for draft in drafts.values() for image in draft.images}
-    known = {file.stem for file in files}
-    without = [path for path in index.paths if path not in used and path.stem not in known]
-    findings += [("image without a label file", os.path.relpath(path, folder)) for path in without]
-    next(iter(labelled.values())).findings += findings
-    classes = base / CLASSES_FILE
-    return build_documents(labelled, folder, read_classes(classes) if classes.is_file() else None)
+                _read_file(path, near, images, name, drafts[name])
+            else:
+                drafts[name].images.append(LabelledImage(path))  # the check says that it is missing
+    unlisted = set(files).difference(*listed.values())
+    for draft in [*drafts.values()][:1]:
+        draft.findings += [("label file in no image set", os.path.relpath(file, folder)) for file in sorted(unlisted)]
+    stems = {file.stem for file in unlisted}
+    images.paths = [path for path in images.paths if path.stem not in stems]  # they have a label file
+    return documents_of(drafts, images)
 
 
 def write(splits: Mapping[str, Split], folder: Path, *, integers: bool = False) -> None:
@@ -131,27 +119,21 @@ def _is_label(file: Path) -> bool:
         return False
 
 
-def _listed(base: Path, files: Mapping[str, Path], index: ImageIndex) -> tuple[dict[str, list[Path]], list[Finding]]:
-    """Return the label files of each split, or the missing image instead, and what the image sets leave out."""
-    sets = _image_sets(base)
+def _listed(base: Path, files: Mapping[str, Path], images: ImageIndex) -> dict[str, list[Path]]:
+    """Return the label files of each split; for an image without one, the image if it is missing as well."""
     splits: dict[str, list[Path]] = {}
+    sets = _image_sets(base)
     if not sets:
         for file in files.values():
             splits.setdefault(split_of(file, base), []).append(file)
-        return {name: splits[name] for name in SPLIT_ALIASES if name in splits}, []
-    used: set[Path] = set()
     for name, image_set in sets.items():
         splits[name] = []
         for line in filter(None, map(str.strip, image_set.read_bytes().decode("utf-8-sig", "replace").split("\n"))):
             keys = (line, os.path.splitext(line)[0], line.split()[0])  # a set of one class has a number after the name
-            key = next((key for key in keys if key in files), None)
-            if key is not None:
-                used.add(files[key])
-                splits[name].append(files[key])
-            elif not (image := index.find(line, base / _IMAGES, name)).is_file():
-                splits[name].append(image)
-    unused = [file for file in files.values() if file not in used]
-    return splits, [("label file in no image set", os.path.relpath(file, base)) for file in unused]
+            labels = [files[key] for key in keys if key in files]
+            found = labels[:1] or [images.find(line, base / _IMAGES, name)]
+            splits[name] += found if labels or not found[0].is_file() else []
+    return splits
 
 
 def _image_sets(base: Path) -> dict[str, Path]:
@@ -165,7 +147,7 @@ def _image_sets(base: Path) -> dict[str, Path]:
     return found or ({"train": next(iter(files.values()))} if len(files) == 1 else {})
 
 
-def _read_file(file: Path, near: Path, index: ImageIndex, split: str, draft: Draft) -> None:
+def _read_file(file: Path, near: Path, images: ImageIndex, split: str, draft: Draft) -> None:
     """Add the image of one label file, which is looked for in the folder ``near`` first, to a draft."""
     where = os.path.relpath(file, draft.source)
     try:
@@ -181,7 +163,7 @@ def _read_file(file: Path, near: Path, index: ImageIndex, split: str, draft: Dra
     name = stated.replace("\\", "/").rpartition("/")[2]
     # A file that was copied and renamed often keeps the old name inside.
     names = [stated] if os.path.splitext(name)[0] == file.stem else [file.stem, *filter(None, [stated])]
-    found = [index.find(entry, near, split) for entry in names]
+    found = [images.find(entry, near, split) for entry in names]
     path = next((path for path in found if path.is_file()), found[-1])
     boxes = []
     for number, entry in enumerate(root.findall("object"), start=1):
@@ -197,16 +179,9 @@ def _box(entry: Any) -> tuple[str, BoxXYWH]:
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise ValueError("it has no name")
-    corners = []
-    for key in _CORNERS:
-        text = entry.findtext(f"bndbox/{key}")
-        try:
-            corners.append(float(text))
-        except (TypeError, ValueError):
-            raise ValueError(f"bndbox/{key} of {name!r} is {'missing' if text is None else repr(text)[:100]}") from None
-    if not all(map(math.isfinite, corners)):
-        raise ValueError(f"the box of {name!r} is {corners}")
-    left, top, right, bottom = corners
+    if (corners := entry.find("bndbox")) is None:
+        raise ValueError(f"{name!r} has no bndbox")
+    left, top, right, bottom = (to_number(corners.findtext(key)) for key in _CORNERS)
     return name, (left - 1, top - 1, right - left + 1, bottom - top + 1)
 
 
