@@ -292,6 +292,14 @@ def test_a_file_that_is_no_json_is_told_with_its_name(tmp_path):
     assert found["train"].findings[0] == (kind, example)
 
 
+def test_a_file_of_endless_depth_is_told(tmp_path):
+    put(tmp_path, "a.png")
+    (tmp_path / "b.json").write_text('{"shapes":' + "[" * 100_000)
+    assert labelme.recognises(tmp_path)
+    kind, example = labelme.read(tmp_path)["train"].findings[0]
+    assert (kind, "recursion" in example) == ("malformed label file", True)
+
+
 def test_other_json_files_are_passed_over_but_one_must_be_of_labelme(tmp_path):
     (tmp_path / "settings.json").write_text('{"version": 1}')
     with pytest.raises(ValueError, match="no label file speaks of an image"):
