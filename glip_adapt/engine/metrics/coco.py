@@ -18,17 +18,14 @@ from glip_adapt.engine.metrics.protocol import Predictions, Scores
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Mean AP over IoU 0.50:0.95; AP at 0.50 and at 0.75; of boxes below 32², of 32² to 96², and above 96² pixels."""
 
+AREAS = ("all", "small", "medium", "large")
+"""Sizes of boxes, in the order of pycocotools."""
+
 
 def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
     """Return the six COCO values of ``NAMES``, and AP over IoU 0.50:0.95 per class; ``truth`` is a COCO document."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        ground = COCO()
-        ground.dataset = truth
-        ground.createIndex()
-        found = ground.loadRes([dict(p) for p in predictions]) if predictions else COCO()
-        evaluation = COCOeval(ground, found, "bbox")
-        evaluation.params.imgIds = [entry["id"] for entry in truth["images"]]
-        evaluation.evaluate()
+    evaluation = _evaluate(predictions, truth)
+    with contextlib.redirect_stdout(io.StringIO()):
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
@@ -38,6 +35,57 @@ def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
     }
     values = {name: _defined(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}
     return Scores(values=values, per_class=per_class)
+
+
+def ap_interval(
+    predictions: Predictions, truth: Mapping[str, Any], resamples: int = 200, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return a 90 % bootstrap interval of COCO AP: the 5th and the 95th percentile over redrawn sets of images.
+
+    Each set has as many images as the truth, drawn with replacement. Images are evaluated once. AP of a set is the mean
+    over the classes that it shows. A set that shows none is left out.
+
+    Args:
+        predictions: in COCO result form.
+        truth: COCO document.
+        resamples: number of sets.
+        seed: of the draws; equal seeds give equal intervals.
+
+    Returns:
+        Lower and upper end, fractions in [0, 1]; None with fewer than three images, or without a box to find.
+    """
+    count = len(truth["images"])
+    if count < 3:
+        return None
+    evaluation = _evaluate(predictions, truth, AREAS[:1])
+    cells = [evaluation.evalImgs[first : first + count] for first in range(0, len(evaluation.evalImgs), count)]
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    random, found = np.random.default_rng(seed), []
+    with contextlib.redirect_stdout(io.StringIO()):
+        for drawn in random.integers(count, size=(resamples, count)):
+            evaluation.evalImgs = [cell[place] for cell in cells for place in drawn]
+            evaluation.accumulate()
+            found.append(_mean(evaluation.eval["precision"]))
+    known = [ap for ap in found if ap is not None]
+    if not known:
+        return None
+    low, high = np.quantile(known, (0.05, 0.95))
+    return float(low), float(high)
+
+
+def _evaluate(predictions: Predictions, truth: Mapping[str, Any], areas: Sequence[str] = AREAS) -> COCOeval:
+    """Return an evaluation with its images matched; ``areas`` are the sizes of boxes to look at."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
+        ground = COCO()
+        ground.dataset = truth
+        ground.createIndex()
+        found = ground.loadRes([dict(p) for p in predictions]) if predictions else COCO()
+        evaluation = COCOeval(ground, found, "bbox")
+        evaluation.params.imgIds = [entry["id"] for entry in truth["images"]]
+        evaluation.params.areaRng = evaluation.params.areaRng[: len(areas)]
+        evaluation.params.areaRngLbl = list(areas)
+        evaluation.evaluate()
+    return evaluation
 
 
 def _distinct_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
