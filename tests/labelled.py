@@ -17,7 +17,7 @@ from glip_adapt.data.split import Annotation, ImageRecord, Split
 CLASSES = ("owl", "ant", "tawny owl, 2")
 Objects = Sequence[tuple[str, BoxXYWH]]
 
-_SIDES = st.floats(0.5, 40, allow_subnormal=False)
+_SIDES = st.floats(1.5, 40, allow_subnormal=False)
 _ENDS = st.floats(-5, 60, allow_subnormal=False)
 objects = st.lists(st.tuples(st.sampled_from(CLASSES[::2]), st.tuples(_ENDS, _ENDS, _SIDES, _SIDES)), max_size=3)
 """Objects of one picture; no picture has the second class."""

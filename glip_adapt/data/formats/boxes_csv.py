@@ -1,0 +1,218 @@
+"""CSV files of boxes: one row per object, with the image, the class and four coordinates in pixels.
+
+As TensorFlow's and Roboflow's tools write it (``filename,width,height,class,xmin,ymin,xmax,ymax``), keras-retinanet
+(``path,x1,y1,x2,y2,class`` without a header), and many scripts. A row without class and coordinates says that an image
+shows none of the objects.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from glip_adapt.core.structures import SizeHW
+from glip_adapt.data.documents import (
+    BoxXYWH,
+    Draft,
+    LabelledImage,
+    SplitDocument,
+    copy_images,
+    named_boxes,
+    write_classes,
+)
+from glip_adapt.data.images import SUFFIXES
+from glip_adapt.data.label_files import (
+    SPLIT_OF_ALIAS,
+    ImageIndex,
+    documents_of,
+    files_below,
+    named_split,
+    read_text,
+    to_number,
+)
+from glip_adapt.data.split import Split
+
+NAME = "csv"
+LAYOUT = (
+    "a .csv file with columns such as filename, class, xmin, ymin, xmax, ymax, and the images; a column split, folders "
+    "train, val and test, or train.csv, val.csv and test.csv for splits"
+)
+
+_FILE = "_annotations.csv"
+_HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+_DELIMITERS = ",;\t"
+_START_BYTES = 2**16
+# Names of columns as they read in small letters without _ and other signs.
+_IMAGE = ("filename", "file", "image", "imagepath", "imagename", "imgpath", "path", "imageid", "name")
+_CLASS = ("class", "classname", "label", "labelname", "category", "categoryname", "name")
+_SPLIT = ("split", "subset", "set")
+_EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+_SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
+
+
+class _Columns(NamedTuple):
+    """Positions of what is read in a row."""
+
+    delimiter: str
+    has_header: bool
+    image: int
+    label: int
+    box: Sequence[int]
+    has_edges: bool  # left, top, right, bottom; else left, top, width, height
+    size: Sequence[int] = ()  # width and height of the image
+    split: int | None = None
+
+
+class _Row(NamedTuple):
+    image: str
+    objects: list[tuple[str, BoxXYWH]]  # one or none
+    size_hw: SizeHW | None
+    split: str | None
+
+
+def recognises(folder: Path) -> bool:
+    """Tell whether the first row of a CSV file below a folder has the columns of boxes."""
+    return any(_columns(path) for path in files_below(folder, ".csv"))
+
+
+def read(folder: Path) -> dict[str, SplitDocument]:
+    """Return the splits of a folder, told by a column, else by names of files or folders; other CSV files do not count.
+
+    Raises:
+        ValueError: if a split has several files, no row names an image, or several images have one name.
+    """
+    images = ImageIndex(folder)
+    drafts: dict[str, Draft] = {}
+    files: dict[str, Path] = {}
+    for path in files_below(folder, ".csv"):
+        if (columns := _columns(path)) is None:
+            continue
+        named = named_split(path, folder, by_file_name=True)
+        split = named or "train"
+        if path != files.setdefault(split, path):
+            raise ValueError(
+                f"{files[split]} and {path} both hold boxes of the split {split}. Keep one of them, or name them after "
+                "splits: train.csv, val.csv, test.csv."
+            )
+        draft, where = drafts.setdefault(split, Draft(folder)), path.relative_to(folder).as_posix()
+        try:
+            content = io.StringIO(read_text(path), newline="")
+            reader = csv.reader(content, delimiter=columns.delimiter, skipinitialspace=True, strict=True)
+            rows = [(reader.line_num, cells) for cells in reader]
+        except (ValueError, csv.Error) as error:
+            draft.findings.append(("malformed label file", f"{where}: {error}"))
+            continue
+        found: dict[tuple[str, Path], _Row] = {}
+        located: dict[tuple[str, str | None], Path] = {}
+        for line, cells in rows[columns.has_header :]:
+            try:
+                row = _parse(cells, columns) if any(map(str.strip, cells)) else None
+            except ValueError as error:
+                draft.findings.append(("malformed label", f"{where}, line {line}: {error}"))
+                continue
+            if row is not None:
+                if (row.image, row.split) not in located:
+                    located[row.image, row.split] = images.find(row.image, path.parent, row.split or split)
+                image = located[row.image, row.split]
+                target = row.split or named or images.split_of(image)
+                found.setdefault((target, image), row._replace(objects=[])).objects.extend(row.objects)
+        edges = [edge for row in found.values() for _, (x, y, w, h) in row.objects for edge in (x, y, x + w, y + h)]
+        if edges and min(edges) >= 0 and max(edges) <= 1:
+            draft.findings.append(("coordinates from 0 to 1", f"{where}: expected pixels, got {edges[:4]}"))
+        for (target, image), row in found.items():
+            entry = LabelledImage(image, tuple(row.objects), row.size_hw)
+            drafts.setdefault(target, Draft(folder)).images.append(entry)
+    return documents_of(drafts, images)
+
+
+def write(splits: Mapping[str, Split], folder: Path) -> None:
+    """Write a folder with images and ``_annotations.csv`` for each split, and ``classes.txt``."""
+    write_classes(splits, folder)
+    for split_name, split in splits.items():
+        rows: list[tuple[object, ...]] = [_HEADER]
+        for record, copy in copy_images(split, folder / split_name):
+            height, width = record.header.size_hw
+            start = (copy.name, width, height)
+            named = named_boxes(split, record)
+            rows += [(*start, name, x, y, x + w, y + h) for name, (x, y, w, h) in named] or [(*start, *[""] * 5)]
+        with (folder / split_name / _FILE).open("w", encoding="utf-8", newline="") as opened:
+            csv.writer(opened, lineterminator="\n").writerows(rows)
+
+
+def _columns(path: Path) -> _Columns | None:
+    """Return the columns of a CSV file by its first row, or None if it is no file of boxes."""
+    try:
+        with path.open("rb") as opened:
+            start = opened.read(_START_BYTES).decode("utf-8-sig", errors="replace")
+        first = re.split("[\r\n]", start, maxsplit=1)[0]
+        rows = [(d, next(csv.reader([first], delimiter=d, skipinitialspace=True), [])) for d in _DELIMITERS]
+    except (OSError, csv.Error):
+        return None
+    known = (_named_columns(row, delimiter) or _bare_columns(row, delimiter) for delimiter, row in rows)
+    return next(filter(None, known), None)
+
+
+def _named_columns(header: Sequence[str], delimiter: str) -> _Columns | None:
+    at: dict[str, int] = {}
+    for position, cell in enumerate(header):
+        at.setdefault(re.sub("[^a-z0-9]", "", cell.lower()), position)
+    label = next((at[name] for name in _CLASS if name in at), None)
+    image = next((at[name] for name in _IMAGE if name in at and at[name] != label), None)
+    sides = next((names for names in (*_EDGES, *_SIDES) if at.keys() >= set(names)), None)
+    if image is None or label is None or sides is None:
+        return None
+    size = [at[name] for name in ("width", "height") if name in at and name not in sides]
+    split = next((at[name] for name in _SPLIT if name in at), None)
+    box = [at[name] for name in sides]
+    return _Columns(delimiter, True, image, label, box, sides in _EDGES, size if len(size) == 2 else (), split)
+
+
+def _bare_columns(row: Sequence[str], delimiter: str) -> _Columns | None:
+    """Return the columns of keras-retinanet, if the first row is one of its files, which have no header."""
+    columns = _Columns(delimiter, False, 0, 5, range(1, 5), True)
+    if len(row) != 6 or os.path.splitext(row[0].strip())[1].lower() not in SUFFIXES:
+        return None
+    try:
+        _parse(row, columns)
+    except ValueError:
+        return None
+    return columns
+
+
+def _parse(cells: Sequence[str], columns: _Columns) -> _Row:
+    """Return what a row says; ValueError says why it is malformed."""
+    cells = [cell.strip() for cell in cells]
+    needed = 1 + max(columns.image, columns.label, *columns.box)
+    if len(cells) < needed:
+        raise ValueError(f"{len(cells)} fields, expected at least {needed}")
+    if not cells[columns.image]:
+        raise ValueError("no image is named")
+    split = None
+    if columns.split is not None and columns.split < len(cells) and cells[columns.split]:
+        split = SPLIT_OF_ALIAS.get(cells[columns.split].lower())
+        if split is None:
+            raise ValueError(f"the split is {reprlib.repr(cells[columns.split])}, not train, val or test")
+    label, stated = cells[columns.label], [cells[position] for position in columns.box]
+    row = _Row(cells[columns.image], [], _size([cells[p] for p in columns.size if p < len(cells)]), split)
+    if not label and not any(stated):
+        return row
+    if not label:
+        raise ValueError("the class is empty")
+    x, y, right, bottom = map(to_number, stated)
+    row.objects.append((label, (x, y, right - x, bottom - y) if columns.has_edges else (x, y, right, bottom)))
+    return row
+
+
+def _size(stated: Sequence[str]) -> SizeHW | None:
+    """Return the (height, width) of an image from its width and height, if they are whole numbers of pixels."""
+    try:
+        width, height = map(to_number, stated)
+    except ValueError:
+        return None
+    return (int(height), int(width)) if all(1 <= side < 1e9 and side % 1 == 0 for side in (width, height)) else None
