@@ -27,14 +27,31 @@ detect_app = typer.Typer()
 
 @detect_app.command()
 def detect(
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Image files, folders of them, or patterns in quotes: 'photos/*.jpg', 'photos/**'."),
+    ],
     classes: Classes = "",
     caption: Annotated[str, typer.Option(help='Instead of --classes: names separated by ". ".')] = "",
     adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt` or `bake`.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for JSON files and annotated images.")] = Path("runs/detect"),
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Draw boxes that score at least this much.")] = 0.3,
-    as_coco: Annotated[
-        Path | None, typer.Option(help="COCO file to write: the boxes above the threshold as labels for training.")
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Show boxes that score at least this much; default: the thresholds of the adapter for each class, "
+            "without any 0.3.",
+            show_default=False,
+        ),
+    ] = None,
+    as_coco: Annotated[Path | None, typer.Option(help="COCO file to write: the shown boxes as labels.")] = None,
+    as_csv: Annotated[Path | None, typer.Option(help="CSV file to write: a row for each shown box.")] = None,
+    as_yolo: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder in YOLO format: labels of the shown boxes, links to the images.", file_okay=False
+        ),
     ] = None,
     short_side: ShortSide = None,
     trunk: AdaptersTrunk = None,
@@ -43,10 +60,10 @@ def detect(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find objects by name in images; write all boxes as JSON, and each image with the boxes above the threshold drawn.
+    """Find objects by name in images; write all boxes as JSON, and each image with the shown boxes drawn.
 
-    Boxes are edges in pixels: left, top, right, bottom. An image that cannot be read is named and left out; the exit
-    code is then 1.
+    Boxes are edges in pixels of the upright image: left, top, right, bottom. An image that cannot be read is named and
+    left out; the exit code is then 1.
 
     Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
     """
@@ -58,21 +75,24 @@ def detect(
     paths = find_images(images)
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, split_names(classes) or _split_caption(caption))
 
-    def show(result: Any) -> None:
-        if result.error:
-            terminal.print_error(result.error)
-        elif not as_json:
-            drawn = len(result.found.above(threshold))
-            terminal.say(
-                f"{result.image.name}: {len(result.found)} boxes, {drawn} drawn, {result.seconds:.1f} s → "
-                f"{result.drawing}"
-            )
+    with terminal.files_bar("detect", len(paths), hidden=as_json) as advance:
 
-    view = view_of(model.view, short_side)
-    results = detect_files(model, paths, out, threshold=threshold, view=view, labels=as_coco, on_file=show)
+        def show(result: Any) -> None:
+            advance()
+            if result.error:
+                terminal.print_error(result.error)
+            elif not as_json:
+                counts = f"{len(result.found)} boxes, {len(result.shown)} shown, {result.seconds:.1f} s"
+                terminal.say(f"{result.image.name}: {counts} → {result.drawing}")
+
+        labels = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
+        view = view_of(model.view, short_side)
+        results = detect_files(model, paths, out, threshold=threshold, view=view, on_file=show, **labels)
     if as_json:
         terminal.print_json([result.to_json() for result in results])
     else:
+        for place in filter(None, labels.values()):
+            terminal.say(f"labels → {place}")
         terminal.say(f"Peak memory {peak_bytes(model.device) / 1e9:.1f} GB.")
     raise typer.Exit(1 if any(result.error for result in results) else 0)
 

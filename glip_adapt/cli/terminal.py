@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,8 +59,8 @@ def note(text: str) -> None:
 
 
 def print_json(content: Any) -> None:
-    """Print JSON, in ASCII, on standard output."""
-    console.print_json(json.dumps(content), ensure_ascii=True)
+    """Print JSON, in ASCII, on standard output; numbers that JSON lacks become null."""
+    console.print_json(json.dumps(_finite(content), allow_nan=False), ensure_ascii=True)
 
 
 def print_rows(
@@ -136,6 +137,25 @@ def bytes_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
+def files_bar(title: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
+    """Yield a callback that counts a file, and show rate and remaining time; the bar vanishes at the end."""
+    columns = (progress.MofNCompleteColumn(), _FileRate())
+    with _bar(*columns, transient=True, disable=hidden) as bar:
+        task = bar.add_task(plain(title), total=total)
+        yield lambda: bar.advance(task)
+
+
+class _FileRate(progress.ProgressColumn):
+    """Files per second, or seconds per file."""
+
+    def render(self, task: progress.Task) -> Text:
+        rate = task.finished_speed or task.speed
+        if not rate:
+            return Text("")
+        return Text(f"{rate:.1f} files/s" if rate >= 1 else f"{1 / rate:.1f} s/file")
+
+
+@contextmanager
 def training_bar(title: str) -> Iterator[tuple[Any, Any]]:
     """Yield callbacks that show step, loss, rate and remaining time, and each validation."""
     with progress_bar() as bar:
@@ -153,6 +173,14 @@ def show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) ->
     bar.update(task, completed=step.step, total=total, description=description)
 
 
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def _cell(value: Any, decimals: int) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -161,6 +189,14 @@ def _cell(value: Any, decimals: int) -> str:
     return "–" if value is None else str(value)
 
 
-def _bar(*columns: progress.ProgressColumn) -> Progress:
-    description = progress.TextColumn("{task.description}", markup=False)
-    return Progress(description, progress.BarColumn(), *columns, progress.TimeRemainingColumn(), console=stderr)
+def _bar(*columns: progress.ProgressColumn, transient: bool = False, disable: bool = False) -> Progress:
+    return Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        *columns,
+        progress.TimeRemainingColumn(),
+        console=stderr,
+        transient=transient,
+        disable=disable,
+        redirect_stdout=sys.stdout.isatty(),  # else results would leave the file that they are written to
+    )

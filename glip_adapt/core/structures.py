@@ -204,11 +204,13 @@ class Detections:
 
     def above(self, score: float | Mapping[str, float]) -> Detections:
         """Return the detections that score at least ``score``, or the score that a mapping has for their class name."""
+        return self.select(self.reach(score))
+
+    def reach(self, score: float | Mapping[str, float]) -> Tensor:
+        """Return (N,) bool, true for each detection that ``above`` keeps."""
         if isinstance(score, float | int):
-            return self.select(self.scores >= score)
-        return self.select(
-            self.scores >= self.scores.new_tensor([score[name] for name in self.class_names])[self.labels]
-        )
+            return self.scores >= score
+        return self.scores >= self.scores.new_tensor([score[name] for name in self.class_names])[self.labels]
 
     def select(self, chosen: Tensor) -> Detections:
         """Return the rows that a mask (N,) bool or indices (M,) int64 choose."""

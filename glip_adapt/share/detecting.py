@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
+import os
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.core.files import written_whole
+from torch import Tensor
+
+from glip_adapt.core.files import check_room, written_whole
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections
+from glip_adapt.data.documents import image_files
 from glip_adapt.data.images import SUFFIXES, load_rgb
 from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.draw import draw_detections
-from glip_adapt.share.interop import write_pseudo_labels
+from glip_adapt.share.interop import place_yolo_labels, write_boxes_csv, write_pseudo_labels, write_yolo_labels
 
 SCHEMA = 2  # of the JSON; boxes of schema 1 ended with their last pixel, one pixel before the edge
+THRESHOLD = 0.3  # of a box to show, for models that hold none of their own
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # two letters at least: C:/ is a disk
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +40,7 @@ class FileResult:
     Attributes:
         image: path of the file.
         found: all detections, best first; None if the file could not be read.
+        is_shown: (N,) bool, which of them reach the threshold of their class; None if there are none.
         seconds: that detection took.
         drawing: path of the annotated image.
         error: message; empty if the file could be read.
@@ -35,20 +48,28 @@ class FileResult:
 
     image: Path
     found: Detections | None = None
+    is_shown: Tensor | None = None
     seconds: float = 0.0
     drawing: Path | None = None
     error: str = ""
 
+    @property
+    def shown(self) -> Detections | None:
+        """The detections that reach the threshold of their class."""
+        return None if self.found is None or self.is_shown is None else self.found.select(self.is_shown)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the result as it is written: boxes are edges (left, top, right, bottom) in pixels."""
+        """Return the result as it is written, with all boxes; ``shown`` tells which reach the threshold of their class.
+
+        Boxes are edges (left, top, right, bottom) in pixels of the upright image.
+        """
         start = {"schema": SCHEMA, "image": str(self.image)}
-        if self.found is None:
+        if self.found is None or self.is_shown is None:
             return {**start, "error": self.error}
+        columns = (self.found.boxes_xyxy, self.found.scores, self.found.labels, self.is_shown)
         boxes = [
-            {"class": self.found.class_names[label], "score": score, "box_xyxy": box}
-            for box, score, label in zip(
-                self.found.boxes_xyxy.tolist(), self.found.scores.tolist(), self.found.labels.tolist(), strict=True
-            )
+            {"class": self.found.class_names[label], "score": score, "box_xyxy": box, "shown": shown}
+            for box, score, label, shown in zip(*(column.tolist() for column in columns), strict=True)
         ]
         return {**start, "seconds": round(self.seconds, 3), "detections": boxes}
 
@@ -58,55 +79,106 @@ def detect_files(
     images: Sequence[Path],
     out: Path,
     *,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     view: ViewConfig | None = None,
-    labels: Path | None = None,
+    as_coco: Path | None = None,
+    as_csv: Path | None = None,
+    as_yolo: Path | None = None,
     on_file: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Detect in image files, and write ``NAME.json`` with all boxes and ``NAME.png`` with the good ones into a folder.
 
-    A file that cannot be read is left out; its result has an error.
+    Images are turned upright as their EXIF orientation says; boxes are in pixels of the upright image. A file that
+    cannot be read is left out; its result has an error.
 
     Args:
         model: from ``attach``, ``load_adapter`` or ``load_baked``.
         images: files, see ``find_images``.
         out: folder for the results.
-        threshold: lowest score in [0, 1] of a box that is drawn, or becomes a label.
+        threshold: lowest score in [0, 1] of a box that is drawn, or becomes a label; by default that of its class in
+            ``model.thresholds``, or ``THRESHOLD`` if the model holds none.
         view: resizing and precision; by default those of the trunk.
-        labels: COCO file to write, with the boxes above the threshold as annotations.
+        as_coco: COCO file to write, with the boxes that reach the threshold as annotations.
+        as_csv: table of the same boxes to write.
+        as_yolo: folder for the same boxes in YOLO format.
         on_file: called after each file.
 
     Raises:
         ValueError: before the first file, if results would overwrite each other or an image.
+        FileExistsError: before the first file, if ``as_yolo`` holds labels.
         OSError: if a result cannot be written.
     """
+    targets = _targets(images, out)
+    for file in (as_coco, as_csv):
+        if file is not None:
+            check_room(file.parent, 1)
+    if as_yolo is not None:
+        place_yolo_labels(as_yolo, images)
+    limits = (model.thresholds or dict.fromkeys(model.class_names, THRESHOLD)) if threshold is None else threshold
     results = []
-    for path, target in zip(images, _targets(images, out), strict=True):
-        results.append(_detect_one(model, path, target, threshold, view))
+    for path, target in zip(images, targets, strict=True):
+        results.append(_detect_one(model, path, target, limits, view))
         if on_file:
             on_file(results[-1])
-    if labels is not None:
-        good = [(r.image, r.found.above(threshold)) for r in results if r.found is not None]
-        write_pseudo_labels(labels, [path for path, _ in good], [found for _, found in good], model.class_names)
+    good = {result.image: shown for result in results if (shown := result.shown) is not None}
+    paths, found = list(good), list(good.values())
+    if as_coco is not None:
+        write_pseudo_labels(as_coco, paths, found, model.class_names)
+    if as_csv is not None:
+        write_boxes_csv(as_csv, paths, found)
+    if as_yolo is not None:
+        write_yolo_labels(as_yolo, paths, found, model.class_names)
     return results
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files that are named, and the images in the folders that are named, once each.
+def find_images(named: Iterable[str | Path]) -> list[Path]:
+    """Return the image files that paths, folders and patterns name, once each.
+
+    A folder stands for the images in it, without those in its subfolders, which a warning counts. A pattern stands for
+    the images that match: ``photos/*.jpg``, or with subfolders ``photos/**``.
 
     Raises:
-        ValueError: if a folder holds no image.
+        ValueError: if a folder holds no image, a pattern matches none, or an address of the web is given.
     """
     found: list[Path] = []
-    for path in paths:
-        inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES] if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"There is no image in {path}. Name a folder of JPEG or PNG files, for example.")
-        found += inside
-    return list(dict.fromkeys(found))
+    for entry in named:
+        text, path = str(entry), Path(entry)
+        if path.is_dir():
+            found += _inside(path)
+        elif path.exists() or not (glob.has_magic(text) or _ADDRESS.match(text)):
+            found.append(path)
+        elif _ADDRESS.match(text):
+            raise ValueError(f"{text} is an address, and only local files are read. Download the image first.")
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(text, recursive=True))]
+            if not (matches := [match for match in matches if _is_image_file(match)]):
+                raise ValueError(f"No image matches {text}. Expected a pattern such as 'photos/*.jpg' or 'photos/**'.")
+            found += matches
+    first: dict[str, Path] = {}
+    for path in found:
+        first.setdefault(os.path.abspath(path), path)
+    return list(first.values())
 
 
-def _detect_one(model: Detector, path: Path, target: Path, threshold: float, view: ViewConfig | None) -> FileResult:
+def _inside(folder: Path) -> list[Path]:
+    """Return the images in a folder, and warn of those in its subfolders."""
+    inside = [path for path in sorted(folder.iterdir()) if _is_image_file(path) and path.name[0] != "."]
+    deeper = sum(path.parent != folder for path in image_files(folder))
+    hint = f"{deeper} lie in subfolders; '{folder}/**' names them too" if deeper else ""
+    if not inside:
+        raise ValueError(f"There is no image in {folder}. {hint or 'Name a folder of JPEG or PNG files, for example'}.")
+    if deeper:
+        logger.warning("%s: %d images are taken. %s.", folder, len(inside), hint)
+    return inside
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _detect_one(
+    model: Detector, path: Path, target: Path, limits: float | Mapping[str, float], view: ViewConfig | None
+) -> FileResult:
     """Detect in one file and write the results."""
     try:
         image = load_rgb(path)
@@ -115,23 +187,37 @@ def _detect_one(model: Detector, path: Path, target: Path, threshold: float, vie
     except (ValueError, FileNotFoundError) as error:
         return FileResult(image=path, error=str(error))
     seconds = time.perf_counter() - started
-    result = FileResult(image=path, found=found, seconds=seconds, drawing=target.with_name(f"{target.name}.png"))
+    result = FileResult(
+        image=path,
+        found=found,
+        is_shown=found.reach(limits),
+        seconds=seconds,
+        drawing=target.with_name(f"{target.name}.png"),
+    )
     with written_whole(target.with_name(f"{target.name}.json")) as temporary:
         temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     with written_whole(target.with_name(f"{target.name}.png")) as temporary:
-        draw_detections(image, found.above(threshold)).save(temporary)
+        draw_detections(image, found.above(limits)).save(temporary)
     return result
 
 
 def _targets(paths: Sequence[Path], out: Path) -> list[Path]:
-    """Return the path of each result without suffix: the name of the image, with its suffix where two share a stem.
+    """Return the path of each result without suffix.
+
+    It has the name of the image, with its suffix where two share a stem. Images of one name in several folders keep
+    their folders below the one that holds all images.
 
     Raises:
         ValueError: if results would overwrite each other or an image.
     """
-    stems = Counter(path.stem for path in paths)
-    names = [path.stem if stems[path.stem] == 1 else path.name for path in paths]
+    stems, whole = (Counter(getattr(path, part) for path in paths) for part in ("stem", "name"))
+    places = [Path(os.path.abspath(path)) for path in paths]
+    root = os.path.commonpath([place.parent for place in places]) if places else ""
+    names = [
+        path.stem if stems[path.stem] == 1 else path.name if whole[path.name] == 1 else str(place.relative_to(root))
+        for path, place in zip(paths, places, strict=True)
+    ]
     written = {(out / f"{name}{suffix}").resolve() for name in names for suffix in (".json", ".png")}
-    if len(written) < 2 * len(names) or {path.resolve() for path in paths} & written:
+    if len(written) < 2 * len(names) or written & {path.resolve() for path in paths}:
         raise ValueError(f"Results in {out} would overwrite each other or an image. Name another folder (--out).")
     return [out / name for name in names]

@@ -32,12 +32,12 @@ def hub(tmp_path, monkeypatch, public_file):
             stand_in.put("GLIPModel/GLIP", name, public_file.read_bytes())
         stand_in.put("someone/words", "vocab.txt", VOCABULARY.read_bytes())
         terminal.prepare()
+        monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=5000))
         yield stand_in
 
 
 def opened(capsys, name=None, **given):
     """Return the name of the trunk that is opened, and what is said on standard error."""
-    terminal.stderr = terminal.Console(stderr=True, width=5000)
     trunk = open_trunk(name, given.pop("checkpoint", None), given.pop("vocabulary", None), "cpu", **given)
     out, err = capsys.readouterr()
     assert not out
