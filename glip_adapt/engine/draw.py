@@ -66,7 +66,7 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
         )
         for (x1, y1, x2, y2), score, label in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    return draw_marks(image, marks)
+    return draw_marks(image, marks, letters=max(11, max(image.size) // 50))
 
 
 def truth_marks(matches: ImageMatches, class_names: Sequence[str]) -> list[Mark]:
@@ -78,7 +78,7 @@ def truth_marks(matches: ImageMatches, class_names: Sequence[str]) -> list[Mark]
 
 
 def match_marks(matches: ImageMatches, class_names: Sequence[str]) -> list[Mark]:
-    """Return hits, misses and false alarms of an image: the misses first, then predictions with their score."""
+    """Return hits, misses and false alarms of an image: hits and false alarms with their score, then misses."""
     marks = []
     for rows, look in ((matches.hits, HIT), (matches.false_alarms, FALSE_ALARM)):
         for row in rows.tolist():
@@ -90,29 +90,33 @@ def match_marks(matches: ImageMatches, class_names: Sequence[str]) -> list[Mark]
     return marks
 
 
-def draw_marks(image: Image.Image, marks: Sequence[Mark], scale: float = 1.0) -> Image.Image:
+def draw_marks(image: Image.Image, marks: Sequence[Mark], *, letters: int, scale: float = 1.0) -> Image.Image:
     """Return a copy of an RGB image with marked boxes, the first on top.
 
-    Tags stay inside the image, and beside one another where there is room. ``scale`` converts the edges to pixels of
-    this image, for one that was resized.
+    Tags stay inside the image, and beside one another where there is room.
+
+    Args:
+        image: RGB.
+        marks: boxes to draw.
+        letters: height of the text in pixels; lines are a fifth of it.
+        scale: converts the edges to pixels of this image, for one that was resized.
     """
     drawn = image.copy()
     canvas = ImageDraw.Draw(drawn)
-    side = max(drawn.size)
-    letters, line = font(_FONT, max(11, side // 34)), max(2, side // 260)
+    typeface, line = font(_FONT, letters), max(2, letters // 5)
     scaled = [(scale * x1, scale * y1, scale * x2, scale * y2) for x1, y1, x2, y2 in (mark.edges for mark in marks)]
     for (x1, y1, x2, y2), mark in reversed(list(zip(scaled, marks, strict=True))):
         _draw_box(canvas, (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), mark.look, line)  # last pixel included
     placed: list[Rectangle] = []
     tags = []
     for edges, mark in zip(scaled, marks, strict=True):
-        text = _shorten(mark.look.sign + mark.text, drawn.width - 6, letters.getlength)
-        size = letters.getlength(text) + 6, sum(letters.getmetrics()) + 2
+        text = _shorten(mark.look.sign + mark.text, drawn.width - 6, typeface.getlength)
+        size = typeface.getlength(text) + 6, sum(typeface.getmetrics()) + 2
         placed.append(_place(edges, size, drawn.size, placed))
         tags.append((placed[-1], text, mark.look))
     for (left, top, right, bottom), text, look in reversed(tags):
         canvas.rectangle((left, top, right - 1, bottom - 1), fill=look.colour)
-        canvas.text((left + 3, top + 1), text, fill=look.ink, font=letters)
+        canvas.text((left + 3, top + 1), text, fill=look.ink, font=typeface)
     return drawn
 
 

@@ -20,6 +20,8 @@ GALLERY_BYTES = 3_000_000
 """Room for its pictures; the worst image is shown whatever it needs."""
 PICTURE_SIDE = 640
 """Longer side of a picture in pixels; small images are enlarged, so that their tags can be read."""
+LETTERS = 22
+"""Height of their text in pixels, so that it can be read where a picture is 350 px wide."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,14 @@ def _gallery_row(record: ImageRecord, start: ImageMatches, adapted: ImageMatches
         ("zero-shot", str(Counts.of([start])), match_marks(start, names)),
         ("adapted", str(Counts.of([adapted])), match_marks(adapted, names)),
     )
-    figures = "".join(
-        f'<figure><img loading="lazy" width="{small.width}" height="{small.height}" '
-        f'alt="{escape(f"{file}, {title}: {counts}")}" src="{_embed(draw_marks(small, marks, scale))}">'
-        f"<figcaption><b>{title}</b> {counts}</figcaption></figure>"
-        for title, counts, marks in views
-    )
+    size = f'width="{small.width}" height="{small.height}"'
+    figures = ""
+    for title, counts, marks in views:
+        alt, picture = escape(f"{file}, {title}: {counts}"), draw_marks(small, marks, letters=LETTERS, scale=scale)
+        figures += (
+            f"<figure><figcaption><b>{title}</b> {counts}</figcaption>"
+            f'<img loading="lazy" {size} alt="{alt}" src="{_embed(picture)}"></figure>'
+        )
     return f'<article><h3>{escape(file)}</h3><div class="views">{figures}</div></article>'
 
 
