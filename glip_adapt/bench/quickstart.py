@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.split import ImageRecord, Split
-from glip_adapt.engine.draw import draw_detections
+from glip_adapt.engine.draw import Mark, draw_marks, match_marks, truth_marks
+from glip_adapt.engine.evaluate import to_coco_results
+from glip_adapt.engine.metrics.matching import match
 
 NOTE = (
     "The thirteen datasets are synthetic pictograms and glip-nano is a trunk of 3 million parameters, pre-trained on "
@@ -36,6 +40,7 @@ SHORTER: dict[str, Any] = {
 }
 
 CELL = (390, 480)  # height and width of the place of an image, pixels; in a smaller one the labels hide the objects
+LETTERS = 17  # height of the text on an image, pixels
 HEADING = 42  # pixels above the images of a row
 WANTED_OBJECTS = 3  # the first test image with so many is shown, or with the nearest number
 
@@ -57,7 +62,7 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
     """Return an image with one row per dataset: the truth, zero-shot, then each method at ``shots``.
 
     Of each run in the results folder ``out`` the best boxes are drawn, as many as there are objects, so that no
-    threshold flatters a method.
+    threshold flatters a method: hits (✓, green), false alarms (✗, red, dotted), and misses (?, amber, dashed).
 
     Raises:
         FileNotFoundError: if the folder holds no finished run at these shots.
@@ -78,17 +83,17 @@ def draw_strip(out: Path, shots: int, title: str = "") -> Image.Image:
         split = load_dataset(dataset).test
         shown = min(split.records, key=lambda record: abs(len(record.target) - WANTED_OBJECTS))
         top = 40 + position * (height + HEADING)
-        objects = shown.target
-        truth = Detections(boxes.to_edges(objects.boxes_xyxy), torch.ones(len(objects)), objects.labels)
-        cells = [(f"{split.name}: truth", truth)]
+        truth = coco_ground_truth(replace(split, records=(shown,)))
+        cells = [(f"{split.name}: truth", truth_marks(match((), truth).images[0], split.classes))]
         for record in records:
-            found = _best(out, record.key, shown, split)
+            found = to_coco_results(_best(out, record.key, shown, split), shown.image_id, split.category_ids)
             assert record.metrics is not None
             name = "zero-shot" if record.key.method == ZERO_SHOT else f"{record.key.method}, {shots} shots"
-            cells.append((f"{name}: AP {100 * (record.metrics.ap or 0):.0f}", found))
-        for column, (heading, found) in enumerate(cells):
+            marks = match_marks(match(found, truth).images[0], split.classes)
+            cells.append((f"{name}: AP {100 * (record.metrics.ap or 0):.0f}", marks))
+        for column, (heading, marks) in enumerate(cells):
             ImageDraw.Draw(strip).text((column * width + 6, top + 10), heading, "black", ImageFont.load_default(20))
-            strip.paste(_draw_cell(shown, found, split.classes), (column * width, top + HEADING))
+            strip.paste(_draw_cell(shown, marks), (column * width, top + HEADING))
     return strip
 
 
@@ -108,9 +113,8 @@ def _best(out: Path, key: RunKey, record: ImageRecord, split: Split) -> Detectio
         raise ValueError(f"{path}: no predictions ({error}). Remove the folder to run it again.") from error
 
 
-def _draw_cell(record: ImageRecord, found: Detections, names: Sequence[str]) -> Image.Image:
+def _draw_cell(record: ImageRecord, marks: Sequence[Mark]) -> Image.Image:
     """Return an image with boxes, in the size of a cell."""
     image = record.load()
     fitted = ImageOps.contain(image, (CELL[1] - 6, CELL[0]))
-    seen = boxes.scale(found.boxes_xyxy, (image.height, image.width), (fitted.height, fitted.width))
-    return draw_detections(fitted, Detections(seen, found.scores, found.labels, tuple(names)))
+    return draw_marks(fitted, marks, letters=LETTERS, scale=fitted.width / image.width)
