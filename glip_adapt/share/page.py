@@ -217,7 +217,10 @@ def _confusion(names: Sequence[str], counts: Integers) -> str:
         ((int(counts[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i, j]),
         key=lambda entry: -entry[0],
     )
-    text = "<p>Each row is what is there, each column what was found, at the thresholds.</p>"
+    text = (
+        "<p>Each row is what is there, each column what was found, at the thresholds. The last column counts boxes "
+        "that were missed, the last row false alarms where nothing is.</p>"
+    )
     if mixed:
         words = "; ".join(f"{escape(names[i])} found as {escape(names[j])}: {n}" for n, i, j in mixed[:5])
         text += f"<p>Most frequent: {words}.</p>"

@@ -9,9 +9,15 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 figure { margin: 0; }
 figcaption { font-size: .85rem; }
 .scrolled { overflow-x: auto; }
-.scrolled td, .scrolled th { overflow-wrap: normal; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-.figures div { border: 1px solid #ccc; border-radius: .5rem; padding: .6rem 1.1rem; min-width: 7.5rem; }
+.scrolled { background: /* a shadow at an end behind which there is more */
+  linear-gradient(to right, white 30%, #fff0) left / 3rem 100% local,
+  linear-gradient(to left, white 30%, #fff0) right / 3rem 100% local,
+  linear-gradient(to right, #0004, #0000) left / .7rem 100%,
+  linear-gradient(to left, #0004, #0000) right / .7rem 100%; background-repeat: no-repeat; }
+.scrolled td, .scrolled th { overflow-wrap: normal; vertical-align: bottom; }
+.scrolled th.number { white-space: normal; }
+.figures { display: flex; gap: 1rem; }
+.figures div { border: 1px solid #ccc; border-radius: .5rem; padding: .6rem 1rem; flex: 0 1 13rem; min-width: 6rem; }
 .figures b { display: block; font-size: 2.6rem; line-height: 1.15; }
 .figures div:last-child b { color: var(--ours); }
 .figures small { display: block; color: #555; }
@@ -19,7 +25,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; m
 dt { color: #555; }
 dd { margin: 0; }
 .legend span { display: inline-block; margin-right: 1.2rem; }
-.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; align-items: end; }
 .panels text { font-size: 8px; fill: #555; }
 .y { text-anchor: end; }
 .x { text-anchor: middle; }
@@ -37,5 +43,6 @@ path { fill: none; }
 .wrong { background: rgb(213 94 0 / calc(.12 + .5 * var(--share))); }
 article { margin-top: 1.6rem; }
 .views { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .8rem; }
-.views img { width: 100%; height: auto; }
+.views img { display: block; width: 100%; height: auto; }
+@media (max-width: 40rem) { th, td { padding: .25rem .3rem; } table { font-size: .8rem; } }
 """
