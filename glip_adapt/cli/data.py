@@ -77,7 +77,7 @@ def check_data(
         for d in split.defects
     ]
     splits = [
-        {"split": name, "images": s.images, "without boxes": s.without_boxes, "boxes": sum(s.boxes.values())}
+        {"split": name, "images": s.images, "without_boxes": s.without_boxes, "boxes": sum(s.boxes.values())}
         for name, s in checked.splits.items()
     ]
     names = dict.fromkeys(name for split in checked.splits.values() for name in split.boxes)
