@@ -8,6 +8,7 @@ zero-shot detection for a fresh adapter, is a candidate as well.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
+from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
 from glip_adapt.engine.metrics import METRICS
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.train import History, Validation, count_steps, train_model
@@ -36,7 +38,7 @@ CAUTIOUS = (0.5, 0.5)
 MOST_STEPS = 100
 """Ceiling for recipes whose own end needs validation images."""
 
-Found = tuple[dict[str, Any], ...]
+Found = list[dict[str, Any]]
 """Predictions in COCO result form."""
 OnStep = Callable[[Step, int], None]
 """Called after each step with it and the number of steps of the whole training, those of the folds included."""
@@ -62,7 +64,7 @@ class CrossValidation:
         chosen: the candidate to make from all images; ``START`` if none is better.
         scores: AP of each candidate over all held-out images, a fraction in [0, 1]; None if no class can be scored.
         estimate: AP to expect. A fold is scored at the candidate that the other folds choose, so that the choice does
-            not flatter it. None if there is only one fold, or no class can be scored.
+            not flatter it; with ``val``, its AP at ``chosen``. None with a single image, or if no class can be scored.
         held_out: the predictions that ``estimate`` scores; no image was seen by the model that looked at it.
         held_out_start: predictions of the start on the same images.
         folds: image ids of each fold.
@@ -130,7 +132,9 @@ def cross_validate(
     train: Split,
     config: FitConfig,
     *,
+    val: Split | None = None,
     folds: int = FOLDS,
+    kept: FoldFiles | None = None,
     cache: FeatureCache | None = None,
     on_step: OnStep | None = None,
 ) -> CrossValidation:
@@ -138,33 +142,40 @@ def cross_validate(
 
     A class counts on the images of a fold if other images show it, as a model that never saw a class tells nothing
     about one that will. A single image cannot be held out: it is learned from and looked at, and only tells whether
-    training hurts.
+    training hurts. With ``val``, its images are the only fold that is looked at.
 
     Args:
         model: in the state to start from.
         train: images to learn from, with boxes.
         config: the recipe, with a fixed number of steps, see ``bounded``.
+        val: other images to hold out, instead of folds.
         folds: how many; below four images, one per image.
+        kept: where finished folds stay, so that a killed call goes on.
         cache: keeps the features of the frozen stages, which all folds share.
         on_step: see ``OnStep``.
 
     Raises:
         ValueError, NonFiniteLossError: as ``train_model``.
     """
-    parts, start = _split_up(train, folds, config.seed), model.copy_owned()
+    parts, start = [_fold(val, train)] if val else _split_up(train, folds, config.seed), model.copy_owned()
     steps = count_steps(config, len(train))
     found = []
     try:
         for number, part in enumerate(parts):
             shown = _counting(on_step, number * steps, (len(parts) + 1) * steps)
-            found.append(_look(part, model, start, config, cache, shown))
+            look = functools.partial(_look, part, model, start, config, cache, shown)
+            looks = look() if kept is None else kept.get(fold_key(model, start, config, part.rest, part.held), look)
+            found.append({Candidate(count, factor): entries for count, factor, entries in looks})
     finally:
         model.load_owned(start)
     scores = _scores(parts, found)
     cautious = Candidate(max(1, round(CAUTIOUS[0] * steps)), CAUTIOUS[1])
     others = [(parts[:i] + parts[i + 1 :], found[:i] + found[i + 1 :]) for i in range(len(parts))]
-    if len(parts) == 1:
+    if len(train) == 1 and val is None:
         chosen = cautious if (scores[cautious] or 0.0) > (scores[START] or 0.0) else START
+        held_out = [found[0][chosen]]
+    elif val is not None:
+        chosen = _best(scores, cautious)
         held_out = [found[0][chosen]]
     else:
         chosen = _best(scores, cautious)
@@ -172,9 +183,9 @@ def cross_validate(
     return CrossValidation(
         chosen=chosen,
         scores=scores,
-        estimate=_pooled_ap(parts, held_out) if len(parts) > 1 else None,
-        held_out=tuple(entry for fold in held_out for entry in fold),
-        held_out_start=tuple(entry for fold in found for entry in fold[START]),
+        estimate=_pooled_ap(parts, held_out) if len(train) > 1 or val else None,
+        held_out=[entry for fold in held_out for entry in fold],
+        held_out_start=[entry for fold in found for entry in fold[START]],
         folds=tuple(tuple(record.image_id for record in part.held.records) for part in parts),
     )
 
@@ -211,8 +222,13 @@ def _split_up(train: Split, count: int, seed: int) -> list[_Fold]:
     for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):
         others = [position for position in range(len(train)) if position not in positions] or positions
         held, rest = (replace(train, records=tuple(train.records[i] for i in part)) for part in (positions, others))
-        folds.append(_Fold(held, rest, frozenset().union(*(present[i] for i in others))))
+        folds.append(_fold(held, rest))
     return folds
+
+
+def _fold(held: Split, rest: Split) -> _Fold:
+    learned = (annotation.category_id for record in rest.records for annotation in rest.annotations_of(record))
+    return _Fold(held, rest, frozenset(learned))
 
 
 def _look(
@@ -222,10 +238,10 @@ def _look(
     config: FitConfig,
     cache: FeatureCache | None,
     on_step: OnStep | None,
-) -> dict[Candidate, Found]:
+) -> Looks:
     """Return the predictions of each candidate on the held-out images of a fold."""
     model.load_owned(start)
-    found = {START: tuple(predict_split(model, fold.held, config.view, cache=cache))}
+    looks: Looks = [(START.steps, START.factor, predict_split(model, fold.held, config.view, cache=cache))]
     steps = count_steps(config, len(fold.rest))
     stops = {max(1, round(share * steps)) for share in SHARES}
 
@@ -234,14 +250,14 @@ def _look(
             trained = model.copy_owned()
             for factor in FACTORS:
                 model.load_owned(model.adapter.between(start, trained, factor))
-                found[Candidate(step.step, factor)] = tuple(predict_split(model, fold.held, config.view, cache=cache))
+                looks.append((step.step, factor, predict_split(model, fold.held, config.view, cache=cache)))
             model.load_owned(trained)
         if on_step:
             on_step(step, total)
 
     if train_model(model, fold.rest, None, config, cache=cache, on_step=look).stopped_by == "interrupt":
         raise KeyboardInterrupt
-    return found
+    return looks
 
 
 def _best(scores: Mapping[Candidate, float | None], cautious: Candidate) -> Candidate:

@@ -12,6 +12,7 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import selection
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate, predict_split, score
+from glip_adapt.engine.fold_files import FoldFiles, fold_key
 from glip_adapt.engine.selection import START, Candidate, bounded, cross_validate, fit, train_candidate
 from glip_adapt.engine.train import train_model
 
@@ -155,3 +156,55 @@ def test_without_a_recipe_that_of_trunk_method_and_shots_of_the_split_is_taken(b
     monkeypatch.setattr(selection, "default_recipe", lambda *which: asked.append(which) or replace(SHORT, max_steps=1))
     fit(build("prompt"), data.train if shots == "all" else data.train.few_shot(shots, seed=3), data.val)
     assert asked == [("glip-nano", "prompt", shots)]
+
+
+def test_a_killed_cross_validation_goes_on_where_it_was(build, data, tmp_path):
+    whole, steps = cross_validate(build(), data.train, SHORT), []
+
+    def kill(step, total):
+        if step.step == 7:  # in the second fold
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        cross_validate(build(), data.train, SHORT, kept=FoldFiles(tmp_path / "folds"), on_step=kill)
+    assert len(list((tmp_path / "folds").iterdir())) == 1
+    again = cross_validate(
+        build(),
+        data.train,
+        SHORT,
+        kept=FoldFiles(tmp_path / "folds"),
+        on_step=lambda step, total: steps.append(step.step),
+    )
+    assert again == whole
+    assert steps == list(range(5, 13))
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]x", b"[1]"])
+def test_a_damaged_file_of_a_fold_is_computed_again(build, data, tmp_path, damage):
+    whole = cross_validate(build(), data.train, SHORT, kept=FoldFiles(tmp_path / "folds"))
+    for file in (tmp_path / "folds").iterdir():
+        file.write_bytes(damage)
+    assert cross_validate(build(), data.train, SHORT, kept=FoldFiles(tmp_path / "folds")) == whole
+
+
+def test_another_box_image_or_recipe_is_another_fold(build, data):
+    model, train = build(), data.train
+    start = model.copy_owned()
+    key = fold_key(model, start, SHORT, train, data.val)
+    moved = replace(train, records=(only(train.records[0], 0), *train.records[1:]))
+    others = {
+        fold_key(model, start, SHORT, moved, data.val),
+        fold_key(model, start, SHORT, data.test, data.val),
+        fold_key(model, start, replace(SHORT, seed=11), train, data.val),
+        fold_key(build("prompt"), build("prompt").copy_owned(), SHORT, train, data.val),
+        fold_key(model, {name: tensor + 1 for name, tensor in start.items()}, SHORT, train, data.val),
+    }
+    assert len(others | {key}) == 6
+    assert fold_key(build(), build().copy_owned(), SHORT, train, data.val) == key
+
+
+def test_with_val_its_images_are_held_out_instead(build, data):
+    found = cross_validate(build(), data.train, SHORT, val=data.val)
+    assert found.folds == (tuple(record.image_id for record in data.val.records),)
+    assert found.start == pytest.approx(evaluate(build(), data.val, SHORT.view).ap)
+    assert found.estimate == found.scores[found.chosen] == max(found.scores.values())

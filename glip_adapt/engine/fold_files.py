@@ -1,0 +1,58 @@
+"""Finished folds of a cross-validation on disk, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from glip_adapt.core.config import to_mapping
+from glip_adapt.core.files import written_whole
+from glip_adapt.core.settings import FitConfig
+from glip_adapt.data.split import Split
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.cache import image_digest
+
+Looks = list[tuple[int, float, list[dict[str, Any]]]]
+"""Steps and factor of each candidate, and its predictions on the held-out images in COCO result form."""
+
+
+class FoldFiles:
+    """A folder with one JSON file per finished fold, named after all that its content depends on."""
+
+    def __init__(self, folder: Path) -> None:
+        """Name the folder; it is made when the first fold is finished."""
+        self.folder = folder
+
+    def get(self, key: str, compute: Callable[[], Looks]) -> Looks:
+        """Return the fold of a key: from its file if that is whole, else computed and kept."""
+        path = self.folder / f"{key}.json"
+        try:
+            return [(steps, factor, entries) for steps, factor, entries in json.loads(path.read_bytes())]
+        except (OSError, ValueError, TypeError):
+            looks = compute()
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(looks), encoding="utf-8")
+        return looks
+
+
+def fold_key(model: AdaptedModel, start: Mapping[str, Tensor], config: FitConfig, rest: Split, held: Split) -> str:
+    """Return a digest of all that the predictions of a fold depend on: model, recipe, images and boxes."""
+    digest = hashlib.sha256()
+    for name, tensor in start.items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    facts = [
+        model.trunk.checksum,
+        model.adapter.name,
+        to_mapping(model.adapter),
+        repr(model.prompts),
+        to_mapping(config),
+    ]
+    for split in (rest, held):
+        facts += [(image_digest(record.path), repr(split.annotations_of(record))) for record in split.records]
+    digest.update(json.dumps(facts).encode())
+    return digest.hexdigest()
