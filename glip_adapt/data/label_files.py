@@ -25,7 +25,7 @@ from glip_adapt.data.documents import (
 )
 from glip_adapt.data.entries import FLOAT32_MAX, image_path
 
-_NO_CLASSES = ("__ignore__", "_background_", "__background__")  # LabelMe lists them before the classes
+NO_CLASSES = ("__ignore__", "_background_", "__background__")  # names in LabelMe that stand before the classes
 SPLIT_OF_ALIAS = {alias: name for name, aliases in SPLIT_ALIASES.items() for alias in aliases}
 
 
@@ -175,7 +175,7 @@ def documents_of(
     first = next(iter(labelled.values()))
     first.findings += [finding for name in known if name not in labelled for finding in known[name].findings]
     files = [path for path in (images.folder / name for name in class_lists) if path.is_file()]
-    classes = [name for name in read_classes(files[0]) if name not in _NO_CLASSES] if files else None
+    classes = [name for name in read_classes(files[0]) if name not in NO_CLASSES] if files else None
     listed = [image for draft in labelled.values() for image in draft.images]
     if classes is not None:
         unlisted = {name for image in listed for name, _ in image.boxes} - {*classes}

@@ -102,6 +102,13 @@ def test_a_damaged_shape_is_told_and_leaves_the_others(tmp_path, changes, reason
         raise AssertionError(example)
 
 
+def test_regions_to_ignore_are_no_objects(tmp_path):
+    put(tmp_path, "a.png", [shape("__ignore__", [[1, 1], [5, 5]]), shape("dog", [[1, 1], [9, 9]])])
+    document = labelme.read(tmp_path)["train"]
+    assert (boxes_of(document), classes_of(document)) == ({"a.png": [("dog", [1, 1, 8, 8])]}, ["dog"])
+    assert document.findings == (("region to ignore", "a.json, shapes[0]: __ignore__"),)
+
+
 @pytest.mark.parametrize("shapes", [3, None])
 def test_a_shape_that_is_none_is_told(tmp_path, shapes):
     put(tmp_path, "a.png", [shapes])

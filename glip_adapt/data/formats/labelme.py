@@ -4,6 +4,7 @@ As LabelMe and X-AnyLabeling write it. Kept from LabelMe (labelme/_label_file.py
 
 - The corners of a mask are its first and last pixels; all other coordinates are edges.
 - Polygons, circles and masks of one label and ``group_id`` are parts of one object; a rectangle is always an object.
+- Shapes called ``__ignore__`` or ``_background_`` are no objects.
 - Images are labelled upright, and the size in the file is that of the upright image.
 """
 
@@ -31,6 +32,7 @@ from glip_adapt.data.documents import (
 from glip_adapt.data.entries import declared_size, image_path, is_image
 from glip_adapt.data.images import SUFFIXES
 from glip_adapt.data.label_files import (
+    NO_CLASSES,
     ImageIndex,
     documents_of,
     files_below,
@@ -141,6 +143,9 @@ def _boxes(shapes: list[Any], where: str, draft: Draft) -> tuple[tuple[str, BoxX
             continue
         if edges is None:
             draft.findings.append(("annotation without a box", f"{where}, shapes[{number}]: a {kind} called {label!r}"))
+            continue
+        if label in NO_CLASSES:
+            draft.findings.append(("region to ignore", f"{where}, shapes[{number}]: {label}"))
             continue
         group = shape.get("group_id")
         is_part = kind != "rectangle" and isinstance(group, int | str)
