@@ -40,7 +40,7 @@ DOG = {"a.png": [("dog", [1, 2.5, 10, 20])]}
         ("path\tcategory\tx\ty\tw\th", "a.png\tdog\t1\t2.5\t10\t20"),
         ("file_name,name,x,y,width,height", "a.png,dog,1,2.5,10,20"),
         ("name,class,x_min,y_min,x_max,y_max", "a.png,dog,1,2.5,11,22.5"),
-        ("image,width,height,label,x,y,w,h,confidence", "a.png,40,30,dog,1,2.5,10,20,1"),
+        ("image,width,height,label,x,y,w,h,confident", "a.png,40,30,dog,1,2.5,10,20,1"),
         ("File,Class Name,Left,Top,Width,Height", "a.png,dog,1,2.5,10,20"),
         ('\ufeff"filename", "Class",XMin,YMin,XMax,YMax', 'a.png, "dog", 1, 2.5, 11, 22.5'),
         ("a.png,1,2.5,11,22.5,dog", "# keras-retinanet"),
@@ -138,6 +138,14 @@ def test_a_damaged_row_is_told_with_its_line(tmp_path, line, reason):
     split = read(tmp_path, HEADER, "a.png,40,30,dog,1,2.5,11,22.5", "", line, images=("a.png", "b.png"))
     assert boxes_of(split) == DOG
     assert split.findings[0] == ("malformed label", f"boxes.csv, line 4: {reason}")
+
+
+@pytest.mark.parametrize("column", ["score", "Confidence"])
+def test_confidences_are_told_as_of_predictions(tmp_path, column):
+    rows = ["a.png,dog,1,2.5,11,22.5,0.9", "b.png,,,,,,", "c.png,dog,1,2,3,4"]
+    split = read(tmp_path, f"image,label,x1,y1,x2,y2,{column}", *rows, images=("a.png", "b.png", "c.png"))
+    assert boxes_of(split) == DOG | {"b.png": [], "c.png": [("dog", [1, 2, 2, 2])]}
+    assert split.findings == (("confidence of a label", "boxes.csv, line 2"),)
 
 
 def test_coordinates_that_may_be_fractions_are_told(tmp_path):

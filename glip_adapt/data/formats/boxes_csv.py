@@ -38,7 +38,7 @@ from glip_adapt.data.label_files import (
 )
 from glip_adapt.data.split import Split
 
-NAME = "csv"
+NAME = "boxes_csv"
 LAYOUT = (
     "a .csv file with columns such as filename, class, xmin, ymin, xmax, ymax, and the images; a column split, folders "
     "train, val and test, or train.csv, val.csv and test.csv for splits"
@@ -52,6 +52,7 @@ _START_BYTES = 2**16
 _IMAGE = ("filename", "file", "image", "imagepath", "imagename", "imgpath", "path", "imageid", "name")
 _CLASS = ("class", "classname", "label", "labelname", "category", "categoryname", "name")
 _SPLIT = ("split", "subset", "set")
+_CONFIDENCE = ("score", "confidence")
 _EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 
@@ -67,6 +68,7 @@ class _Columns(NamedTuple):
     has_edges: bool  # left, top, right, bottom; else left, top, width, height
     size: Sequence[int] = ()  # width and height of the image
     split: int | None = None
+    confidence: int | None = None
 
 
 class _Row(NamedTuple):
@@ -120,6 +122,8 @@ def read(folder: Path) -> dict[str, SplitDocument]:
                 if (row.image, row.split) not in located:
                     located[row.image, row.split] = images.find(row.image, path.parent, row.split or split)
                 image = located[row.image, row.split]
+                if columns.confidence is not None and any(cells[columns.confidence :][:1]):
+                    draft.findings.append(("confidence of a label", f"{where}, line {line}"))
                 target = row.split or named or images.split_of(image)
                 found.setdefault((target, image), row._replace(objects=[])).objects.extend(row.objects)
         edges = [edge for row in found.values() for _, (x, y, w, h) in row.objects for edge in (x, y, x + w, y + h)]
@@ -168,9 +172,9 @@ def _named_columns(header: Sequence[str], delimiter: str) -> _Columns | None:
     if image is None or label is None or sides is None:
         return None
     size = [at[name] for name in ("width", "height") if name in at and name not in sides]
-    split = next((at[name] for name in _SPLIT if name in at), None)
-    box = [at[name] for name in sides]
-    return _Columns(delimiter, True, image, label, box, sides in _EDGES, size if len(size) == 2 else (), split)
+    split, confidence = (next((at[n] for n in names if n in at), None) for names in (_SPLIT, _CONFIDENCE))
+    box, size = [at[name] for name in sides], size if len(size) == 2 else []
+    return _Columns(delimiter, True, image, label, box, sides in _EDGES, size, split, confidence)
 
 
 def _bare_columns(row: Sequence[str], delimiter: str) -> _Columns | None:
