@@ -27,6 +27,7 @@ def quickstart(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the runs; default: one per core.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Try everything on synthetic images: three methods on thirteen datasets, in about five minutes, no download.
 
@@ -35,16 +36,22 @@ def quickstart(
     Example: glip-adapt quickstart
     """
     from glip_adapt.bench.quickstart import NOTE, SHOTS, draw_strip, quickstart_plan
+    from glip_adapt.bench.report.write import write_report
 
     results = out / ("full" if full else "results")
-    failed = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
-    _print_report(results, NOTE)
+    summary = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
+    written = write_report(results, NOTE)
     strip = results / "report" / "strip.png"
     image = draw_strip(results, SHOTS, "Synthetic images: the best boxes of each method, as many as there are objects")
     with written_whole(strip) as temporary:
         image.save(temporary)
-    terminal.say(str(strip))
-    raise typer.Exit(1 if failed else 0)
+    if as_json:
+        terminal.print_json(asdict(summary) | _paths(written) | {"strip": str(strip)})
+    else:
+        _say_summary(summary, results)
+        _say_report(written)
+        terminal.say(str(strip))
+    raise typer.Exit(1 if summary.failed else 0)
 
 
 @bench_app.command()
@@ -77,14 +84,19 @@ def bench(
         _print_preview(plan, out, workers, vocabulary, as_json)
         return
     places = {"device": str(choose_device(device)), "vocabulary": vocabulary, "cache": cache}
-    failed = _run_plan(read_plan(plan), out, as_json, where=str(plan), workers=workers, ray=ray, **places)
-    raise typer.Exit(1 if failed else 0)
+    summary = _run_plan(read_plan(plan), out, where=str(plan), workers=workers, ray=ray, **places)
+    if as_json:
+        terminal.print_json(asdict(summary))
+    else:
+        _say_summary(summary, out)
+    raise typer.Exit(1 if summary.failed else 0)
 
 
 @bench_app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Results folder of `bench` or `quickstart`.")],
     note: Annotated[str, typer.Option(help="Sentence above the tables and below the figures.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Write tables, figures and a web page (index.html) from the results of a benchmark.
 
@@ -92,21 +104,26 @@ def report(
 
     Example: glip-adapt report runs/real_photos
     """
-    _print_report(folder, note)
+    from glip_adapt.bench.report.write import write_report
+
+    written = write_report(folder, note)
+    if as_json:
+        terminal.print_json(_paths(written))
+    else:
+        _say_report(written)
 
 
-def _run_plan(plan: Any, out: Path, as_json: bool = False, **given: Any) -> int:
-    """Run a plan under a progress bar and return how many runs failed; ``given`` are arguments of ``run_benchmark``."""
+def _run_plan(plan: Any, out: Path, **given: Any) -> Any:
+    """Run a plan under a progress bar and return its summary; ``given`` are arguments of ``run_benchmark``."""
     from glip_adapt.bench.benchmark import run_benchmark
 
     with terminal.progress_bar() as progress:
         bar = _RunsBar(progress)
-        summary = run_benchmark(plan, out, on_start=bar.start, on_step=bar.step, on_finish=bar.finish, **given)
-    if as_json:
-        terminal.print_json(asdict(summary))
-    else:
-        terminal.say(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
-    return summary.failed
+        return run_benchmark(plan, out, on_start=bar.start, on_step=bar.step, on_finish=bar.finish, **given)
+
+
+def _say_summary(summary: Any, out: Path) -> None:
+    terminal.say(f"{summary.done} runs done, {summary.skipped} were there already, {summary.failed} failed → {out}")
 
 
 def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None, as_json: bool) -> None:
@@ -142,13 +159,16 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
         terminal.say(why)
 
 
-def _print_report(folder: Path, note: str) -> None:
-    from glip_adapt.bench.report.write import write_report
-
-    files = write_report(folder, note)
-    terminal.say(files.markdown.read_text(encoding="utf-8"))
-    for file in files.paths:
+def _say_report(written: Any) -> None:
+    terminal.say(written.markdown.read_text(encoding="utf-8"))
+    for file in written.paths:
         terminal.say(str(file))
+
+
+def _paths(written: Any) -> dict[str, Any]:
+    """Return the paths of a report as text, by what they hold."""
+    paths = asdict(written)
+    return {name: list(map(str, path)) if isinstance(path, tuple) else str(path) for name, path in paths.items()}
 
 
 class _RunsBar:

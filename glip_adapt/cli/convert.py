@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import TrunkName, Vocabulary, Wording, split_names, worded
+from glip_adapt.cli.options import AsJson, TrunkName, Vocabulary, Wording, split_names, worded
 
 convert_app = typer.Typer()
 
@@ -31,6 +31,7 @@ def convert(
     ] = "names",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the folder.")] = False,
     vocabulary: Vocabulary = None,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a checkpoint of the public code to safetensors, or its tuned prompt to an adapter.
 
@@ -47,10 +48,17 @@ def convert(
     _check_usage(target, names, dataset, prompts)
     if not names and not dataset:
         checksum = weights.convert(source, target, trunk)
-        terminal.say(f"{target}: SHA-256 of the weights {checksum}")
+        if as_json:
+            terminal.print_json({"file": str(target), "trunk": trunk, "checksum": checksum})
+        else:
+            terminal.say(f"{target}: SHA-256 of the weights {checksum}")
         return
     model = import_prompt(source, trunk, names or worded(load_dataset(dataset), prompts), vocabulary=vocabulary)
     model.save(target, overwrite=overwrite)
+    if as_json:
+        facts = {"folder": str(target), "trunk": trunk, "classes": model.class_names}
+        terminal.print_json(facts | {"trained_parameters": model.trained_parameters})
+        return
     terminal.say(
         f"prompt of {model.trained_parameters:,} parameters for the caption {build_caption(model.prompts).text!r} → "
         f"{target}. Use it with --adapter {target} --checkpoint {source}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AdaptersTrunk, Checkpoint, Vocabulary, open_trunk
+from glip_adapt.cli.options import AdaptersTrunk, AsJson, Checkpoint, Vocabulary, open_trunk
 
 deploy_app = typer.Typer()
 
@@ -20,6 +20,7 @@ def bake(
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
+    as_json: AsJson = False,
 ) -> None:
     """Merge an adapter and its trunk into one detector, without text encoder and tokenizer, for fast starts.
 
@@ -31,14 +32,19 @@ def bake(
 
     model = load_adapter(adapter, trunk=open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter))
     glip_adapt.bake(model).save(out)
-    size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE)) / 1e6
-    terminal.say(f"{model.adapter.name} for {', '.join(model.class_names)} → {out} ({size:.1f} MB)")
+    size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE))
+    method, classes = model.adapter.name, model.class_names
+    if as_json:
+        terminal.print_json({"folder": str(out), "method": method, "classes": classes, "bytes": size})
+    else:
+        terminal.say(f"{method} for {', '.join(classes)} → {out} ({size / 1e6:.1f} MB)")
 
 
 @deploy_app.command()
 def export(
     baked: Annotated[Path, typer.Argument(help="Folder saved by `bake`.")],
     out: Annotated[Path, typer.Option(help="File to write, .onnx.", dir_okay=False)],
+    as_json: AsJson = False,
 ) -> None:
     """Write a baked model as ONNX: one image in; boxes, scores and labels out.
 
@@ -50,5 +56,10 @@ def export(
     from glip_adapt import load_baked
     from glip_adapt.share.export import export_onnx
 
-    export_onnx(load_baked(baked), out)
-    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    model = load_baked(baked)
+    export_onnx(model, out)
+    size = out.stat().st_size
+    if as_json:
+        terminal.print_json({"file": str(out), "classes": model.class_names, "bytes": size})
+    else:
+        terminal.say(f"{out} ({size / 1e6:.1f} MB)")

@@ -46,7 +46,10 @@ ShortSide = Annotated[
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Local file with the weights, .pth or .safetensors, instead of a download.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+# Every verb that prints results for people takes it. Standard output then holds one JSON value and nothing else, also
+# where files are written beside; progress, warnings and errors go to standard error. After an error of the verb as a
+# whole, exit code 1, it is empty. Paths are strings as they were given; a number that JSON lacks is null.
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for programs.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased, instead of a download.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the CUDA GPU if there is one.")]
 CacheFolder = Annotated[

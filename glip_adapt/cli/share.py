@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
+from glip_adapt.cli.options import AsJson
 
 share_app = typer.Typer()
 
@@ -25,6 +26,7 @@ def push(
         Path | None, typer.Option(help="Image to show on the card, such as one that `detect` drew.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Upload an adapter to the Hugging Face Hub, with a generated model card.
 
@@ -33,7 +35,10 @@ def push(
     from glip_adapt.share.hub import push_to_hub
 
     address = push_to_hub(folder, repository, licence=licence, picture=picture, private=private)
-    terminal.say(f"{folder} → {address}")
+    if as_json:
+        terminal.print_json({"folder": str(folder), "address": str(address)})
+    else:
+        terminal.say(f"{folder} → {address}")
 
 
 @share_app.command()
@@ -41,6 +46,7 @@ def pull(
     repository: Repository,
     out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
     revision: Annotated[str, typer.Option(help="Branch, tag or commit.")] = "main",
+    as_json: AsJson = False,
 ) -> None:
     """Download an adapter from the Hugging Face Hub, and check it; its files hold data only.
 
@@ -49,5 +55,9 @@ def pull(
     from glip_adapt.share import hub
 
     found = hub.pull(repository, out, revision)
-    classes = ", ".join(prompt.name for prompt in found.classes)
-    terminal.say(f"{found.method} on {found.trunk.name}, for {classes} → {out}")
+    classes = [prompt.name for prompt in found.classes]
+    if as_json:
+        facts = {"folder": str(out), "method": found.method, "trunk": found.trunk.name, "classes": classes}
+        terminal.print_json(facts)
+    else:
+        terminal.say(f"{found.method} on {found.trunk.name}, for {', '.join(classes)} → {out}")
