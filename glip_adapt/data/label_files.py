@@ -9,7 +9,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -62,6 +62,24 @@ def named_split(path: Path, folder: Path, *, by_file_name: bool = False) -> str 
     words = re.split("[^a-z]+", os.path.splitext(name)[0].lower()) if by_file_name else []
     known = (SPLIT_OF_ALIAS.get(word.lower()) for word in (*folders, *words))
     return next(filter(None, known), None)
+
+
+def one_file_per_split(files: Iterable[Path], folder: Path) -> dict[Path, str | None]:
+    """Return the split that the name of each label file or of a folder above it tells, or None.
+
+    Raises:
+        ValueError: if two files are of one split, or two tell none.
+    """
+    splits = {path: named_split(path, folder, by_file_name=True) for path in files}
+    first: dict[str, Path] = {}
+    for path, split in splits.items():
+        other = first.setdefault(split or "train", path)
+        if other != path:
+            raise ValueError(
+                f"{other} and {path} are both of the split {split or 'train'}. Keep one of them, or name them after "
+                f"splits: train{path.suffix}, val{path.suffix}, test{path.suffix}."
+            )
+    return splits
 
 
 def read_text(path: Path) -> str:

@@ -208,7 +208,7 @@ def test_splits_are_named_by_a_column_else_by_the_folders_of_images(tmp_path):
 def test_two_files_of_one_split_are_one_too_many(tmp_path):
     for name in ("a.csv", "b.csv"):
         put(tmp_path / name, HEADER, "a.png,40,30,dog,1,2,3,4")
-    with pytest.raises(ValueError, match=r"a\.csv and .*b\.csv both hold boxes of the split train\. Keep one"):
+    with pytest.raises(ValueError, match=r"a\.csv and .*b\.csv are both of the split train\. .*train\.csv, val\.csv"):
         boxes_csv.read(tmp_path)
 
 

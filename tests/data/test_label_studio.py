@@ -308,9 +308,7 @@ def test_splits_are_named_by_files_and_folders(tmp_path):
         "test": ["images/c.png"],
     }
     (tmp_path / "export.json").write_text(json.dumps([task(image="a.png")]))
-    with pytest.raises(
-        ValueError, match=r"export\.json and .*project-1-train\.json both hold tasks for the split train"
-    ):
+    with pytest.raises(ValueError, match=r"export\.json and .*project-1-train\.json are both of the split train"):
         label_studio.read(tmp_path)
 
 

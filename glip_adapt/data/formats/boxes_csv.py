@@ -32,7 +32,7 @@ from glip_adapt.data.label_files import (
     ImageIndex,
     documents_of,
     files_below,
-    named_split,
+    one_file_per_split,
     read_text,
     to_number,
 )
@@ -91,47 +91,26 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
-    files: dict[str, Path] = {}
-    for path in files_below(folder, ".csv"):
-        if (columns := _columns(path)) is None:
-            continue
-        named = named_split(path, folder, by_file_name=True)
-        split = named or "train"
-        if path != files.setdefault(split, path):
-            raise ValueError(
-                f"{files[split]} and {path} both hold boxes of the split {split}. Keep one of them, or name them after "
-                "splits: train.csv, val.csv, test.csv."
-            )
-        draft, where = drafts.setdefault(split, Draft(folder)), path.relative_to(folder).as_posix()
+    tables = {path: columns for path in files_below(folder, ".csv") if (columns := _columns(path)) is not None}
+    for path, named in one_file_per_split(tables, folder).items():
+        draft = drafts.setdefault(named or "train", Draft(folder))
+        where = path.relative_to(folder).as_posix()
         try:
-            content = io.StringIO(read_text(path), newline="")
-            reader = csv.reader(content, delimiter=columns.delimiter, skipinitialspace=True, strict=True)
-            rows = [(reader.line_num, cells) for cells in reader]
+            rows = _read_rows(path, tables[path], where, draft)
         except (ValueError, csv.Error) as error:
             draft.findings.append(("malformed label file", f"{where}: {error}"))
             continue
-        found: dict[tuple[str, Path], _Row] = {}
         located: dict[tuple[str, str | None], Path] = {}
-        for line, cells in rows[columns.has_header :]:
-            try:
-                row = _parse(cells, columns) if any(map(str.strip, cells)) else None
-            except ValueError as error:
-                draft.findings.append(("malformed label", f"{where}, line {line}: {error}"))
-                continue
-            if row is not None:
-                if (row.image, row.split) not in located:
-                    located[row.image, row.split] = images.find(row.image, path.parent, row.split or split)
-                image = located[row.image, row.split]
-                if columns.confidence is not None and any(cells[columns.confidence :][:1]):
-                    draft.findings.append(("confidence of a label", f"{where}, line {line}"))
-                target = row.split or named or images.split_of(image)
-                found.setdefault((target, image), row._replace(objects=[])).objects.extend(row.objects)
-        edges = [edge for row in found.values() for _, (x, y, w, h) in row.objects for edge in (x, y, x + w, y + h)]
-        if edges and min(edges) >= 0 and max(edges) <= 1:
-            draft.findings.append(("coordinates from 0 to 1", f"{where}: expected pixels, got {edges[:4]}"))
-        for (target, image), row in found.items():
+        found: dict[tuple[str, Path], _Row] = {}
+        for row in rows:
+            if (row.image, row.split) not in located:
+                located[row.image, row.split] = images.find(row.image, path.parent, row.split or named or "train")
+            image = located[row.image, row.split]
+            split = row.split or named or images.split_of(image)
+            found.setdefault((split, image), row._replace(objects=[])).objects.extend(row.objects)
+        for (split, image), row in found.items():
             entry = LabelledImage(image, tuple(row.objects), row.size_hw)
-            drafts.setdefault(target, Draft(folder)).images.append(entry)
+            drafts.setdefault(split, Draft(folder)).images.append(entry)
     return documents_of(drafts, images)
 
 
@@ -187,6 +166,32 @@ def _bare_columns(row: Sequence[str], delimiter: str) -> _Columns | None:
     except ValueError:
         return None
     return columns
+
+
+def _read_rows(path: Path, columns: _Columns, where: str, draft: Draft) -> list[_Row]:
+    """Return the sound rows of a file; what is wrong or doubtful with others becomes findings of a draft.
+
+    Raises:
+        ValueError, csv.Error: if the file is no CSV as a whole.
+    """
+    content = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(content, delimiter=columns.delimiter, skipinitialspace=True, strict=True)
+    numbered = [(reader.line_num, cells) for cells in reader][columns.has_header :]
+    rows = []
+    for number, cells in numbered:
+        if not any(map(str.strip, cells)):
+            continue
+        try:
+            rows.append(_parse(cells, columns))
+        except ValueError as error:
+            draft.findings.append(("malformed label", f"{where}, line {number}: {error}"))
+            continue
+        if columns.confidence is not None and any(cells[columns.confidence :][:1]):
+            draft.findings.append(("confidence of a label", f"{where}, line {number}"))
+    edges = [edge for row in rows for _, (x, y, w, h) in row.objects for edge in (x, y, x + w, y + h)]
+    if edges and min(edges) >= 0 and max(edges) <= 1:
+        draft.findings.append(("coordinates from 0 to 1", f"{where}: expected pixels, got {edges[:4]}"))
+    return rows
 
 
 def _parse(cells: Sequence[str], columns: _Columns) -> _Row:

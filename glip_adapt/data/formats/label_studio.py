@@ -29,7 +29,7 @@ from glip_adapt.data.documents import (
 )
 from glip_adapt.data.entries import declared_size, is_image
 from glip_adapt.data.images import SUFFIXES, read_header
-from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, named_split, read_json, to_number
+from glip_adapt.data.label_files import ImageIndex, documents_of, files_below, one_file_per_split, read_json, to_number
 from glip_adapt.data.split import Split
 
 NAME = "label_studio"
@@ -57,15 +57,8 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
-    files: dict[str, Path] = {}
-    for path in filter(_is_export, files_below(folder, ".json")):
-        named = named_split(path, folder, by_file_name=True)
+    for path, named in one_file_per_split(filter(_is_export, files_below(folder, ".json")), folder).items():
         split = named or "train"
-        if path != files.setdefault(split, path):
-            raise ValueError(
-                f"{files[split]} and {path} both hold tasks for the split {split}. Keep one of them, or name them "
-                "after splits: train.json, val.json, test.json."
-            )
         draft = drafts.setdefault(split, Draft(folder))
         try:
             tasks = read_json(path)
