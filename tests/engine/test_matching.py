@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -67,6 +67,7 @@ def pairs_of_pycocotools(predictions, truth):
     return found
 
 
+@example([(0, 0, (0, 0, 4, 2), False), (0, 0, (2, 0, 4, 2), False)], [(0, 0, (1, 0, 4, 2), 5)])  # overlaps both alike
 @given(_truths, _founds.filter(len))
 def test_hits_and_false_alarms_are_those_of_pycocotools(truth, found):
     predictions, truth = results(*found), document(*truth)
