@@ -105,8 +105,9 @@ def _expectation(page: AdapterPage, counts: Counts) -> str:
     text = _figures(("zero-shot", page.zero_shot, ""), ("adapted", estimate, limits))
     text += (
         f"<p>Average precision (COCO AP, 0 to 100) on the {count(len(page.split), 'labelled image')}. The adapted "
-        "figure is of models that did not learn from the image they looked at, so about the same is to be expected of "
-        "new images like these.</p>"
+        "figure is of models that did not learn from the image they looked at: an estimate for new images like these."
+        "</p><p>On few images, average precision tends to come out some points too high, zero-shot as well as adapted"
+        f"{'; the interval shares this, and is rather too narrow' if interval else ''}.</p>"
     )
     if estimate is None:
         text += "<p>There are too few labelled images to tell what to expect.</p>"
@@ -211,7 +212,7 @@ def _points(curve: Curve) -> list[tuple[float, float]]:
 
 
 def _confusion(names: Sequence[str], counts: Integers) -> str:
-    """Return the confusion matrix as a table, and its most frequent mix-ups in words."""
+    """Return the confusion matrix as a table of the classes that occur, and its most frequent mix-ups in words."""
     most = counts.max(initial=1)
     mixed = sorted(
         ((int(counts[i, j]), i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i, j]),
@@ -224,15 +225,17 @@ def _confusion(names: Sequence[str], counts: Integers) -> str:
     if mixed:
         words = "; ".join(f"{escape(names[i])} found as {escape(names[j])}: {n}" for n, i, j in mixed[:5])
         text += f"<p>Most frequent: {words}.</p>"
-    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in (*names, "nothing"))
+    there = [k for k in range(len(names)) if counts[k].any() or counts[:, k].any()]  # others are empty lines
+    shown = [*((k, escape(names[k])) for k in there), (len(names), "nothing")]
+    head = "".join(f'<th scope="col"><span>{name}</span></th>' for _, name in shown)
     lines = []
-    for i, name in enumerate((*names, "nothing")):
-        cells = []
-        for j, number in enumerate(counts[i].tolist()):
-            kind = "right" if i == j < len(names) else "wrong"
-            shade = f' class="{kind}" style="--share:{number / most:.2f}"' if number else ""
-            cells.append(f"<td{shade}>{number or ''}</td>")
-        lines.append(f'<tr><th scope="row" class="label">{escape(name)}</th>{"".join(cells)}</tr>')
+    for i, name in shown:
+        cells = ""
+        for j, _ in shown:
+            kind = "right" if i == j else "wrong"
+            shade = f' class="{kind}" style="--share:{counts[i, j] / most:.2f}"' if counts[i, j] else ""
+            cells += f"<td{shade}>{counts[i, j] or ''}</td>"
+        lines.append(f'<tr><th scope="row" class="label">{name}</th>{cells}</tr>')
     return text + _scrolled(f'<table class="confusion"><tr><th></th>{head}</tr>{"".join(lines)}</table>')
 
 
