@@ -82,7 +82,8 @@ def check_data(
     ]
     names = dict.fromkeys(name for split in checked.splits.values() for name in split.boxes)
     classes = [
-        {"class": name} | {key: split.boxes.get(name, 0) for key, split in checked.splits.items()} for name in names
+        {"class": name} | {f"boxes_{key}": split.boxes.get(name, 0) for key, split in checked.splits.items()}
+        for name in names
     ]
     if as_json:
         facts = {"format": checked.format, "known": checked.known, "unlabelled_images": checked.unlabelled}

@@ -18,8 +18,10 @@ from glip_adapt.data.documents import (
     split_folders,
 )
 from glip_adapt.data.images import SUFFIXES
+from glip_adapt.data.label_files import files_below
 
 SETTINGS_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NAMES_FILES = (CLASSES_FILE, "_darknet.labels")  # the second is of Roboflow; darknet writes obj.names
 _MOST_BYTES = 2**20
 _NOTHING = ("", "~", "null")  # spellings of an entry without a value
 
@@ -76,10 +78,8 @@ def class_names(folder: Path, file: Path | None, settings: Mapping[str, Any]) ->
 
 def _names_beside(folder: Path) -> list[str]:
     """Return the class names of a folder without ``data.yaml``."""
-    parts = split_folders(folder).values()
-    places = dict.fromkeys(base / below for base in (folder, *parts) for below in ("", "labels", "images", "data"))
-    found = [path for place in places for path in (*sorted(place.glob("*.names")), place / CLASSES_FILE)]
-    lists = {tuple(read_classes(path)): path for path in found if path.is_file()}
+    found = [path for path in files_below(folder, "") if path.name in _NAMES_FILES or path.suffix == ".names"]
+    lists = {tuple(read_classes(path)): path for path in found}
     if len(lists) != 1:
         came = "differ: " + ", ".join(map(str, lists.values())) if lists else "are missing"
         raise ValueError(f"{folder}: the class names {came}. Expected one {CLASSES_FILE} with one name a line.")

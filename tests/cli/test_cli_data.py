@@ -36,7 +36,7 @@ def test_check_tells_what_a_folder_was_taken_for_and_counts(glip, yolo_folder):
         "known": None,
         "unlabelled_images": 1,
         "splits": [{"split": "train", "images": 2, "without_boxes": 1, "boxes": 1}],
-        "boxes_per_class": [{"class": "cat", "train": 0}, {"class": "dog", "train": 1}],
+        "boxes_per_class": [{"class": "cat", "boxes_train": 0}, {"class": "dog", "boxes_train": 1}],
         "defects": [
             {
                 "split": "train",

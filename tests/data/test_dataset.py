@@ -286,6 +286,7 @@ def test_unlabelled_images_are_those_in_no_split(tmp_path):
     for name in (
         "train/images/new.JPG",
         "later/a b.png",
+        "later/.x.png",
         ".hidden/x.png",
         "later/notes.txt",
         "SegmentationClass/0.png",
@@ -294,4 +295,7 @@ def test_unlabelled_images_are_those_in_no_split(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "later" / "up").symlink_to(tmp_path)  # a circle
     found = unlabelled_images(tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["later/a b.png", "train/images/new.JPG"]
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "later/a b.png",
+        "train/images/new.JPG",
+    ]

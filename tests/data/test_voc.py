@@ -132,6 +132,7 @@ def test_layouts_of_all_tools_are_read(tmp_path, layout, caplog):
         ({"trainval": "ab", "val": "b", "test": "c"}, {"train": "ab", "test": "c"}),
         ({"default": "ac"}, {"train": "ac"}),  # CVAT
         ({"train": "a", "valid": "b"}, {"train": "a", "val": "b"}),
+        ({"dog": "a", "owl": "b"}, {"train": "abc"}),
     ],
 )
 def test_image_sets_are_the_splits(tmp_path, sets, splits):
@@ -173,6 +174,7 @@ def test_a_size_tells_whether_an_orientation_is_applied(tmp_path):
     (tmp_path / "b").mkdir()
     splits = load_dataset(tmp_path / "a").splits
     voc.write(splits, tmp_path / "b")
+    assert (tmp_path / "b" / "JPEGImages" / "a.png").read_bytes() == (tmp_path / "a" / "a.png").read_bytes()
     for folder in ("a", "b"):
         (record,) = load_dataset(tmp_path / folder).train.records
         assert record.size_hw == record.load().size[::-1] == (20, 40)
@@ -248,7 +250,7 @@ def test_written_files_are_those_of_the_challenge(tmp_path):
 
 
 def test_rounding_leaves_a_pixel_of_a_thin_box(tmp_path):
-    objects = f"<object><name>dog</name>{corners(1.6, 2, 1.7, 9)}</object>"
+    objects = f"<object><name>dog</name>{corners(1.6, 2, 0.7, 9)}</object>"
     splits = load_dataset(one(tmp_path / "a", label(objects=objects))).splits
     (tmp_path / "b").mkdir()
     voc.write(splits, tmp_path / "b", integers=True)

@@ -56,10 +56,12 @@ def kinds(folder):
         ("1 0.25 0.5 0.75 0.5 0.5 1.0", (10, 10, 20, 10)),  # a triangle
         ("1 0.1 0.2 0.3 0.2 0.3 0.4 0.1 0.4", (4, 4, 8, 4)),  # a turned box
         ("1 0.9 0.5 0.2005 0.5", (31.99, 5, 8.02, 10)),  # leaves the image by rounding
+        ("1 0.5 0.5 1.0005 1", (-0.01, 0, 40.02, 20)),
+        ("\ufeff" + HALF, (15, 5, 10, 10)),
     ],
 )
 def test_fractions_become_pixels(tmp_path, line, box):
-    ((name, found),) = boxes(load_dataset(one(tmp_path, f"\n{line}\n\n")).train)["a.png"]
+    ((name, found),) = boxes(load_dataset(one(tmp_path, f"{line}\n\n")).train)["a.png"]
     assert name == "dog"
     assert found == pytest.approx(box)
 
@@ -80,10 +82,10 @@ def test_key_points_follow_a_box(tmp_path):
     "line",
     ["a b c d e", "1 0.5 0.5 0.25", "1 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "1 nan 0.5 0.5 0.5", "1 inf 0.5 0.5 0.5", "1",
      "1 12 5 10 10", "0.5 0.5 0.5 0.5 0.5", "-1 0.5 0.5 0.5 0.5", "nan 0.5 0.5 0.5 0.5", "1,0.5,0.5,0.25,0.5",
-     "1 -0.1 0.5 0.5 0.5", "\0", "x" * 5000],
+     "1 -0.1 0.5 0.5 0.5", "\0", "x" * 5000, "\udcff"],
 )  # fmt: skip
 def test_a_line_that_is_no_label_is_left_out_and_said(tmp_path, caplog, line):
-    folder = one(tmp_path, f"{HALF}\n{line}\n")
+    folder = one(tmp_path, f"{HALF}\n{line}\n".encode("utf-8", "surrogateescape"))
     assert len(boxes(load_dataset(folder).train)["a.png"]) == 1
     (warning,) = caplog.records
     assert "malformed label (1 in all): labels/a.txt, line 2" in warning.getMessage()
@@ -109,19 +111,26 @@ DARKNET = {
 LAYOUTS = {
     "ultralytics": PAIR | {"data.yaml": NAMES + "path: ../datasets/pets\ntrain: images/train\nval: images/val\n"},
     "names by number": PAIR | {"data.yaml": "train: images/train\nval: images/val\nnames:\n  1: dog\n  0: cat\n"},
-    "another name": PAIR | {"pets.yml": NAMES + "train: images/train\nval: images/val\n", "ci.yaml": "a: 1"},
+    "another name": PAIR | {"pets.yml": NAMES + "train: images/train\nval: images/val\ntest:\n", "ci.yaml": "train: x"},
     "another machine": PAIR | {"data.yaml": NAMES + "train: /content/pets/images/train\nval: C:\\pets\\images\\val\n"},
     "path of another machine": PAIR
     | {"data.yml": NAMES + "path: /content/pets\ntrain: [images/train]\nval: images/val"},
     "lists": PAIR
     | {"train.txt": "./images/train/a.png\n", "val.txt": "/root/pets/images/val/b.png\n"}
     | {"dataset.yaml": NAMES + "train: train.txt\nval: val.txt\n"},
+    "lists in a folder": PAIR
+    | {"lists/train.txt": "images/train/a.png\n", "lists/val.txt": "images/val/b.png\n"}
+    | {"dataset.yaml": NAMES + "train: lists/train.txt\nval: lists/val.txt\n"},
     "roboflow": ROBOFLOW | {"data.yaml": NAMES + "nc: 2\ntrain: ../train/images\nval: ../valid/images\n"},
     "whole split folders": ROBOFLOW | {"data.yaml": NAMES + "train: train\nval: valid\n"},
     "split folders": ROBOFLOW | {"classes.txt": "cat\ndog\n"},
     "folders below images": PAIR | {"classes.txt": "\ufeffcat\r\n dog \r\n\r\n"},
     "names below labels": PAIR | {"labels/classes.txt": "cat\ndog"},
     "darknet": DARKNET | {"train.txt": "data/obj_train_data/a.png\n", "valid.txt": "data/obj_train_data/b.png\n"},
+    "darknet below data": {f"data/{name}": content for name, content in DARKNET.items()}
+    | {"data/train.txt": "data/obj_train_data/a.png\n", "data/valid.txt": "data/obj_train_data/b.png\n"},
+    "roboflow darknet": {"train/a.png": Image, "train/a.txt": HALF, "train/_darknet.labels": "cat\ndog\n"}
+    | {"valid/b.png": Image, "valid/b.txt": "", "valid/_darknet.labels": "cat\ndog\n"},
     "beside the images": {"train/a.png": Image, "train/a.txt": HALF, "val/b.png": Image, "val/b.txt": ""}
     | {"train/classes.txt": "cat\ndog", "val/classes.txt": "cat\ndog"},
 }
@@ -129,7 +138,8 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_all_tools_are_read(tmp_path, layout, caplog):
-    data = load_dataset(put(tmp_path / "some where" / "pets", LAYOUTS[layout]))
+    put(tmp_path / "images", {"train/images/z.png": Image, "train/labels/z.txt": HALF})  # another dataset beside it
+    data = load_dataset(put(tmp_path / "images" / "pets", LAYOUTS[layout]))
     assert (data.name, data.format, data.classes) == ("pets", "yolo", ("cat", "dog"))
     assert {name: boxes(split) for name, split in data.splits.items()} == {
         "train": {"a.png": [("dog", (15, 5, 10, 10))]},
@@ -151,6 +161,11 @@ def test_a_folder_without_splits_is_the_training_split(tmp_path, files):
     data = load_dataset(put(tmp_path, files))
     assert list(data.splits) == ["train"]
     assert list(boxes(data.train).values()) == [[("dog", (15, 5, 10, 10))]]
+
+
+def test_a_path_of_another_machine_does_not_count(tmp_path):
+    folder = one(tmp_path, HALF, NAMES + "path: /content/train\ntrain: images\n")
+    assert len(load_dataset(put(folder, {"images/a.txt": "a note"})).train.records[0].annotations) == 1
 
 
 def test_a_split_may_be_several_folders(tmp_path):
@@ -214,7 +229,9 @@ BROKEN = {
     },
     "is not UTF-8": {"a.png": Image, "a.txt": HALF, "classes.txt": b"\xff\xfe"},
     "is not an image": {"data.yaml": NAMES + "train: images", "images/a.png": b"no picture", "labels/a.txt": HALF},
-    "does not exist.*Expected": {"data.yaml": NAMES + "train: ..\nval: {a: 1}"},
+    "both a valid and a val": {"train/a.png": Image, "train/a.txt": HALF, "classes.txt": "cat\ndog"}
+    | {"valid/b.png": Image, "val/b.png": Image},
+    r"train is '\.\.', which does not exist.*Expected": {"data.yaml": NAMES + "train: ..\nval: {a: 1}"},
 }
 
 

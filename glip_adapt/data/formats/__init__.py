@@ -1,1 +1,1 @@
-"""Dataset formats, one module each: ``recognises(folder)`` and ``read(folder)``, which returns splits by name."""
+"""Dataset formats, one module each; ``Format`` in ``documents.py`` says what is in them."""
