@@ -68,7 +68,7 @@ def one_file_per_split(files: Iterable[Path], folder: Path) -> dict[Path, str | 
     """Return the split that the name of each label file or of a folder above it tells, or None.
 
     Raises:
-        ValueError: if two files are of one split, or two tell none.
+        ValueError: if two files are of one split; one that tells none is of train.
     """
     splits = {path: named_split(path, folder, by_file_name=True) for path in files}
     first: dict[str, Path] = {}
