@@ -167,6 +167,11 @@ class ImageIndex:
             )
         return best
 
+    def beside(self, label_file: Path) -> Path | None:
+        """Return the image in the folder of a label file that has the same stem, or None."""
+        alike = self._named.get(label_file.stem.casefold(), ())
+        return next((path for path in alike if path.with_suffix("") == label_file.with_suffix("")), None)
+
     def split_of(self, path: Path) -> str:
         """Return the split that a folder above an image is named after, else train."""
         return split_of(path, self.folder)

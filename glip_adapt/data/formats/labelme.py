@@ -30,7 +30,6 @@ from glip_adapt.data.documents import (
     write_classes,
 )
 from glip_adapt.data.entries import declared_size, image_path, is_image
-from glip_adapt.data.images import SUFFIXES
 from glip_adapt.data.label_files import (
     NO_CLASSES,
     ImageIndex,
@@ -120,11 +119,9 @@ def _has_shapes(content: Any) -> bool:
 def _find_image(content: Mapping[str, Any], path: Path, split: str, images: ImageIndex) -> Path:
     """Return the image of a label file: the one that it names; or the one beside it, if both have been renamed."""
     name = content.get("imagePath")
-    if not isinstance(name, str) or not os.path.isfile(image_path(path.parent, name)):
-        beside = (path.stem + suffix for known in SUFFIXES for suffix in (known, known.upper()))
-        other = next((name for name in beside if os.path.isfile(path.with_name(name))), None)
-        name = other or (name if isinstance(name, str) else path.stem)
-    return images.find(name, path.parent, split)
+    is_there = isinstance(name, str) and os.path.isfile(image_path(path.parent, name))
+    beside = None if is_there else images.beside(path)
+    return beside or images.find(name if isinstance(name, str) else path.stem, path.parent, split)
 
 
 def _size(content: Mapping[str, Any]) -> SizeHW | None:
