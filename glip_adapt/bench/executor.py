@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,6 +19,7 @@ from glip_adapt.bench.records import CrossValidated, RunCost, RunMetrics, captur
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import from_mapping
 from glip_adapt.core.memory import peak_bytes, reset_peak
+from glip_adapt.core.precision import cpu_threads
 from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.data.dataset import Dataset, load_dataset
 from glip_adapt.data.split import Split
@@ -91,7 +91,7 @@ class FitExecutor:
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
     ) -> RunOutcome:
         """Fit, score once, and leave predictions, history and adapter in ``directory``."""
-        with _threads(threads_of(self.plan, key.trunk, self.workers)):
+        with cpu_threads(threads_of(self.plan, key.trunk, self.workers)):
             return self._execute(key, config, directory, on_step)
 
     def _execute(
@@ -192,17 +192,6 @@ def _scored(data: Dataset, protocol: ProtocolConfig) -> Split:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Have torch use ``count`` CPU threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _describe(device: str) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from glip_adapt.cli import terminal
+from glip_adapt.cli.data import FormatName
 from glip_adapt.cli.options import (
     AdaptersTrunk,
     AsJson,
@@ -19,7 +23,6 @@ from glip_adapt.cli.options import (
     Device,
     Prompts,
     ShortSide,
-    TrunkName,
     Vocabulary,
     Wording,
     feature_cache,
@@ -35,56 +38,90 @@ adapt_app = typer.Typer()
 @adapt_app.command()
 def adapt(
     dataset: DatasetName,
-    method: Annotated[str, typer.Option(help="How to adapt: a name from `glip-adapt ls methods`.")],
-    shots: Annotated[str, typer.Option(help='Labelled images per class to learn from, or "all".')],
-    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
+    method: Annotated[
+        str, typer.Option(help='How to adapt: a name from `glip-adapt ls methods`, or "auto" to try several.')
+    ] = "auto",
+    shots: Annotated[str, typer.Option(help='Labelled images per class to draw, or "all".')] = "all",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the adapter and its page.", show_default="adapters/NAME")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the folder.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Time for all trials and training.", show_default="10, for glip-nano 2"),
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--continue", help="Folder of an adapter for the same classes to go on from.")
+    ] = None,
+    backgrounds: Annotated[int, typer.Option(min=0, help="Images without boxes to learn from as well.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Fixes which images are drawn, and training.")] = 3,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file with fields of FitConfig; its table 'settings' holds those of the method."),
     ] = None,
     prompts: Prompts = "names",
+    format: FormatName = None,
     cache: CacheFolder = None,
-    trunk: TrunkName = "glip-nano",
+    trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
     device: Device = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Train a detector for the classes of a dataset, and print its AP on the test split before and after.
+    """Train a detector from a folder of labelled images, and write a page that shows what to expect of it.
 
-    The dataset needs the splits train, val and test. The state that is saved is the best one on val.
+    Nothing else is needed: the format is recognised, and images are held out to choose a method and its steps. With
+    splits train, val and test, val selects and test is scored as well.
 
-    Example: glip-adapt adapt odinw/Raccoon --trunk glip-t --method prompt --shots 5 --seed 3 --out adapters/raccoon
+    Example: glip-adapt adapt photos/
     """
-    from glip_adapt import load_dataset
-    from glip_adapt.share.workflow import adapt_dataset, check_free
+    from glip_adapt import load_adapter, load_dataset
+    from glip_adapt.share.destination import check_free, free_folder
+    from glip_adapt.share.workflow import AUTO, adapt_dataset
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
+    data = load_dataset(dataset, format=format)
+    out = free_folder(Path("adapters") / data.name) if out is None else out
     check_free(out, overwrite)  # before anything is loaded
-    recipe, settings = _read_recipe(trunk, method, count, seed, config)
-    data = load_dataset(dataset)
-    with terminal.training_bar(f"{method}, {data.name}") as (on_step, on_validation):
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device, start, dataset=dataset)
+    if config is not None and method == AUTO:
+        raise typer.BadParameter("name a --method for the recipe in the file", param_hint="--config")
+    recipe, settings = (None, {}) if config is None else _read_recipe(loaded.name, method, count, seed, config)
+    with _watched(data.name) as observer:
         done = adapt_dataset(
-            open_trunk(trunk, checkpoint, vocabulary, device),
+            loaded,
             data,
             method,
-            shots=count,
             out=out,
+            shots=count,
             seed=seed,
             classes=worded(data, prompts),
             recipe=recipe,
             settings=settings,
+            start=None if start is None else load_adapter(start, trunk=loaded),
+            backgrounds=backgrounds,
+            minutes=minutes,
             overwrite=overwrite,
             cache=feature_cache(cache),
-            on_step=on_step,
-            on_validation=on_validation,
+            observer=observer,
         )
+    if as_json:
+        terminal.print_json(done.to_json())
+        return
+    rows = [
+        {"method": t.method, "AP to expect": t.expected, "seconds": t.seconds, "remark": t.remark} for t in done.tried
+    ]
+    terminal.print_rows("methods", rows, False, shown={"AP to expect": terminal.percent}, decimals=0)
+    percent = terminal.percent
+    between = f" (90 % between {percent(done.interval[0])} and {percent(done.interval[1])})" if done.interval else ""
+    terminal.say(f"AP to expect on new images: {percent(done.expected)}{between}; zero-shot {percent(done.zero_shot)}.")
+    if done.before and done.after:
+        terminal.say(f"Test AP {percent(done.before.ap)} → {percent(done.after.ap)}.")
+    if done.kept_start:
+        terminal.say("Training only lowered AP on images that it had not seen, so the start was kept.")
+    terminal.say(f"{done.model.adapter.name}, {done.model.trained_parameters:,} parameters → {done.folder}")
     terminal.say(
-        f"{done.model.trained_parameters:,} parameters, {len(done.history.steps)} steps "
-        f"(ended by {done.history.stopped_by}); "
-        f"test AP {terminal.percent(done.before.ap)} → {terminal.percent(done.after.ap)} → {done.folder}"
-        + (". Training only lowered AP on the validation images, so the start was kept." if done.kept_start else "")
+        f"Look at {done.page}. Detect with: glip-adapt detect IMAGES --adapter {shlex.quote(str(done.folder))}"
     )
 
 
@@ -152,6 +189,31 @@ def score(
     from glip_adapt.engine.evaluate import score_files
 
     _print_metrics(str(truth), score_files(predictions, truth, annotation_ids), as_json)
+
+
+@contextmanager
+def _watched(title: str) -> Iterator[Any]:
+    """Yield an observer that shows images, trials, steps and validations with rate and remaining time."""
+    from glip_adapt.share.outcome import Observer
+
+    with terminal.progress_bar() as bar:
+        task = bar.add_task(title, total=None)
+        shown = [title]
+
+        def show_trial(method: str, seconds: float) -> None:
+            shown[0] = f"{title}: {method}"
+            bar.console.print(f"trying {method}, about {terminal.minutes(seconds)}", highlight=False)
+
+        yield Observer(
+            on_image=lambda done, total: bar.update(
+                task, completed=done, total=total, description=f"{title}: detecting zero-shot"
+            ),
+            on_trial=show_trial,
+            on_step=lambda step, total: terminal.show_step(bar, task, shown[0], step, total),
+            on_validation=lambda v: bar.console.print(
+                f"step {v.step}: val AP {terminal.percent(v.ap)}{' (best)' if v.is_best else ''}"
+            ),
+        )
 
 
 def _print_metrics(title: str, found: Any, as_json: bool) -> None:

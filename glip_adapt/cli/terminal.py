@@ -117,6 +117,11 @@ def percent(ap: float | None) -> str:
     return "undefined" if ap is None else f"{100 * ap:.1f}"
 
 
+def minutes(seconds: float) -> str:
+    """Return a time as people say it."""
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
 def progress_bar() -> Progress:
     """Return a bar with counts and remaining time, on standard error."""
     return _bar(progress.MofNCompleteColumn())
@@ -153,17 +158,6 @@ class _FileRate(progress.ProgressColumn):
         if not rate:
             return Text("")
         return Text(f"{rate:.1f} files/s" if rate >= 1 else f"{1 / rate:.1f} s/file")
-
-
-@contextmanager
-def training_bar(title: str) -> Iterator[tuple[Any, Any]]:
-    """Yield callbacks that show step, loss, rate and remaining time, and each validation."""
-    with progress_bar() as bar:
-        task = bar.add_task(plain(title), total=None)
-        yield (
-            lambda step, total: show_step(bar, task, title, step, total),
-            lambda v: bar.console.print(f"step {v.step}: val AP {percent(v.ap)}{' (best)' if v.is_best else ''}"),
-        )
 
 
 def show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) -> None:

@@ -1,7 +1,9 @@
-"""Precision of large products, for inference and training."""
+"""What moves the last bits of results: precision of large products, and CPU threads."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,3 +14,14 @@ Precision = Literal["float32", "bfloat16", "float16"]
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which large products run in ``precision``; weights and losses stay in float32."""
     return torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Have torch use ``count`` CPU threads meanwhile; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

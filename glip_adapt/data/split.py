@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -163,6 +164,11 @@ class Split:
             if counts[category_id] < shots:
                 logger.warning("%s has only %d of %d images of %r", self.name, counts[category_id], shots, name)
         return replace(self, records=tuple(usable[position] for position in picked), source="sampled")
+
+    def backgrounds(self, count: int, seed: int) -> tuple[ImageRecord, ...]:
+        """Return up to ``count`` drawn images without any box, to learn from what is no object."""
+        empty = [record for record in self.records if not self.annotations_of(record)]
+        return tuple(random.Random(seed).sample(empty, min(count, len(empty))))
 
     def with_boxes(self) -> Split:
         """Keep images with at least one box whose width and height both exceed 1 px, as public training does."""

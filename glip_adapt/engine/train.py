@@ -57,6 +57,12 @@ class History:
     stopped_by: Literal["ceiling", "patience", "interrupt"] = "ceiling"
 
     @property
+    def best_step(self) -> int | None:
+        """The step of the state that was kept; None without a validation split."""
+        best = [v.step for v in self.validations if v.is_best]
+        return best[-1] if best else None
+
+    @property
     def best_ap(self) -> float | None:
         """Validation AP of the state that was kept, as a fraction; None without a validation split."""
         best = [v.ap for v in self.validations if v.is_best]

@@ -1,91 +1,83 @@
-"""Adapt a trunk to a dataset in one call: draw the shots, score, train, save, score again."""
+"""Adapt a trunk to labelled images in one call: try methods, train, save, and say what to expect on a page."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.adapters.storage import BAKED_DESCRIPTION_FILE, DESCRIPTION_FILE
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.files import check_room
+from glip_adapt.core.precision import cpu_threads
 from glip_adapt.core.settings import FitConfig, Shots
 from glip_adapt.data.dataset import Dataset
+from glip_adapt.data.formats.coco import coco_ground_truth
+from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import Evaluation, evaluate
-from glip_adapt.engine.optimise import Step
-from glip_adapt.engine.selection import fit
-from glip_adapt.engine.train import History, Validation
+from glip_adapt.engine.evaluate import evaluate, predict_split, score
+from glip_adapt.engine.fold_files import FoldFiles
+from glip_adapt.engine.metrics.coco import ap_interval
+from glip_adapt.engine.metrics.matching import balanced_thresholds, match
+from glip_adapt.engine.selection import START, fit, train_candidate
+from glip_adapt.engine.train import History
+from glip_adapt.share import trials
 from glip_adapt.share.card import TrainingFacts, write_facts
+from glip_adapt.share.destination import check_free, save_somewhere
+from glip_adapt.share.outcome import PAGE_FILE, AdaptResult, Observer, Outcome
+from glip_adapt.share.page import write_page
+from glip_adapt.share.trials import Budget, Trial
 from glip_adapt.trunks.catalogue import Trunk, default_recipe
 
+AUTO = "auto"
+FOLDS_FOLDER = ".folds"  # of a call that is under way or was killed
 DESCRIPTION_BYTES = 2**16  # room for adapter.json and training.json
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptResult:
-    """A trained and saved model with its scores.
-
-    Attributes:
-        model: in the state that was best on the selection split.
-        history: of its training.
-        before: zero-shot scores on the test split.
-        after: scores of the model on the test split.
-        folder: where the adapter was saved; not ``out`` if another process took that meanwhile.
-    """
-
-    model: AdaptedModel
-    history: History
-    before: Evaluation
-    after: Evaluation
-    folder: Path
-
-    @property
-    def kept_start(self) -> bool:
-        """Whether training only lowered validation AP, so that the model is the untrained one."""
-        best = [validation.step for validation in self.history.validations if validation.is_best]
-        return bool(best) and best[-1] == 0
 
 
 def adapt_dataset(
     trunk: Trunk,
     data: Dataset,
-    method: str,
+    method: str = AUTO,
     *,
-    shots: Shots,
     out: Path,
+    shots: Shots = "all",
     seed: int = 3,
     classes: Sequence[str | ClassPrompt] | None = None,
     recipe: FitConfig | None = None,
     settings: Mapping[str, Any] | None = None,
+    start: AdaptedModel | None = None,
+    backgrounds: int = 0,
+    minutes: float | None = None,
     overwrite: bool = False,
     cache: FeatureCache | None = None,
-    on_step: Callable[[Step, int], None] | None = None,
-    on_validation: Callable[[Validation], None] | None = None,
+    observer: Observer | None = None,
 ) -> AdaptResult:
-    """Train an adapter, save it with the facts of its training, and score it on test before and after.
+    """Train an adapter, save it with its page, and tell what to expect: ``adapt_dataset(trunk, data, out=folder)``.
+
+    ``auto`` tries the methods that fit the time and the memory by cross-validation, and takes the best. So does a named
+    method without validation images, for the number of steps. A named method with validation images is trained by the
+    published rule.
 
     Args:
         trunk: from ``load_trunk``.
-        data: with the splits train, val and test.
-        method: one of ``ADAPTERS``.
-        shots: images per class.
-        out: folder for the adapter.
-        seed: of the few-shot draw, and of the default recipe.
+        data: with the split train; val and test are used if they are there.
+        method: one of ``ADAPTERS``, or ``auto``.
+        out: folder for the adapter and its page.
+        shots: images per class to draw from train; ``"all"`` takes all with boxes.
+        seed: of the few-shot draw, of the folds and of the default recipes.
         classes: wording of the classes; by default their names.
         recipe: of training; by default that of trunk, method and shots.
-        settings: fields of the method that differ from its defaults.
+        settings: fields of a named method that differ from its defaults.
+        start: an adapter for the same classes to go on from; its method is taken.
+        backgrounds: images without boxes to learn from as well.
+        minutes: that trials and training may take; by default those of the trunk.
         overwrite: whether an adapter in ``out`` is replaced.
         cache: keeps features of the frozen stages.
-        on_step: as for ``fit``.
-        on_validation: as for ``fit``.
+        observer: callbacks for progress.
 
     Raises:
         FileExistsError: before training, if ``out`` holds a model that may not be replaced.
@@ -94,46 +86,157 @@ def adapt_dataset(
         ValueError, FileNotFoundError: as ``attach``, ``fit`` and ``Dataset``.
     """
     check_free(out, overwrite)
-    recipe = recipe or replace(default_recipe(trunk.name, method, shots), seed=seed)
-    train = data.train.with_boxes() if shots == "all" else data.train.few_shot(shots, seed)
-    classes, selection, test, cache = classes or data.classes, data.selection, data.test, cache or FeatureCache()
-    model = attach(trunk, method, classes=classes, settings=settings)
-    check_room(out, sum(tensor.nbytes for tensor in model.owned_tensors().values()) + DESCRIPTION_BYTES)
-    before = evaluate(attach(trunk, "zero_shot", classes=classes), test, recipe.view, cache=cache)
-    history = fit(model, train, selection, recipe, cache=cache, on_step=on_step, on_validation=on_validation)
-    folder = _save(model, out, overwrite)
-    after = evaluate(model, test, recipe.view, cache=cache)
-    scores = {"test AP, zero-shot": before.ap, "test AP": after.ap}
-    metrics = {name: ap for name, ap in scores.items() if ap is not None}
-    write_facts(TrainingFacts(data=train.name, shots=shots, seed=seed, metrics=metrics), folder)
-    return AdaptResult(model=model, history=history, before=before, after=after, folder=folder)
+    check_room(out, DESCRIPTION_BYTES)
+    run = _Run(trunk, data, out, seed, classes or data.classes, cache or FeatureCache(), observer or Observer())
+    with cpu_threads(trunk.spec.threads):
+        train = run.draw(shots, backgrounds)
+        names = [start.adapter.name] if start else trials.METHODS if method == AUTO else [method]
+        models = [start] if start else [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
+        shots_of = train.shots if train.shots != "all" else trials.shots_of(train)
+        recipes = [recipe or replace(default_recipe(trunk.name, name, shots_of), seed=seed) for name in names]
+        if method != AUTO and "val" in data.splits:
+            outcome = run.select_published(models[0], train, recipes[0])
+        else:
+            outcome = run.try_methods(models, recipes, train, minutes or trunk.spec.minutes)
+        return run.finish(outcome, train, overwrite)
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Check that an adapter may be saved in a folder.
+class _Run:
+    """One call of ``adapt_dataset``: what all its stages share."""
 
-    Raises:
-        FileExistsError: if it holds a baked model, which commands would go on using; or an adapter, and ``overwrite``
-            is false.
-    """
-    if (out / BAKED_DESCRIPTION_FILE).exists():
-        raise FileExistsError(f"{out} holds a baked model. Name another folder for the adapter.")
-    if (out / DESCRIPTION_FILE).exists() and not overwrite:
-        raise FileExistsError(f"{out} holds an adapter already. Overwrite it (--overwrite), or name another folder.")
+    def __init__(
+        self,
+        trunk: Trunk,
+        data: Dataset,
+        out: Path,
+        seed: int,
+        classes: Sequence[str | ClassPrompt],
+        cache: FeatureCache,
+        observer: Observer,
+    ) -> None:
+        self.trunk, self.data, self.out, self.seed = trunk, data, out, seed
+        self.classes, self.cache, self.observer = classes, cache, observer
+        self.zero = attach(trunk, "zero_shot", classes=classes)
+        self.seconds: dict[str, float] = {}
 
+    def draw(self, shots: Shots, backgrounds: int) -> Split:
+        """Return the images to learn from."""
+        whole = self.data.train
+        drawn = whole.with_boxes() if shots == "all" else whole.few_shot(shots, self.seed)
+        if not len(drawn):
+            raise ValueError(f"No image of {whole.name} has a box to learn from. Label some first.")
+        return replace(drawn, records=drawn.records + whole.backgrounds(backgrounds, self.seed))
 
-def _save(model: AdaptedModel, out: Path, overwrite: bool) -> Path:
-    """Save the adapter in ``out``, or where that fails in another folder, so that no training is lost."""
-    try:
-        model.save(out, overwrite=overwrite)
-        return out
-    except FileExistsError:  # made by another process meanwhile
-        number = next(n for n in itertools.count(2) if not out.with_name(f"{out.name}-{n}").exists())
-        other = out.with_name(f"{out.name}-{number}")
-        logger.warning(f"Another adapter was saved in {out} during this training, so this one goes into {other}.")
-        model.save(other, overwrite=False)
-        return other
-    except OSError as error:
-        rescued = Path(tempfile.mkdtemp(prefix="glip-adapt-"))
-        model.save(rescued)
-        raise OSError(f"{error} The trained adapter is in {rescued} instead: move it to a safe place.") from error
+    def select_published(self, model: AdaptedModel, train: Split, recipe: FitConfig) -> Outcome:
+        """Train by the published rule, which selects a state on validation images."""
+        val, watch = self.data.selection, self.observer
+        start = self._look(val, recipe)
+        with self._timed("training and validation"):
+            history = fit(
+                model, train, val, recipe, cache=self.cache, on_step=watch.on_step, on_validation=watch.on_validation
+            )
+        found = predict_split(model, val, recipe.view, cache=self.cache)
+        trial = Trial(method=model.adapter.name, recipe=recipe, seconds=self.seconds["training and validation"])
+        return Outcome(
+            model=model,
+            history=history,
+            tried=(trial,),
+            looked_at=val,
+            start=start,
+            held_out=found,
+            expected=history.best_ap,
+            note=f"The {len(val)} validation images chose the state that was kept, so they flatter it a little.",
+        )
+
+    def try_methods(
+        self, models: Sequence[AdaptedModel], recipes: Sequence[FitConfig], train: Split, minutes: float
+    ) -> Outcome:
+        """Try methods on held-out images, and train the best on all."""
+        val, watch, kept = self.data.splits.get("val"), self.observer, FoldFiles(self.out / FOLDS_FOLDER)
+        looked_at, before = val or train, time.perf_counter()
+        start = self._look(looked_at, recipes[0])
+        budget = Budget(minutes=minutes, seconds_per_image=(time.perf_counter() - before) / len(looked_at))
+        with self._timed("trials"):
+            tried = trials.try_methods(
+                models,
+                recipes,
+                train,
+                val,
+                budget,
+                kept=kept,
+                cache=self.cache,
+                on_trial=watch.on_trial,
+                on_step=watch.on_step,
+            )
+        best = trials.best_trial(tried)
+        if best is None or best.found is None:
+            return Outcome(
+                model=self.zero,
+                history=History(0),
+                tried=tuple(tried),
+                looked_at=looked_at,
+                start=start,
+                held_out=start,
+                expected=score(start, looked_at).ap,
+                note="No method fits into the time, so this is zero-shot detection. Give it more minutes, or a GPU.",
+            )
+        model = next(model for model in models if model.adapter.name == best.method)
+        with self._timed("training"):
+            history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
+        how = f"by {len(val)} validation images" if val else f"by cross-validation in {len(best.found.folds)} parts"
+        alone = "One image cannot tell what to expect of others." if best.expected is None else ""
+        unchanged = "Training only made it worse on images that it had not seen, so it detects as before training."
+        return Outcome(
+            model=model,
+            history=history,
+            tried=tuple(tried),
+            looked_at=looked_at,
+            start=best.found.held_out_start,
+            held_out=best.found.held_out,
+            expected=best.expected,
+            note=" ".join(filter(None, (f"Chosen {how}.", alone, unchanged if best.found.chosen == START else ""))),
+        )
+
+    def finish(self, outcome: Outcome, train: Split, overwrite: bool) -> AdaptResult:
+        """Choose thresholds, save, score on test if there is one, write facts and page."""
+        model, truth = outcome.model, coco_ground_truth(outcome.looked_at)
+        view = outcome.tried[0].recipe.view
+        model.thresholds = balanced_thresholds(match(outcome.held_out, truth))
+        folder = save_somewhere(model, self.out, overwrite)
+        shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
+        before = after = None
+        if test := self.data.splits.get("test"):
+            with self._timed("test"):
+                before = evaluate(self.zero, test, view, cache=self.cache)
+                after = evaluate(model, test, view, cache=self.cache)
+        zero_shot = score(outcome.start, outcome.looked_at).ap
+        interval = ap_interval(outcome.held_out, truth) if outcome.expected is not None else None
+        scores = {"AP to expect": outcome.expected, "zero-shot AP on the same images": zero_shot}
+        if before and after:
+            scores |= {"test AP, zero-shot": before.ap, "test AP": after.ap}
+        metrics = {name: ap for name, ap in scores.items() if ap is not None}
+        write_facts(TrainingFacts(data=train.name, shots=train.shots, seed=self.seed, metrics=metrics), folder)
+        result = AdaptResult(
+            model=model,
+            history=outcome.history,
+            folder=folder,
+            tried=outcome.tried,
+            expected=outcome.expected,
+            interval=interval,
+            zero_shot=zero_shot,
+            before=before,
+            after=after,
+            seconds=self.seconds,
+        )
+        write_page(folder / PAGE_FILE, result.to_page(outcome, train))
+        return result
+
+    def _look(self, split: Split, recipe: FitConfig) -> list[dict[str, Any]]:
+        with self._timed("zero-shot"):
+            return predict_split(self.zero, split, recipe.view, cache=self.cache, on_image=self.observer.on_image)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started

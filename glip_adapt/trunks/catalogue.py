@@ -48,6 +48,7 @@ class TrunkSpec:
         threads: CPU threads of a benchmark run; None takes all of the machine.
         memory_gb: that loading it and detection in one image take, in 10⁹ bytes.
         download_gb: size of the public file in 10⁹ bytes, as far as it is known.
+        minutes: that adapting it by trying methods may take, unless the caller says.
     """
 
     purpose: str
@@ -63,6 +64,7 @@ class TrunkSpec:
     threads: int | None = None
     memory_gb: float = 1
     download_gb: float | None = None
+    minutes: float = 10
 
 
 _GLIP = GlipFamily()
@@ -84,6 +86,7 @@ def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
         purpose=purpose,
         view=ViewConfig(short_side=160, max_long_side=320),
         recipes=NANO,
+        minutes=2,
         threads=1,  # a second thread makes them slower; with one, their numbers are the same on any machine
     )
 

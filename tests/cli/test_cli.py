@@ -169,7 +169,12 @@ def test_an_adapter_is_replaced_only_when_asked_for_and_that_is_said_before_trai
     assert json.loads((saved / "adapter.json").read_text())["method"] == "prompt"
     assert glip(*adapt, "linear_probe", "--overwrite")[0] == 0
     assert json.loads((saved / "adapter.json").read_text())["method"] == "linear_probe"
-    assert {file.name for file in saved.iterdir()} == {"adapter.json", "adapter.safetensors", "training.json"}
+    assert {file.name for file in saved.iterdir()} == {
+        "adapter.json",
+        "adapter.safetensors",
+        "training.json",
+        "index.html",
+    }
 
 
 def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, tmp_path, monkeypatch):
@@ -177,7 +182,9 @@ def test_official_prompts_word_the_classes_of_adapt_and_eval(glip, coco_folder, 
     recipe.write_text("max_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n")
     prompts = (ClassPrompt(name="red box", prefix="a "), ClassPrompt(name="blue box"))
     load = dataset.load_dataset
-    monkeypatch.setattr(glip_adapt, "load_dataset", lambda name: replace(load(name), prompts=prompts), raising=False)
+    monkeypatch.setattr(
+        glip_adapt, "load_dataset", lambda name, **more: replace(load(name, **more), prompts=prompts), raising=False
+    )
     adapt = ("adapt", coco_folder, "--method", "prompt", "--shots", "1", "--config", recipe, "--prompts", "official")
     code, _, err = glip(*adapt, "--out", saved)
     assert code == 0, err

@@ -1,16 +1,24 @@
 """Adapting to a dataset in one call: what it returns, and where the adapter goes."""
 
+import json
 import tempfile
+from dataclasses import replace
 
 import pytest
+import torch
 
 from glip_adapt import FitConfig, load_adapter, load_dataset
+from glip_adapt.core.structures import Target
 from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.train import History, Validation
-from glip_adapt.share import workflow
+from glip_adapt.share import trials, workflow
 from glip_adapt.share.card import read_facts
-from glip_adapt.share.workflow import AdaptResult, adapt_dataset
+from glip_adapt.share.outcome import Observer
+from glip_adapt.share.workflow import adapt_dataset
 
+NOTHING = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+FILES = {"adapter.json", "adapter.safetensors", "training.json", "index.html"}
 SHORT = FitConfig(max_steps=1, short_sides=(64,), test_short_side=64)
 
 
@@ -28,7 +36,7 @@ def adapt(tiny_trunk, coco_folder, tmp_path):
 
 def test_the_result_holds_the_saved_model_and_the_scores_of_before_and_after(adapt, tiny_trunk, tmp_path):
     steps = []
-    done = adapt(on_step=lambda step, total: steps.append((step.step, total)))
+    done = adapt(observer=Observer(on_step=lambda step, total: steps.append((step.step, total))))
     assert steps == [(1, 1)]
     assert len(done.history.steps) == 1
     assert done.folder == tmp_path / "adapter"
@@ -37,16 +45,21 @@ def test_the_result_holds_the_saved_model_and_the_scores_of_before_and_after(ada
         assert tensor.equal(loaded.owned_tensors()[name])
     facts = read_facts(done.folder)
     assert (facts.shots, facts.seed) == (1, 3)
-    assert facts.metrics == {"test AP, zero-shot": done.before.ap, "test AP": done.after.ap}
+    assert facts.metrics == {
+        "AP to expect": done.expected,
+        "zero-shot AP on the same images": done.zero_shot,
+        "test AP, zero-shot": done.before.ap,
+        "test AP": done.after.ap,
+    }
 
 
-def test_the_start_was_kept_if_no_later_state_was_better():
+def test_the_start_was_kept_if_no_later_state_was_better(adapt):
+    done = adapt()
     for best, expected in (((0,), True), ((0, 2), False), ((), False)):
         validations = [Validation(step, 0.5, step in best) for step in (0, 2)]
-        result = AdaptResult(
-            model=None, history=History(2, validations=validations), before=None, after=None, folder=None
-        )
-        assert result.kept_start == expected
+        history = History(2, steps=done.history.steps, validations=validations)
+        assert replace(done, history=history).kept_start == expected
+    assert replace(done, history=History(2)).kept_start
 
 
 def test_all_shots_are_all_images_with_boxes(adapt):
@@ -61,7 +74,7 @@ def test_an_adapter_is_replaced_only_when_asked_for_and_before_training(adapt, m
         with pytest.raises(FileExistsError, match="holds an adapter already"):
             adapt(method="linear_probe")
     done = adapt(method="linear_probe", overwrite=True)
-    assert {file.name for file in done.folder.iterdir()} == {"adapter.json", "adapter.safetensors", "training.json"}
+    assert {file.name for file in done.folder.iterdir()} == FILES
 
 
 def test_the_folder_is_tried_before_training(adapt, tmp_path, monkeypatch):
@@ -105,3 +118,108 @@ def test_an_adapter_that_has_no_room_is_rescued_and_the_error_says_where(adapt, 
     (other,) = (tmp_path / "rescued").iterdir()
     assert str(other) in str(raised.value)
     assert load_adapter(other, trunk=tiny_trunk).adapter.name == "prompt"
+
+
+# Without validation images -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(coco_folder):
+    """Six labelled images and nothing else."""
+    data = load_dataset(coco_folder)
+    return replace(data, splits={"train": data.train})
+
+
+@pytest.fixture
+def run(tiny_trunk, alone, tmp_path):
+    def call(**options):
+        given = {"out": tmp_path / "adapter", "recipe": replace(SHORT, max_steps=4), "minutes": 60} | options
+        return adapt_dataset(tiny_trunk, given.pop("data", alone), **given)
+
+    return call
+
+
+def test_auto_tries_the_methods_on_held_out_images_and_takes_the_best(run, tiny_trunk):
+    seen = []
+    done = run(observer=Observer(on_trial=lambda method, seconds: seen.append(method)))
+    assert seen == [trial.method for trial in done.tried] == ["prompt", "lora", "full"]
+    best = max(done.tried, key=lambda trial: trial.expected)
+    assert (done.model.adapter.name, done.expected) == (best.method, best.expected)
+    assert len(done.history.steps) == best.found.chosen.steps
+    assert (done.before, done.after) == (None, None)
+    assert load_adapter(done.folder, trunk=tiny_trunk).thresholds == done.model.thresholds
+    assert set(done.model.thresholds) == set(done.model.class_names)
+    assert {file.name for file in done.folder.iterdir()} == FILES
+    assert json.loads(json.dumps(done.to_json()))["method"] == best.method
+
+
+def test_a_killed_call_goes_on_with_the_folds_that_it_has(run, tmp_path):
+    def kill(step, total):
+        if step.step == 6:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run(method="prompt", observer=Observer(on_step=kill))
+    assert len(list((tmp_path / "adapter" / ".folds").iterdir())) == 1
+    steps = []
+    run(method="prompt", observer=Observer(on_step=lambda step, total: steps.append(step.step)))
+    assert steps[0] == 5
+    assert not (tmp_path / "adapter" / ".folds").exists()
+
+
+def test_what_does_not_fit_the_time_is_left_out_and_said(run):
+    done = run(minutes=1e-4)
+    assert [trial.found for trial in done.tried] == [None] * 3
+    assert all("not tried" in trial.remark for trial in done.tried)
+    assert done.model.adapter.name == "zero_shot"
+    assert done.kept_start
+    assert "zero-shot detection" in (done.folder / "index.html").read_text()
+
+
+def test_the_first_method_gets_fewer_steps_where_time_is_short(run, monkeypatch):
+    monkeypatch.setattr(trials, "_forecast", lambda method, *others: 120.0)
+    done = run(recipe=replace(SHORT, max_steps=40), minutes=1.0)
+    first = done.tried[0]
+    assert 10 <= first.recipe.max_steps <= 20
+    assert first.remark == f"{first.recipe.max_steps} steps instead of 40, to stay within 1 minutes"
+    assert first.found is not None
+
+
+def test_what_does_not_fit_the_memory_is_left_out_and_said(run, monkeypatch):
+    monkeypatch.setattr(trials, "_lack_of_memory", lambda model, *others: "too big" if model.owned else "")
+    done = run()
+    assert [(trial.found, trial.remark) for trial in done.tried] == [(None, "too big")] * 3
+
+
+def test_a_single_image_gets_the_cheapest_method(run, alone):
+    single = replace(alone.train, records=alone.train.records[:1])
+    done = run(data=replace(alone, splits={"train": single}))
+    assert [trial.found is not None for trial in done.tried] == [True, False, False]
+    assert (done.expected, done.interval) == (None, None)
+    assert "One image cannot tell what to expect of others." in (done.folder / "index.html").read_text()
+
+
+def test_training_goes_on_from_another_adapter(run, alone, tiny_trunk, tmp_path):
+    first = run(method="prompt")
+    later = run(start=load_adapter(first.folder, trunk=tiny_trunk), out=tmp_path / "later")
+    assert later.model.adapter.name == "prompt"
+    assert later.tried[0].found.start == pytest.approx(evaluate(first.model, alone.train, SHORT.view).ap)
+
+
+def test_a_folder_without_labelled_boxes_is_refused(run, alone):
+    empty = replace(alone.train, records=tuple(replace(r, target=NOTHING, annotations=()) for r in alone.train.records))
+    with pytest.raises(ValueError, match=r"has a box to learn from\. Label some first"):
+        run(data=replace(alone, splits={"train": empty}))
+
+
+def test_images_without_boxes_are_learned_from_when_asked_for(run, alone, monkeypatch):
+    seen = []
+    records = (*alone.train.records, replace(alone.train.records[0], image_id=99, target=NOTHING, annotations=()))
+    data = replace(alone, splits={"train": replace(alone.train, records=records)})
+    validate = trials.cross_validate
+    monkeypatch.setattr(
+        trials, "cross_validate", lambda m, train, *a, **k: seen.append(len(train)) or validate(m, train, *a, **k)
+    )
+    run(data=data, method="prompt")
+    run(data=data, method="prompt", backgrounds=3, overwrite=True)
+    assert seen == [6, 7]

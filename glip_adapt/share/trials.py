@@ -1,0 +1,162 @@
+"""Try methods on a few labelled images within a budget of time and memory, and say what each promises."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from glip_adapt.core.memory import total_bytes
+from glip_adapt.core.settings import FitConfig, Shots
+from glip_adapt.data.split import Split
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.fold_files import FoldFiles
+from glip_adapt.engine.memory import estimate_memory
+from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, CrossValidation, OnStep, bounded, cross_validate
+from glip_adapt.engine.train import count_steps
+
+METHODS = ("prompt", "lora", "full")
+"""What ``auto`` tries, cheapest first."""
+LEAST_STEPS = 10
+"""A shorter training is not worth its time."""
+_PUBLISHED_SHOTS = (1, 3, 5, 10)
+_STEP_COST = {"prompt": 1.8, "lora": 3.0, "full": 5.5}
+"""Seconds of a training step on an image over those of detection in it, GLIP-T at 480 × 640 on two cores
+(benchmarks/README.md, "Speed"); only the forecast uses them."""
+_LIBRARIES_BYTES = 5e8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One method that was tried, or the reason why it was not.
+
+    Attributes:
+        method: its name.
+        found: what held-out images tell; None if it was not tried.
+        recipe: of its training.
+        seconds: that the trial took.
+        remark: one sentence, or empty.
+    """
+
+    method: str
+    recipe: FitConfig
+    found: CrossValidation | None = None
+    seconds: float = 0.0
+    remark: str = ""
+
+    @property
+    def expected(self) -> float | None:
+        """AP to expect, a fraction in [0, 1]."""
+        return self.found.estimate if self.found else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the trials may cost.
+
+    Attributes:
+        minutes: of all trials and of the training that follows.
+        seconds_per_image: that detection takes on this machine; forecasts are multiples of it.
+    """
+
+    minutes: float
+    seconds_per_image: float
+
+
+def shots_of(split: Split) -> Shots:
+    """Return the number of shots whose recipe fits a split: its images per class, rounded down to a published number.
+
+    It is the median over the classes; with more than twice the largest published number, all data.
+    """
+    images = Counter(key for record in split.records for key in {a.category_id for a in split.annotations_of(record)})
+    typical = median(images.values()) if images else 1
+    return "all" if typical > 2 * _PUBLISHED_SHOTS[-1] else max(n for n in _PUBLISHED_SHOTS if n <= max(typical, 1))
+
+
+def try_methods(
+    models: Sequence[AdaptedModel],
+    recipes: Sequence[FitConfig],
+    train: Split,
+    val: Split | None,
+    budget: Budget,
+    *,
+    kept: FoldFiles | None = None,
+    cache: FeatureCache | None = None,
+    on_trial: Callable[[str, float], None] | None = None,
+    on_step: OnStep | None = None,
+) -> list[Trial]:
+    """Cross-validate methods in turn, as far as time and memory reach; the models are left as they were.
+
+    A method whose forecast does not fit into the rest of the time is left out. The first one gets fewer steps instead.
+
+    Args:
+        models: one per method, cheapest first.
+        recipes: of their training.
+        train: images to learn from.
+        val: images to select on, instead of folds of ``train``.
+        budget: of time; forecasts are corrected by the time that earlier trials took.
+        kept: where finished folds stay.
+        cache: of frozen features, which the methods share.
+        on_trial: called with method and forecast in seconds before each trial.
+        on_step: called after each step of a trial.
+    """
+    started, pace, trials = time.perf_counter(), 1.0, list[Trial]()
+    for model, given in zip(models, recipes, strict=True):
+        method, recipe = model.adapter.name, bounded(given, len(train))
+        left = 60 * budget.minutes - (time.perf_counter() - started)
+        forecast = pace * _forecast(method, recipe, train, val, budget.seconds_per_image)
+        remark = ""
+        if len(train) == 1 and val is None and trials:
+            trials.append(Trial(method=method, recipe=recipe, remark="not tried: one image cannot compare methods"))
+            continue
+        if remark := _lack_of_memory(model, recipe, train):
+            trials.append(Trial(method=method, recipe=recipe, remark=remark))
+            continue
+        if forecast > left and not any(trial.found for trial in trials):
+            steps = int(count_steps(recipe, len(train)) * max(left, 0) / forecast)
+            if steps >= LEAST_STEPS:
+                remark = f"{steps} steps instead of {recipe.max_steps}, to stay within {budget.minutes:g} minutes"
+                recipe, forecast = replace(recipe, max_steps=steps), left
+        if forecast > left:
+            needed = f"not tried: about {forecast / 60:.0f} minutes, and {max(left, 0) / 60:.0f} were left"
+            trials.append(Trial(method=method, recipe=recipe, remark=needed))
+            continue
+        if on_trial:
+            on_trial(method, forecast)
+        begun = time.perf_counter()
+        found = cross_validate(model, train, recipe, val=val, kept=kept, cache=cache, on_step=on_step)
+        seconds = time.perf_counter() - begun
+        pace *= seconds / forecast
+        trials.append(Trial(method=method, recipe=recipe, found=found, seconds=seconds, remark=remark))
+    return trials
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial that promises the highest AP, of equal ones the cheapest; None if no method was tried."""
+    tried = [trial for trial in trials if trial.found]
+    return max(tried, key=lambda trial: -1.0 if trial.expected is None else trial.expected, default=None)
+
+
+def _forecast(method: str, recipe: FitConfig, train: Split, val: Split | None, seconds_per_image: float) -> float:
+    """Return the seconds of a trial and of the training after it."""
+    folds = 1 if val else min(FOLDS, len(train))
+    trained = (folds + 1) * count_steps(recipe, len(train)) * recipe.batch_size * _STEP_COST.get(method, 2.0)
+    looked_at = (1 + len(FACTORS) * len(SHARES)) * len(val or train)
+    return seconds_per_image * (trained + looked_at)
+
+
+def _lack_of_memory(model: AdaptedModel, recipe: FitConfig, train: Split) -> str:
+    """Return why a method does not fit into memory, or nothing if it does."""
+    if model.trunk.spec.memory_gb <= 1:
+        return ""
+    height, width = max((record.header.size_hw for record in train.records), key=lambda size: size[0] * size[1])
+    scale = min(max(recipe.short_sides) / min(height, width), recipe.max_long_side / max(height, width))
+    size_hw = (round(scale * height), round(scale * width))
+    needed = estimate_memory(model.trunk, model.adapter.name, size_hw, recipe.recompute).total + _LIBRARIES_BYTES
+    there = total_bytes(model.device)
+    if needed <= there:
+        return ""
+    return f"not tried: it needs about {needed / 1e9:.0f} GB of memory, and there are {there / 1e9:.0f}"
