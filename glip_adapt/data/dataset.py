@@ -13,12 +13,12 @@ from glip_adapt.core.config import unknown_name
 from glip_adapt.data import odinw
 from glip_adapt.data.documents import Format, SplitDocument, unlabelled_among
 from glip_adapt.data.entries import root_category
-from glip_adapt.data.formats import coco, label_studio, labelme, voc, yolo
+from glip_adapt.data.formats import boxes_csv, coco, image_folder, label_studio, labelme, voc, yolo
 from glip_adapt.data.glyphs13 import GLYPHS_VERSION, GlyphSet, find_glyph_set, write_glyph_set
 from glip_adapt.data.odinw import DatasetSpec
 from glip_adapt.data.split import AnnotationIds, Split
 
-FORMATS: tuple[Format, ...] = (coco, yolo, voc, labelme, label_studio)  # asked in this order
+FORMATS: tuple[Format, ...] = (coco, yolo, voc, labelme, label_studio, image_folder, boxes_csv)  # asked in this order
 _MOST_LISTED = 10  # entries of a folder in a message
 
 

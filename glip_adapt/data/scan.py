@@ -66,6 +66,7 @@ _WARNED = {
     "class named twice": "Both count as one class",
     "number of classes": "The names count",
     "unlisted class": "It follows the listed ones",
+    "coordinates from 0 to 1": "They count as pixels, although they look like fractions of the image",
     "several annotations of one image": "The others are left out",
     "image turned in Label Studio": "Its boxes count as drawn on the image as it is stored",
 }

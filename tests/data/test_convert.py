@@ -117,7 +117,7 @@ def test_a_dataset_survives_the_way_through_every_two_formats(first, made):
             assert unlabelled_images(folder / f"to {second}") == []
             checked = check_folder(folder / f"to {second}")
             kinds = {defect.kind for split in checked.splits.values() for defect in split.defects}
-            assert kinds <= {"class name outside the vocabulary", "classes with one wording"}
+            assert kinds <= {"class name outside the vocabulary", "classes with one wording", "coordinates from 0 to 1"}
         made_here = {path.name for path in folder.iterdir() if not path.name.isdigit()}
         assert made_here == {"a", *(f"to {name}" for name in NAMES)}
 
@@ -227,6 +227,17 @@ def test_crowds_and_splits_without_a_place_are_left_out_and_said(tmp_path, monke
     monkeypatch.setattr(convert, "load_dataset", lambda *_, **__: replace(data, splits={"minival": data.train}))
     with pytest.raises(ValueError, match="none of the splits train, val, test, only minival"):
         convert_dataset(source, "voc", tmp_path / "d")
+
+
+def test_a_class_called_background_stays_one(tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    for ids in ((0, 4), (1, 4)):
+        record = ImageRecord(1, tmp_path / "a.png", (9, 9), NOTHING, (Annotation(4, (1, 1, 2, 2), 4, False),))
+        (tmp_path / str(ids[0])).mkdir()
+        coco.write({"val": Split("a", (record,), ("background", "dog"), ids)}, tmp_path / str(ids[0]))
+        split = load_dataset(tmp_path / str(ids[0])).val
+        assert (split.classes, split.category_ids[0]) == (("background", "dog"), 1)
+        assert [split.classes[split.category_ids.index(a.category_id)] for a in split.records[0].annotations] == ["dog"]
 
 
 def test_coco_keeps_areas_and_ids(tmp_path):

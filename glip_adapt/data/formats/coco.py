@@ -81,14 +81,19 @@ def read_file(annotation_file: Path, *image_dirs: Path) -> SplitDocument:
 
 
 def write(splits: Mapping[str, Split], folder: Path) -> None:
-    """Write a folder for each split, with the images and ``_annotations.coco.json``; crowd regions stay."""
-    for name, split in splits.items():
-        copies = [(record, copy.name) for record, copy in copy_images(split, folder / name, states_sizes=True)]
-        document = coco_ground_truth(replace(split, annotation_ids="renumbered"))
-        images = [
-            entry | {"file_name": file_name} for entry, (_, file_name) in zip(document["images"], copies, strict=True)
-        ]
-        text = json.dumps(document | {"images": images}, ensure_ascii=False)
+    """Write a folder for each split, with the images and ``_annotations.coco.json``; crowd regions and ids stay."""
+    documents = {name: coco_ground_truth(replace(split, annotation_ids="renumbered")) for name, split in splits.items()}
+    # A class called background would be no class again if it had the id 0 and no boxes.
+    first_id = int(any(root_category(document) is not None for document in documents.values()))
+    for name, document in documents.items():
+        copies = copy_images(splits[name], folder / name, states_sizes=True)
+        for entry, (_, copy) in zip(document["images"], copies, strict=True):
+            entry["file_name"] = copy.name
+        for entry in document["annotations"]:
+            entry["category_id"] += first_id
+        for entry in document["categories"]:
+            entry["id"] += first_id
+        text = json.dumps(document, ensure_ascii=False)
         (folder / name / "_annotations.coco.json").write_text(text, encoding="utf-8")
 
 
