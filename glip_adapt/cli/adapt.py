@@ -113,7 +113,7 @@ def adapt(
     ]
     terminal.print_rows("methods", rows, False, shown={"AP to expect": terminal.percent}, decimals=0)
     percent = terminal.percent
-    between = f" (90 % between {percent(done.interval[0])} and {percent(done.interval[1])})" if done.interval else ""
+    between = f" (likely {percent(done.interval[0])} to {percent(done.interval[1])})" if done.interval else ""
     terminal.say(f"AP to expect on new images: {percent(done.expected)}{between}; zero-shot {percent(done.zero_shot)}.")
     if done.before and done.after:
         terminal.say(f"Test AP {percent(done.before.ap)} → {percent(done.after.ap)}.")

@@ -62,7 +62,7 @@ class AdaptResult:
         folder: where the adapter was saved; not ``out`` if another process took that meanwhile.
         tried: the methods that were tried, and why others were not.
         expected: AP to expect on new images, a fraction in [0, 1]; None if nothing could be held out.
-        interval: of ``expected``, 90 % by redrawing images; None with fewer than three.
+        interval: of ``expected``, by redrawing images; see ``ap_interval``. None with fewer than three.
         zero_shot: AP of zero-shot detection on the same images.
         before: zero-shot scores on the test split; None without one.
         after: scores of the model on the test split; None without one.

@@ -101,13 +101,13 @@ def format_page(page: AdapterPage) -> str:
 def _expectation(page: AdapterPage, counts: Counts) -> str:
     """Return the scores in large figures, and sentences on what they mean."""
     estimate, interval = page.expected
-    limits = f"90 % interval {_percent(interval[0])} to {_percent(interval[1])}" if interval else ""
+    limits = f"likely {_percent(interval[0])} to {_percent(interval[1])}" if interval else ""
     text = _figures(("zero-shot", page.zero_shot, ""), ("adapted", estimate, limits))
     text += (
         f"<p>Average precision (COCO AP, 0 to 100) on the {count(len(page.split), 'labelled image')}. The adapted "
         "figure is of models that did not learn from the image they looked at: an estimate for new images like these."
         "</p><p>On few images, average precision tends to come out some points too high, zero-shot as well as adapted"
-        f"{'; the interval shares this, and is rather too narrow' if interval else ''}.</p>"
+        f"{'; the range does not allow for that' if interval else ''}.</p>"
     )
     if estimate is None:
         text += "<p>There are too few labelled images to tell what to expect.</p>"

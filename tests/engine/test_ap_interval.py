@@ -70,8 +70,9 @@ def test_resampled_ap_is_that_of_a_document_in_which_images_are_repeated():
     truth = {"images": [{"id": n} for n in range(3)], "annotations": boxes, "categories": [{"id": 0, "name": "cat"}]}
     found = [{"image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9], "score": 0.5}]
     low, high = ap_interval(found, truth)
-    # P(none) = 8/27 and P(all) = 1/27, so that the 95th percentile is two of three: 67 of 101 recall points.
-    assert (low, high) == (0, pytest.approx(67 / 101))
+    # AP is one of three: 34 of 101 recall points. P(none) = 8/27 and P(all) = 1/27, so that the percentiles are none
+    # and two of three, 67 points; mirrored at AP they are 1 and 68.
+    assert (low, high) == (pytest.approx(1 / 101), pytest.approx(68 / 101))
 
 
 def test_too_few_images_or_nothing_to_find_have_none():

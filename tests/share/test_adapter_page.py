@@ -136,7 +136,7 @@ def test_the_expected_score_its_interval_and_the_test_scores_are_shown(page):
     shown = re.findall(r"<div><b>(.*?)</b><span>(.*?)</span><small>(.*?)</small></div>", text)
     assert shown == [
         ("13", "zero-shot", ""),
-        ("21", "adapted", "90 % interval 10 to 30"),
+        ("21", "adapted", "likely 10 to 30"),
         ("45", "zero-shot", ""),
         ("67", "adapted", ""),
     ]

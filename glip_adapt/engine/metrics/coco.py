@@ -40,10 +40,11 @@ def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
 def ap_interval(
     predictions: Predictions, truth: Mapping[str, Any], resamples: int = 200, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Return a 90 % bootstrap interval of COCO AP: the 5th and the 95th percentile over redrawn sets of images.
+    """Return a bootstrap interval of COCO AP over redrawn sets of images, nominally 90 %.
 
     Each set has as many images as the truth, drawn with replacement. Images are evaluated once. AP of a set is the mean
-    over the classes that it shows. A set that shows none is left out.
+    over the classes that it shows. A set that shows none is left out. The interval is the basic one: the 5th and the
+    95th percentile, mirrored at AP. AP on few images comes out too high, so the interval holds in 70 to 85 % of cases.
 
     Args:
         predictions: in COCO result form.
@@ -62,15 +63,15 @@ def ap_interval(
     evaluation.params.maxDets = evaluation.params.maxDets[-1:]
     random, found = np.random.default_rng(seed), []
     with contextlib.redirect_stdout(io.StringIO()):
-        for drawn in random.integers(count, size=(resamples, count)):
+        for drawn in (np.arange(count), *random.integers(count, size=(resamples, count))):
             evaluation.evalImgs = [cell[place] for cell in cells for place in drawn]
             evaluation.accumulate()
             found.append(_mean(evaluation.eval["precision"]))
-    known = [ap for ap in found if ap is not None]
-    if not known:
+    ap, *redrawn = found
+    if ap is None:
         return None
-    low, high = np.quantile(known, (0.05, 0.95))
-    return float(low), float(high)
+    low, high = np.quantile([other for other in redrawn if other is not None], (0.05, 0.95))
+    return max(0.0, float(2 * ap - high)), min(1.0, float(2 * ap - low))
 
 
 def _evaluate(predictions: Predictions, truth: Mapping[str, Any], areas: Sequence[str] = AREAS) -> COCOeval:
