@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -101,7 +101,7 @@ class FitExecutor:
         data, trunk = self.load_dataset(key.dataset), self.trunk(key.trunk)
         started = time.perf_counter()  # only the first run of a worker loads them
         protocol = from_mapping(ProtocolConfig, config["protocol"], key.name)
-        data = data.scored(protocol.annotation_ids)
+        data = data.scored(protocol.annotation_ids).with_negatives(protocol.negatives)
         shown = from_mapping(ViewConfig, config["predict"], key.name)
         model = attach(trunk, key.method, classes=_classes(data, protocol), settings=config["settings"])
         train_source, val_ap, selected_on, choice, adapter_bytes = None, None, None, None, 0
@@ -177,9 +177,12 @@ def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
 
 def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Split:
     """Return the images that a run learns from."""
-    if key.shots == "all":
-        return data.train.with_boxes()
-    return data.train.few_shot(key.shots, key.seed, protocol.few_shot_source)
+    drawn = (
+        data.train.with_boxes()
+        if key.shots == "all"
+        else data.train.few_shot(key.shots, key.seed, protocol.few_shot_source)
+    )
+    return replace(drawn, records=drawn.records + data.train.backgrounds(protocol.backgrounds, key.seed))
 
 
 def _classes(data: Dataset, protocol: ProtocolConfig) -> tuple[str, ...] | tuple[ClassPrompt, ...]:

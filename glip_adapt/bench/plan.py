@@ -87,6 +87,12 @@ class ProtocolConfig:
 
     folds: int = 3
     """Parts of the training images for ``cross_validation``."""
+
+    backgrounds: int = 0
+    """Images without boxes to learn from as well."""
+
+    negatives: tuple[str, ...] = ()
+    """Names in the caption that no image shows, learned as wrong."""
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
     """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
     where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""

@@ -28,6 +28,7 @@ from glip_adapt.cli.options import (
     feature_cache,
     open_model,
     open_trunk,
+    split_names,
     view_of,
     worded,
 )
@@ -54,6 +55,9 @@ def adapt(
         Path | None, typer.Option("--continue", help="Folder of an adapter for the same classes to go on from.")
     ] = None,
     backgrounds: Annotated[int, typer.Option(min=0, help="Images without boxes to learn from as well.")] = 0,
+    negatives: Annotated[
+        str, typer.Option(help="Names of things that are no class but may be mistaken for one, separated by commas.")
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Fixes which images are drawn, and training.")] = 3,
     config: Annotated[
         Path | None,
@@ -100,6 +104,7 @@ def adapt(
             settings=settings,
             start=None if start is None else load_adapter(start, trunk=loaded),
             backgrounds=backgrounds,
+            negatives=split_names(negatives),
             minutes=minutes,
             overwrite=overwrite,
             cache=feature_cache(cache),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,20 @@ class Dataset:
         """Return the dataset with boxes numbered in this way for scoring; see ``Split.annotation_ids``."""
         splits = {name: replace(split, annotation_ids=annotation_ids) for name, split in self.splits.items()}
         return replace(self, splits=splits)
+
+    def with_negatives(self, names: Sequence[str]) -> Dataset:
+        """Return the dataset with more classes, of which no image shows any: what may be mistaken for its own ones.
+
+        They stand in the caption and are learned as wrong. They have no box, so that no score counts them.
+
+        Raises:
+            ValueError: if one is a class already.
+        """
+        if known := sorted(set(names) & set(self.classes)):
+            raise ValueError(f"{known[0]!r} is a class of {self.name}. Name things that are none as negatives.")
+        splits = {key: split.with_negatives(names) for key, split in self.splits.items()}
+        prompts = self.prompts and (*self.prompts, *(ClassPrompt(name=name) for name in names))
+        return replace(self, classes=(*self.classes, *names), splits=splits, prompts=prompts)
 
     def _split(self, name: str) -> Split:
         if name not in self.splits:

@@ -170,6 +170,14 @@ class Split:
         empty = [record for record in self.records if not self.annotations_of(record)]
         return tuple(random.Random(seed).sample(empty, min(count, len(empty))))
 
+    def with_negatives(self, names: Sequence[str]) -> Split:
+        """Return the split with more classes that no image shows; see ``Dataset.with_negatives``."""
+        if not names:
+            return self
+        ids = range(max(self.category_ids) + 1, max(self.category_ids) + 1 + len(names))
+        aliases = (*self.aliases, *names) if self.aliases else ()
+        return replace(self, classes=(*self.classes, *names), category_ids=(*self.category_ids, *ids), aliases=aliases)
+
     def with_boxes(self) -> Split:
         """Keep images with at least one box whose width and height both exceed 1 px, as public training does."""
         kept = (r for r in self.records if any(min(a.bbox_xywh[2:]) > 1 for a in self.annotations_of(r)))

@@ -51,6 +51,7 @@ def adapt_dataset(
     settings: Mapping[str, Any] | None = None,
     start: AdaptedModel | None = None,
     backgrounds: int = 0,
+    negatives: Sequence[str] = (),
     minutes: float | None = None,
     overwrite: bool = False,
     cache: FeatureCache | None = None,
@@ -74,6 +75,7 @@ def adapt_dataset(
         settings: fields of a named method that differ from its defaults.
         start: an adapter for the same classes to go on from; its method is taken.
         backgrounds: images without boxes to learn from as well.
+        negatives: names that are no class, see ``Dataset.with_negatives``; ``detect`` never shows them.
         minutes: that trials and training may take; by default those of the trunk.
         overwrite: whether an adapter in ``out`` is replaced.
         cache: keeps features of the frozen stages.
@@ -87,7 +89,8 @@ def adapt_dataset(
     """
     check_free(out, overwrite)
     check_room(out, DESCRIPTION_BYTES)
-    run = _Run(trunk, data, out, seed, classes or data.classes, cache or FeatureCache(), observer or Observer())
+    data, classes = data.with_negatives(negatives), (*(classes or data.classes), *negatives)
+    run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
     with cpu_threads(trunk.spec.threads):
         train = run.draw(shots, backgrounds)
         names = [start.adapter.name] if start else trials.METHODS if method == AUTO else [method]
@@ -98,7 +101,7 @@ def adapt_dataset(
             outcome = run.select_published(models[0], train, recipes[0])
         else:
             outcome = run.try_methods(models, recipes, train, minutes or trunk.spec.minutes)
-        return run.finish(outcome, train, overwrite)
+        return run.finish(outcome, train, overwrite, negatives)
 
 
 class _Run:
@@ -197,11 +200,11 @@ class _Run:
             note=" ".join(filter(None, (f"Chosen {how}.", alone, unchanged if best.found.chosen == START else ""))),
         )
 
-    def finish(self, outcome: Outcome, train: Split, overwrite: bool) -> AdaptResult:
+    def finish(self, outcome: Outcome, train: Split, overwrite: bool, negatives: Sequence[str]) -> AdaptResult:
         """Choose thresholds, save, score on test if there is one, write facts and page."""
         model, truth = outcome.model, coco_ground_truth(outcome.looked_at)
         view = outcome.tried[0].recipe.view
-        model.thresholds = balanced_thresholds(match(outcome.held_out, truth))
+        model.thresholds = balanced_thresholds(match(outcome.held_out, truth)) | dict.fromkeys(negatives, 1.0)
         folder = save_somewhere(model, self.out, overwrite)
         shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
         before = after = None

@@ -20,6 +20,7 @@ from glip_adapt.engine.cache_files import CacheKey
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.load import load_adapter
 
+NOTHING = Target(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
 VIEW = ViewConfig(short_side=64, max_long_side=80)
 FIT = FitConfig(short_sides=(64,), test_short_side=64, max_long_side=80, max_steps=2, validate_every=1)
 PLAN = BenchPlan(trunks=("glip-nano",), datasets=("shapes",), methods=("prompt",), shots=(1,), seeds=(3,))
@@ -100,6 +101,24 @@ def test_cross_validation_uses_no_validation_image(run, shapes, monkeypatch):
     assert (outcome.selected_on, outcome.metrics.val_ap) == ("shapes/train-5-shot-seed-3", None)
     choice = outcome.cross_validated
     assert (choice.folds, choice.steps <= 2, 0 <= choice.factor <= 1) == (2, True, True)
+
+
+def test_backgrounds_and_negatives_of_a_plan_are_learned_from(run, shapes, monkeypatch, tmp_path):
+    data = load_dataset(str(shapes))
+    empty = replace(data.train.records[0], image_id=99, target=NOTHING, annotations=())
+    train = replace(data.train, records=(*data.train.records, empty))
+    monkeypatch.setattr(executor, "load_dataset", lambda entry: replace(data, splits={**data.splits, "train": train}))
+    outcome = run("prompt", "all", backgrounds=5, negatives=("green box",))
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert len(history["steps"]) == 2
+    assert [entry["name"] for entry in json.loads((tmp_path / "adapter" / "adapter.json").read_text())["classes"]] == [
+        "red box", "blue box", "green box",
+    ]  # fmt: skip
+    assert outcome.metrics.per_class["green box"] is None
+    assert (
+        len(training_split(executor.load_dataset(""), RunKey("a", "b", "c", "all", 3), ProtocolConfig(backgrounds=5)))
+        == 7
+    )
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(run, tmp_path):

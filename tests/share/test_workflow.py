@@ -223,3 +223,12 @@ def test_images_without_boxes_are_learned_from_when_asked_for(run, alone, monkey
     run(data=data, method="prompt")
     run(data=data, method="prompt", backgrounds=3, overwrite=True)
     assert seen == [6, 7]
+
+
+def test_negatives_stand_in_the_caption_and_are_never_shown(run, alone, tiny_trunk):
+    done = run(method="prompt", negatives=["green box"])
+    loaded = load_adapter(done.folder, trunk=tiny_trunk)
+    assert loaded.class_names == ("red box", "blue box", "green box")
+    assert loaded.thresholds["green box"] == 1.0
+    with pytest.raises(ValueError, match="'red box' is a class of shapes"):
+        run(negatives=["red box"], overwrite=True)
