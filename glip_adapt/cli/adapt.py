@@ -49,7 +49,7 @@ def adapt(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an adapter in the folder.")] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Time for all trials and training.", show_default="10, for glip-nano 2"),
+        typer.Option(min=0.1, help="Time for trials and training.", show_default="auto: 10, for glip-nano 2"),
     ] = None,
     start: Annotated[
         Path | None, typer.Option("--continue", help="Folder of an adapter for the same classes to go on from.")

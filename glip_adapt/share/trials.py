@@ -90,7 +90,8 @@ def try_methods(
 ) -> list[Trial]:
     """Cross-validate methods in turn, as far as time and memory reach; the models are left as they were.
 
-    A method whose forecast does not fit into the rest of the time is left out. The first one gets fewer steps instead.
+    Of several methods, one whose forecast does not fit into the rest of the time, or into memory, is left out. The
+    first one gets fewer steps instead, if a useful number fits.
 
     Args:
         models: one per method, cheapest first.
@@ -105,33 +106,51 @@ def try_methods(
     """
     started, pace, trials = time.perf_counter(), 1.0, list[Trial]()
     for model, given in zip(models, recipes, strict=True):
-        method, recipe = model.adapter.name, bounded(given, len(train))
+        trial = Trial(method=model.adapter.name, recipe=bounded(given, len(train)))
         left = 60 * budget.minutes - (time.perf_counter() - started)
-        forecast = pace * _forecast(method, recipe, train, val, budget.seconds_per_image)
-        remark = ""
-        if len(train) == 1 and val is None and trials:
-            trials.append(Trial(method=method, recipe=recipe, remark="not tried: one image cannot compare methods"))
-            continue
-        if remark := _lack_of_memory(model, recipe, train):
-            trials.append(Trial(method=method, recipe=recipe, remark=remark))
-            continue
-        if forecast > left and not any(trial.found for trial in trials):
-            steps = int(count_steps(recipe, len(train)) * max(left, 0) / forecast)
-            if steps >= LEAST_STEPS:
-                remark = f"{steps} steps instead of {recipe.max_steps}, to stay within {budget.minutes:g} minutes"
-                recipe, forecast = replace(recipe, max_steps=steps), left
-        if forecast > left:
-            needed = f"not tried: about {forecast / 60:.0f} minutes, and {max(left, 0) / 60:.0f} were left"
-            trials.append(Trial(method=method, recipe=recipe, remark=needed))
+        forecast = pace * _forecast(trial.method, trial.recipe, train, val, budget.seconds_per_image)
+        if not any(earlier.found for earlier in trials):
+            trial, forecast = _shortened(trial, forecast, left, budget)
+        reason = _reason_against(model, trial, forecast, left, trials, train, val) if len(models) > 1 else ""
+        if reason:
+            trials.append(replace(trial, remark=f"not tried: {reason}"))
             continue
         if on_trial:
-            on_trial(method, forecast)
+            on_trial(trial.method, forecast)
         begun = time.perf_counter()
-        found = cross_validate(model, train, recipe, val=val, kept=kept, cache=cache, on_step=on_step)
+        found = cross_validate(model, train, trial.recipe, val=val, kept=kept, cache=cache, on_step=on_step)
         seconds = time.perf_counter() - begun
-        pace *= seconds / forecast
-        trials.append(Trial(method=method, recipe=recipe, found=found, seconds=seconds, remark=remark))
+        folds = len(found.folds)
+        pace *= min(max(seconds / forecast * (folds + 1) / folds, 0.5), 4.0)  # a fold may have been there already
+        trials.append(replace(trial, found=found, seconds=seconds))
     return trials
+
+
+def _shortened(trial: Trial, forecast: float, left: float, budget: Budget) -> tuple[Trial, float]:
+    """Return a trial with as many steps as fit into the time, and its forecast; as it was if these are too few."""
+    most = trial.recipe.max_steps or 0
+    steps = int(most * min(max(left, 0.0) / forecast, 1.0))
+    if not LEAST_STEPS <= steps < most:
+        return trial, forecast
+    remark = f"{steps} steps instead of {most}, to stay within {budget.minutes:g} minutes"
+    return replace(trial, recipe=replace(trial.recipe, max_steps=steps), remark=remark), left
+
+
+def _reason_against(
+    model: AdaptedModel,
+    trial: Trial,
+    forecast: float,
+    left: float,
+    earlier: Sequence[Trial],
+    train: Split,
+    val: Split | None,
+) -> str:
+    """Return why a method is not tried, or nothing."""
+    if len(train) == 1 and val is None and earlier:
+        return "one image cannot compare methods"
+    if forecast > left:
+        return f"about {forecast / 60:.0f} minutes, and {max(left, 0.0) / 60:.0f} were left"
+    return _lack_of_memory(model, trial.recipe, train)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:
@@ -159,4 +178,4 @@ def _lack_of_memory(model: AdaptedModel, recipe: FitConfig, train: Split) -> str
     there = total_bytes(model.device)
     if needed <= there:
         return ""
-    return f"not tried: it needs about {needed / 1e9:.0f} GB of memory, and there are {there / 1e9:.0f}"
+    return f"it needs about {needed / 1e9:.0f} GB of memory, and there are {there / 1e9:.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ def adapt_dataset(
         start: an adapter for the same classes to go on from; its method is taken.
         backgrounds: images without boxes to learn from as well.
         negatives: names that are no class, see ``Dataset.with_negatives``; ``detect`` never shows them.
-        minutes: that trials and training may take; by default those of the trunk.
+        minutes: that trials and training may take; by default those of the trunk for ``auto``, else any.
         overwrite: whether an adapter in ``out`` is replaced.
         cache: keeps features of the frozen stages.
         observer: callbacks for progress.
@@ -100,7 +101,9 @@ def adapt_dataset(
         if method != AUTO and "val" in data.splits:
             outcome = run.select_published(models[0], train, recipes[0])
         else:
-            outcome = run.try_methods(models, recipes, train, minutes or trunk.spec.minutes)
+            outcome = run.try_methods(
+                models, recipes, train, minutes or (trunk.spec.minutes if method == AUTO else math.inf)
+            )
         return run.finish(outcome, train, overwrite, negatives)
 
 

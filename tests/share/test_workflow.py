@@ -188,7 +188,7 @@ def test_the_first_method_gets_fewer_steps_where_time_is_short(run, monkeypatch)
 def test_what_does_not_fit_the_memory_is_left_out_and_said(run, monkeypatch):
     monkeypatch.setattr(trials, "_lack_of_memory", lambda model, *others: "too big" if model.owned else "")
     done = run()
-    assert [(trial.found, trial.remark) for trial in done.tried] == [(None, "too big")] * 3
+    assert [(trial.found, trial.remark) for trial in done.tried] == [(None, "not tried: too big")] * 3
 
 
 def test_a_single_image_gets_the_cheapest_method(run, alone):
@@ -232,3 +232,10 @@ def test_negatives_stand_in_the_caption_and_are_never_shown(run, alone, tiny_tru
     assert loaded.thresholds["green box"] == 1.0
     with pytest.raises(ValueError, match="'red box' is a class of shapes"):
         run(negatives=["red box"], overwrite=True)
+
+
+def test_a_named_method_takes_the_time_that_it_needs(tiny_trunk, alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "_forecast", lambda method, *others: 1e9)
+    recipe = replace(SHORT, max_steps=2)
+    done = adapt_dataset(tiny_trunk, alone, "prompt", out=tmp_path / "a", recipe=recipe)
+    assert [(trial.found is not None, trial.remark) for trial in done.tried] == [(True, "")]
