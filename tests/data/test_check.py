@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,9 @@ def test_what_states_no_size_is_labelled_upright_in_formats_without_sizes(tmp_pa
     exif[274] = orientation
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png", exif=exif)
     assert [d.is_note for d in list_defects(split)] == ([] if is_note is None else [is_note])
+    sized = {**split.document, "images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}]}
+    expected = [] if is_note is None else ["EXIF orientation"]  # a size that contradicts it, or does not tell
+    assert [d.kind for d in list_defects(replace(split, document=sized))] == expected
 
 
 def test_a_folder_is_counted_even_if_it_cannot_be_loaded(tmp_path):

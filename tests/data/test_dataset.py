@@ -9,6 +9,7 @@ from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.check import check_split
+from glip_adapt.data.convert import convert_dataset
 from glip_adapt.data.dataset import load_dataset, unlabelled_images
 from glip_adapt.data.formats import coco
 from glip_adapt.data.odinw import known_datasets
@@ -279,6 +280,16 @@ def test_a_format_belongs_to_a_folder(raccoon):
     assert (data.name, data.format) == ("Raccoon", "coco")
     with pytest.raises(FileNotFoundError, match="no folder"):
         load_dataset("Raccoon", root=raccoon, format="coco")
+
+
+def test_prepared_subsets_are_found_beside_coco_files_alone(tmp_path):
+    write(tmp_path / "birds" / "train" / "annotations.json", count=4)
+    file = tmp_path / "birds" / "train" / "annotations.json"
+    (file.parent / "fewshot_train_shot1_seed3.json").write_text(file.read_text())
+    assert load_dataset(tmp_path / "birds").train.few_shot(1, seed=3).source.startswith("official")
+    yolo = convert_dataset(tmp_path / "birds", "yolo", tmp_path / "yolo")
+    assert yolo.images == {"train": 4}
+    assert load_dataset(tmp_path / "yolo").train.prepared is None
 
 
 def test_unlabelled_images_are_those_in_no_split(tmp_path):

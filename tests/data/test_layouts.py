@@ -123,6 +123,7 @@ def test_several_files_of_no_known_name_are_listed(tmp_path):
         ({"train/a.json": LABELME}, False),
         ({"train/a.json": LABELME, "train/b.json": LABELME, "train/annotations.json": COCO}, True),
         ({"train.json": LABELME}, False),
+        ({"train/annotations.json": LABELME}, False),
         ({"a.json": LABELME, "b.json": LABELME}, False),
         ({"train/a.json": "[]"}, False),
         ({"result.json": '[{"data": {"images": 1}, "annotations": []}]'}, False),  # Label Studio
