@@ -108,6 +108,10 @@ LAYOUTS = {
         **{"Annotations/train/a.xml": label("a.png"), "images/train/a.png": Image},
         **{"Annotations/val/b.xml": label("wrong.png", objects=""), "images/val/b.png": Image},
     },
+    "lower case": {
+        **{"annotations/train/a.xml": label("a.png"), "images/train/a.png": Image, "images/val/a.png": Image},
+        **{"annotations/val/b.xml": label("b.png", objects=""), "images/val/b.png": Image},
+    },
     "names in sets with suffix": CHALLENGE | {"ImageSets/Main/train.txt": "a.png\n", "ImageSets/Main/val.txt": "b  1"},
 }
 
