@@ -16,6 +16,7 @@ from glip_adapt.cli.detect import detect_app
 from glip_adapt.cli.ls import ls_app
 from glip_adapt.cli.prompt import prompt_app
 from glip_adapt.cli.share import share_app
+from glip_adapt.cli.suggest import suggest_app
 
 HELP = (
     "Find objects by name, and teach a pretrained detector your own classes from a few labelled images.\n\n"
@@ -24,7 +25,7 @@ HELP = (
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
-for verbs in (detect_app, adapt_app, bench_app, ls_app, convert_app, deploy_app, share_app):
+for verbs in (detect_app, adapt_app, suggest_app, bench_app, ls_app, convert_app, deploy_app, share_app):
     app.add_typer(verbs)
 app.add_typer(data_app, name="data")
 app.add_typer(prompt_app, name="prompt")
