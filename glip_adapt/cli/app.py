@@ -21,7 +21,9 @@ from glip_adapt.cli.suggest import suggest_app
 HELP = (
     "Find objects by name, and teach a pretrained detector your own classes from a few labelled images.\n\n"
     "Start with `glip-adapt quickstart`: synthetic images, no download. For photographs, `detect` finds what you name, "
-    "`adapt` trains on your dataset, and `eval` scores the result. `ls` lists detectors, datasets and methods."
+    "`adapt` trains on your dataset, and `eval` scores the result. `ls` lists detectors, datasets and methods.\n\n"
+    "For programs: with `--json`, a verb prints one JSON value on standard output and nothing else; progress, warnings "
+    "and errors go to standard error. Exit codes: 0 done, 1 failed, also in part, 2 wrong usage."
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)

@@ -145,7 +145,8 @@ def bytes_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
 def files_bar(title: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
     """Yield a callback that counts a file, and show rate and remaining time; the bar vanishes at the end."""
     columns = (progress.MofNCompleteColumn(), _FileRate())
-    with _bar(*columns, transient=True, disable=hidden) as bar:
+    # Elsewhere than on a terminal, rich would leave an empty line.
+    with _bar(*columns, transient=True, disable=hidden or not stderr.is_terminal) as bar:
         task = bar.add_task(plain(title), total=total)
         yield lambda: bar.advance(task)
 

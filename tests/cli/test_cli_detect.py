@@ -1,10 +1,12 @@
 """The verb ``detect`` on files, patterns and adapters with thresholds."""
 
 import json
+import sys
 
 import pytest
 
-from glip_adapt import attach, load_dataset, load_trunk
+from glip_adapt import attach, cli, load_dataset, load_trunk
+from glip_adapt.cli import terminal
 
 SMALL = ["--short-side", "64"]
 CLASSES = ("--classes", "red box, blue box")
@@ -65,5 +67,19 @@ def test_results_alone_are_printed_on_standard_output(glip, coco_folder, tmp_pat
     assert [set(result) >= {"schema", "image"} for result in json.loads(out)] == [True, True]
     assert all(said in err for said in ("1 lie in subfolders", "broken.png is not an image"))
     code, out, err = glip(*detect)
+    assert "\n\n" not in err
     assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == ["a.png"]
     assert out.splitlines()[-1].startswith("Peak memory")
+
+
+def test_a_bar_is_shown_on_a_terminal_and_never_beside_json(coco_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=300))
+    monkeypatch.setattr(terminal, "stderr", terminal.Console(stderr=True, width=300, force_terminal=True))
+    detect = ["glip-adapt", "detect", str(coco_folder / "test"), *CLASSES, "--out", str(tmp_path / "found"), *SMALL]
+    for extra, is_shown in (([], True), (["--json"], False)):
+        monkeypatch.setattr(sys, "argv", [*detect, *extra])
+        with pytest.raises(SystemExit):
+            cli.main()
+        out, err = capsys.readouterr()
+        assert ("3/3" in err) == is_shown
+        assert "3/3" not in out

@@ -76,8 +76,6 @@ def test_a_long_path_stays_whole(screen):
 
 
 def test_the_bars_show_text_as_it_is(screen):
-    with terminal.training_bar("[/old] \x1b[2J") as (_, _):
-        pass
     with terminal.bytes_bar("[/old] \x1b[2J") as show:
         show("[download]", 1, 2)
     assert "[/old]" in screen.getvalue()

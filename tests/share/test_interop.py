@@ -102,6 +102,17 @@ def test_a_table_has_a_row_per_box_and_an_empty_one_for_an_image_without(coco_fo
     ]
 
 
+def test_a_table_is_a_dataset(coco_folder):
+    pictures = sorted((coco_folder / "test").glob("*.png"))
+    for file in (coco_folder / "test").glob("*.json"):
+        file.unlink()
+    write_boxes_csv(coco_folder / "test" / "boxes.csv", pictures, [FOUND, NOTHING, FOUND])
+    split = load_dataset(coco_folder / "test", format="boxes_csv").train
+    assert [len(record.target) for record in split.records] == [2, 0, 2]
+    assert split.classes == tuple(sorted(NAMES))
+    torch.testing.assert_close(to_edges(split.records[0].target.boxes_xyxy), FOUND.boxes_xyxy)
+
+
 def test_names_of_any_kind_come_back_from_a_table(tmp_path):
     odd = Detections(torch.tensor([[1.0, 1.0, 2.0, 2.0]]), torch.tensor([0.5]), torch.tensor([0]), ('a, "b"\nc',))
     image = tmp_path / b"x\xff, y.png".decode(errors="surrogateescape")  # no UTF-8
