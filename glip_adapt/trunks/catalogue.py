@@ -26,6 +26,7 @@ from glip_adapt.trunks.weights import fetch, hub_is_offline, save_tensors, weigh
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
+_GLIP = GlipFamily()
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +66,6 @@ class TrunkSpec:
     memory_gb: float = 1
     download_gb: float | None = None
     minutes: float = 10
-
-
-_GLIP = GlipFamily()
 
 
 def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
@@ -150,11 +148,10 @@ def best_trunk(device: torch.device | str | None = None) -> tuple[str, str]:
     It is the most accurate one that fits into memory with its weights in the Hub's cache, else glip-t, else glip-nano.
     """
     room_gb = min(total_bytes(), total_bytes(choose_device(device))) / 1e9
-    fitting = {name: spec for name, spec in TRUNKS.items() if spec.memory_gb <= room_gb}
-    for name, spec in reversed(fitting.items()):
-        if spec.public_file and cached(spec.repository, spec.public_file):
+    for name, spec in reversed(TRUNKS.items()):
+        if spec.public_file and spec.memory_gb <= room_gb and cached(spec.repository, spec.public_file):
             return name, f"{name} is the most accurate detector whose weights are on this machine."
-    if DEFAULT not in fitting:
+    if TRUNKS[DEFAULT].memory_gb > room_gb:
         return PACKAGED, f"{DEFAULT} does not fit into the {room_gb:.1f} GB of memory."
     if hub_is_offline():
         return PACKAGED, "No other weights are on this machine, and HF_HUB_OFFLINE is set."
