@@ -99,7 +99,8 @@ class Split:
         records: the images, by rising image id; in a few-shot subset, in the order of drawing.
         classes: name of label 0..K-1.
         category_ids: id in the annotation file of label 0..K-1.
-        annotation_file: the file with the boxes, for messages; None if there is none.
+        annotation_file: the file with the boxes, or for formats of one file per image their folder, for messages; None
+            if there is none.
         source: ``"full"``, ``"sampled"``, or ``"official FILE"`` for a prepared few-shot subset.
         image_dir: written file names are relative to this folder; None writes whole paths.
         aliases: other names of label 0..K-1 that a prompt may use; empty if there are none.
