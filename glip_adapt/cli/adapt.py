@@ -144,6 +144,7 @@ def evaluate_adapter(
             "adapter, without one the names."
         ),
     ] = None,
+    format: FormatName = None,
     short_side: ShortSide = None,
     predictions: Annotated[Path | None, typer.Option(help="JSON file to write: predictions in COCO form.")] = None,
     trunk: AdaptersTrunk = None,
@@ -161,10 +162,10 @@ def evaluate_adapter(
 
     if predictions is not None:
         check_room(predictions.parent, 1)
-    data = load_dataset(dataset)
+    data = load_dataset(dataset, format=format)
     scored = getattr(data, split)
     classes = None if adapter is not None and prompts is None else worded(data, prompts or "names")
-    model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes)
+    model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset)
     view = view_of(model.view, short_side)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
