@@ -113,6 +113,7 @@ def convert_data(
     out: Annotated[Path, typer.Option(help="New or empty folder.")],
     format: FormatName = None,
     integers: Annotated[bool, typer.Option("--integers", help="Round the boxes of voc to whole pixels.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a dataset in another format, with copies of its images.
 
@@ -130,6 +131,9 @@ def convert_data(
             integers=integers,
             on_image=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if as_json:
+        terminal.print_json({"folder": str(out), "format": to, **vars(converted)})
+        return
     for sentence in converted.left_out:
         terminal.note(sentence)
     counts = ", ".join(f"{name} {converted.images[name]} images {n} boxes" for name, n in converted.boxes.items())

@@ -124,3 +124,11 @@ def test_convert_takes_a_known_name_and_rounds_for_voc(glip, coco_folder, tmp_pa
 def test_help_names_all_formats(glip):
     _, out, _ = glip("data", "convert", "--help")
     assert all(known.NAME in " ".join(out.split()) for known in FORMATS)
+
+
+def test_counts_of_a_conversion_are_json(glip, yolo_folder, tmp_path):
+    code, out, err = glip("data", "convert", yolo_folder, "--to", "coco", "--out", tmp_path / "coco", "--json")
+    assert code == 0, err
+    written = json.loads(out)
+    assert (written["folder"], written["format"]) == (str(tmp_path / "coco"), "coco")
+    assert sum(written["images"].values()) == sum(len(s) for s in load_dataset(tmp_path / "coco").splits.values())

@@ -19,7 +19,7 @@ from glip_adapt.share import export as exporting
 from glip_adapt.trunks.weights import weights_checksum
 
 # They write the files that they are asked for, and print counts for people.
-WITHOUT = {"data convert", "data sample", "data export"}
+WITHOUT = {"data sample", "data export"}
 
 
 def verbs(command, path=()):
