@@ -3,12 +3,13 @@
     glip-adapt bench benchmarks/plans/glyphs13_without_val.toml --out runs/glyphs13_without_val
     python benchmarks/without_val.py runs/glyphs13_without_val
 
+``--restore`` puts the committed records into the folder first, so that the plan goes on from them. The second command
 writes results/glyphs13_without_val.jsonl (one record a line), .png (figure), and the tables between
 ``<!-- without_val -->`` and ``<!-- /without_val -->`` in README.md. Beside the runs of the plan stand the committed
 records of glyphs13.jsonl, which select a state on all of val.
 
-``auto`` is the method with the best cross-validated AP of each cell, of equal ones the cheapest: as every method of a
-cell learns from the same images with the same folds, this is what ``adapt --method auto`` takes.
+``auto`` is what ``adapt --method auto`` would take in each cell (``share.trials.choose``), as every method of a cell
+learns from the same images with the same folds.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from glip_adapt.bench.plan import ZERO_SHOT
-from glip_adapt.bench.records import RunRecord, read_records, to_json
+from glip_adapt.bench.plan import ZERO_SHOT, RunKey
+from glip_adapt.bench.records import RECORD_FILE, RunRecord, read_records, to_json
 from glip_adapt.bench.report.plotting import GREY, build_figure, finish_axes, styles_of
 from glip_adapt.bench.report.statistics import interval_of, resample_means
 from glip_adapt.bench.report.write import save_figure
+from glip_adapt.data.dataset import load_dataset
+from glip_adapt.share.trials import METHODS, choose
 
 HERE = Path(__file__).resolve().parent
 NAME = "glyphs13_without_val"
-METHODS = ("prompt", "lora", "full")  # cheapest first, as in auto
 AUTO = "auto"
 BEGIN, END = "<!-- without_val -->", "<!-- /without_val -->"
 
@@ -40,17 +42,21 @@ Cell = tuple[str, int, int]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="results folder of the plan")
+    parser.add_argument("--restore", action="store_true", help="fill the folder with the committed records, no more")
     parser.add_argument("--published", type=Path, default=HERE / "results" / "glyphs13.jsonl")
     parser.add_argument("--readme", type=Path, default=HERE / "README.md")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
+    if arguments.restore:
+        restore(arguments.results / f"{NAME}.jsonl", arguments.runs)
+        return
     records = [record for record in read_records(arguments.runs) if record.status == "done"]
     runs = {method: cells_of(records, method) for method in METHODS}
     complete = sorted(set.intersection(*(set(cells) for cells in runs.values())))
     if not complete:
         raise SystemExit(f"{arguments.runs} has no cell yet that all of {', '.join(METHODS)} have finished.")
     runs = {method: {cell: cells[cell] for cell in complete} for method, cells in runs.items()}
-    runs[AUTO] = {cell: choose([runs[method][cell] for method in METHODS]) for cell in complete}
+    runs[AUTO] = {cell: chosen_of(cell, [runs[method][cell] for method in METHODS]) for cell in complete}
     zero = {record.key.dataset: ap_of(record) for record in records if record.key.method == ZERO_SHOT}
     selected = published_of(arguments.published, complete)
     tables = format_tables(runs, zero, selected)
@@ -63,14 +69,27 @@ def main() -> None:
     arguments.readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
 
 
+def restore(file: Path, runs: Path) -> None:
+    """Write the record of each line of ``file`` into its folder below ``runs``, unless it is there."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key = json.loads(line)["key"]
+        folder = runs / RunKey(**key).name
+        if not (folder / RECORD_FILE).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECORD_FILE).write_text(line, encoding="utf-8")
+
+
 def cells_of(records: Iterable[RunRecord], method: str) -> dict[Cell, RunRecord]:
     """Return the runs of a method by cell."""
     return {(r.key.dataset, int(r.key.shots), r.key.seed): r for r in records if r.key.method == method}
 
 
-def choose(runs: Sequence[RunRecord]) -> RunRecord:
-    """Return the run that promises most; of equal ones the first."""
-    return max(runs, key=lambda run: -1.0 if (expected := expected_of(run)) is None else expected)
+def chosen_of(cell: Cell, runs: Sequence[RunRecord]) -> RunRecord:
+    """Return the run of the method that ``auto`` would take."""
+    dataset, shots, seed = cell
+    choices = [run.cross_validated for run in runs]
+    promises = [(choice.expected_ap, choice.factor > 0) for choice in choices if choice is not None]
+    return runs[choose(promises, len(load_dataset(dataset).train.few_shot(shots, seed)))]
 
 
 def published_of(file: Path, cells: Sequence[Cell]) -> dict[str, dict[Cell, float]]:

@@ -174,7 +174,7 @@ class _Run:
                 on_trial=watch.on_trial,
                 on_step=watch.on_step,
             )
-        best = trials.best_trial(tried)
+        best = trials.best_trial(tried, len(looked_at))
         if best is None or best.found is None:
             return Outcome(
                 model=self.zero,

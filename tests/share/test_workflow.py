@@ -143,7 +143,7 @@ def test_auto_tries_the_methods_on_held_out_images_and_takes_the_best(run, tiny_
     seen = []
     done = run(observer=Observer(on_trial=lambda method, seconds: seen.append(method)))
     assert seen == [trial.method for trial in done.tried] == ["prompt", "lora", "full"]
-    best = max(done.tried, key=lambda trial: trial.expected)
+    best = trials.best_trial(done.tried, images=6)
     assert (done.model.adapter.name, done.expected) == (best.method, best.expected)
     assert len(done.history.steps) == best.found.chosen.steps
     assert (done.before, done.after) == (None, None)
@@ -151,6 +151,21 @@ def test_auto_tries_the_methods_on_held_out_images_and_takes_the_best(run, tiny_
     assert set(done.model.thresholds) == set(done.model.class_names)
     assert {file.name for file in done.folder.iterdir()} == FILES
     assert json.loads(json.dumps(done.to_json()))["method"] == best.method
+
+
+@pytest.mark.parametrize(
+    ("promises", "images", "expected"),
+    [
+        ([(0.3, True), (0.5, True), (0.2, True)], 100, 1),  # far apart
+        ([(0.3, True), (0.5, True), (0.48, True)], 100, 2),  # within 0.025 of the best
+        ([(0.3, True), (0.5, True), (0.47, True)], 100, 1),
+        ([(0.3, True), (0.5, True), (0.48, False)], 100, 1),  # full keeps the start
+        ([(0.3, False), (0.3, False), (0.3, False)], 9, 0),  # nothing helps
+        ([(None, True), (None, True), (None, True)], 2, 2),  # nothing could be held out
+    ],
+)
+def test_the_strongest_method_is_taken_unless_another_promises_more_than_noise(promises, images, expected):
+    assert trials.choose(promises, images) == expected
 
 
 def test_a_killed_call_goes_on_with_the_folds_that_it_has(run, tmp_path):
