@@ -172,7 +172,8 @@ def test_an_error_here_ends_the_workers(quick_start, tmp_path):
 
 
 SCRIPT = """
-import pathlib, sys
+import pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores Ctrl-C
 from fake_runs import PLAN, BuildFake
 from glip_adapt.bench.runner import run_plan
 from glip_adapt.bench.workers import ProcessPool, in_workers
