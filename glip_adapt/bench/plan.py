@@ -99,6 +99,12 @@ class ProtocolConfig:
     retention: tuple[str, ...] = ()
     """Datasets of the plan, or suites, on which an adapted model is scored as well, to see what it forgets."""
 
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.backgrounds < 0:
+            raise ValueError(
+                f"folds and backgrounds are {self.folds} and {self.backgrounds}; expected at least 2 and 0."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:

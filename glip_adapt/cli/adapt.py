@@ -6,7 +6,6 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,9 +87,9 @@ def adapt(
     out = free_folder(Path("adapters") / data.name) if out is None else out
     check_free(out, overwrite)  # before anything is loaded
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, start, dataset=dataset)
-    if config is not None and method == AUTO:
+    if config is not None and method == AUTO and start is None:
         raise typer.BadParameter("name a --method for the recipe in the file", param_hint="--config")
-    recipe, settings = (None, {}) if config is None else _read_recipe(loaded.name, method, count, seed, config)
+    changes, settings = _read_recipe(loaded.name, config)
     with _watched(data.name) as observer:
         done = adapt_dataset(
             loaded,
@@ -100,7 +99,7 @@ def adapt(
             shots=count,
             seed=seed,
             classes=worded(data, prompts),
-            recipe=recipe,
+            changes=changes,
             settings=settings,
             start=None if start is None else load_adapter(start, trunk=loaded),
             backgrounds=backgrounds,
@@ -228,16 +227,15 @@ def _print_metrics(title: str, found: Any, as_json: bool) -> None:
     terminal.print_rows(title, rows, as_json)
 
 
-def _read_recipe(
-    trunk: str, method: str, shots: int | Literal["all"], seed: int, file: Path | None
-) -> tuple[Any, dict[str, Any]]:
-    """Return the recipe with the changes of a TOML file, and the settings of the method in its table 'settings'."""
+def _read_recipe(trunk: str, file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a recipe in a TOML file, and the settings of the method in its table 'settings'."""
     from glip_adapt import default_recipe
     from glip_adapt.core.config import override, read_toml
 
     changes = {} if file is None else read_toml(file)
     settings = changes.pop("settings", {})
-    return override(replace(default_recipe(trunk, method, shots), seed=seed), changes, str(file)), settings
+    override(default_recipe(trunk, "prompt", "all"), changes, str(file))  # an error names the file
+    return changes, settings
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import image_digest
+
+logger = logging.getLogger(__name__)
 
 Looks = list[tuple[int, float, list[dict[str, Any]]]]
 """Steps and factor of each candidate, and its predictions on the held-out images in COCO result form."""
@@ -35,13 +38,18 @@ class FoldFiles:
             return [(steps, factor, entries) for steps, factor, entries in json.loads(path.read_bytes())]
         except (OSError, ValueError, TypeError):
             looks = compute()
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(looks), encoding="utf-8")
+        try:
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps(looks), encoding="utf-8")
+        except OSError as error:  # what it saves is time
+            logger.warning("A finished fold is not kept: %s", error)
         return looks
 
 
-def fold_key(model: AdaptedModel, start: Mapping[str, Tensor], config: FitConfig, rest: Split, held: Split) -> str:
-    """Return a digest of all that the predictions of a fold depend on: model, recipe, images and boxes."""
+def fold_key(
+    model: AdaptedModel, start: Mapping[str, Tensor], config: FitConfig, rest: Split, held: Split, grid: Any
+) -> str:
+    """Return a digest of all that the predictions of a fold depend on: model, recipe, images, boxes, candidates."""
     digest = hashlib.sha256()
     for name, tensor in start.items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -51,8 +59,9 @@ def fold_key(model: AdaptedModel, start: Mapping[str, Tensor], config: FitConfig
         to_mapping(model.adapter),
         repr(model.prompts),
         to_mapping(config),
+        grid,
     ]
     for split in (rest, held):
-        facts += [(image_digest(record.path), repr(split.annotations_of(record))) for record in split.records]
+        facts += [(r.image_id, image_digest(r.path), repr(split.annotations_of(r))) for r in split.records]
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()

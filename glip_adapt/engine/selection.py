@@ -9,7 +9,7 @@ zero-shot detection for a fresh adapter, is a candidate as well.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ FACTORS = (0.3, 0.5, 0.7, 0.85, 1.0)
 """Factors that are tried; a trial on glyphs13 had its best ones between 0.3 and 1."""
 SHARES = (0.25, 0.5, 1.0)
 """Parts of the steps of a recipe after which candidates are looked at."""
+GRID = (SHARES, FACTORS)
 CAUTIOUS = (0.5, 0.5)
 """Share and factor of the candidate that is taken where nothing can be held out."""
 MOST_STEPS = 100
@@ -68,6 +69,7 @@ class CrossValidation:
         held_out: the predictions that ``estimate`` scores; no image was seen by the model that looked at it.
         held_out_start: predictions of the start on the same images.
         folds: image ids of each fold.
+        scored: image id → the category ids that are scored there: those that the other images show.
     """
 
     chosen: Candidate
@@ -76,6 +78,7 @@ class CrossValidation:
     held_out: Found
     held_out_start: Found
     folds: tuple[tuple[int | str, ...], ...]
+    scored: Mapping[int | str, frozenset[int]]
 
     @property
     def start(self) -> float | None:
@@ -164,7 +167,9 @@ def cross_validate(
         for number, part in enumerate(parts):
             shown = _counting(on_step, number * steps, (len(parts) + 1) * steps)
             look = functools.partial(_look, part, model, start, config, cache, shown)
-            looks = look() if kept is None else kept.get(fold_key(model, start, config, part.rest, part.held), look)
+            looks = (
+                look() if kept is None else kept.get(fold_key(model, start, config, part.rest, part.held, GRID), look)
+            )
             found.append({Candidate(count, factor): entries for count, factor, entries in looks})
     finally:
         model.load_owned(start)
@@ -187,6 +192,7 @@ def cross_validate(
         held_out=[entry for fold in held_out for entry in fold],
         held_out_start=[entry for fold in found for entry in fold[START]],
         folds=tuple(tuple(record.image_id for record in part.held.records) for part in parts),
+        scored={record.image_id: part.learned for part in parts for record in part.held.records},
     )
 
 
@@ -199,10 +205,17 @@ def train_candidate(
     cache: FeatureCache | None = None,
     on_step: OnStep | None = None,
 ) -> History:
-    """Make the candidate that a cross-validation chose from all images; the history ends at its steps."""
+    """Make the candidate that a cross-validation chose from all images; the history ends at its steps.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; the model is as before.
+    """
     start, steps = model.copy_owned(), count_steps(config, len(train))
     shown = _counting(on_step, len(found.folds) * steps, (len(found.folds) + 1) * steps)
     history = train_model(model, train, None, config, stop_after=found.chosen.steps, cache=cache, on_step=shown)
+    if history.stopped_by == "interrupt":
+        model.load_owned(start)
+        raise KeyboardInterrupt
     model.load_owned(model.adapter.between(start, model.copy_owned(), found.chosen.factor))
     return history
 
@@ -273,11 +286,18 @@ def _scores(folds: Sequence[_Fold], found: Sequence[Mapping[Candidate, Found]]) 
 def _pooled_ap(folds: Sequence[_Fold], found: Sequence[Found]) -> float | None:
     """Return COCO AP over the held-out images of several folds together; None if no class can be scored."""
     records = tuple(record for fold in folds for record in fold.held.records)
-    learned = {record.image_id: fold.learned for fold in folds for record in fold.held.records}
+    scored = {record.image_id: fold.learned for fold in folds for record in fold.held.records}
     truth = coco_ground_truth(replace(folds[0].held, records=records))
-    truth["annotations"] = [e for e in truth["annotations"] if e["category_id"] in learned[e["image_id"]]]
-    predictions = [e for fold in found for e in fold if e["category_id"] in learned[e["image_id"]]]
+    truth["annotations"] = only_scored(truth["annotations"], scored)
+    predictions = only_scored([entry for fold in found for entry in fold], scored)
     return METRICS["coco"](predictions, truth).values["ap"]
+
+
+def only_scored(
+    entries: Iterable[Mapping[str, Any]], scored: Mapping[int | str, frozenset[int]]
+) -> list[Mapping[str, Any]]:
+    """Return the boxes or predictions of classes that are scored on their image, see ``CrossValidation.scored``."""
+    return [entry for entry in entries if entry["category_id"] in scored[entry["image_id"]]]
 
 
 def _counting(on_step: OnStep | None, done: int, total: int) -> OnStep | None:

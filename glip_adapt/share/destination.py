@@ -36,13 +36,14 @@ def free_folder(out: Path) -> Path:
 def save_somewhere(model: AdaptedModel, out: Path, overwrite: bool) -> Path:
     """Save the adapter in ``out``, or where that fails in another folder, so that no training is lost."""
     try:
-        model.save(out, overwrite=overwrite)
-        return out
-    except FileExistsError:  # made by another process meanwhile
-        other = free_folder(out)
-        logger.warning(f"Another adapter was saved in {out} during this training, so this one goes into {other}.")
-        model.save(other, overwrite=False)
-        return other
+        try:
+            model.save(out, overwrite=overwrite)
+            return out
+        except FileExistsError:  # made by another process meanwhile
+            other = free_folder(out)
+            logger.warning(f"Another adapter was saved in {out} during this training, so this one goes into {other}.")
+            model.save(other, overwrite=False)
+            return other
     except OSError as error:
         rescued = Path(tempfile.mkdtemp(prefix="glip-adapt-"))
         model.save(rescued)

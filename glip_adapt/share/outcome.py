@@ -39,7 +39,8 @@ class Observer:
 class Outcome:
     """A trained model, and what held-out images tell about it.
 
-    ``looked_at`` are the images that ``start`` and ``held_out`` are predictions on.
+    ``looked_at`` are the images that ``start`` and ``held_out`` are predictions on; ``scored`` tells which of their
+    classes count in ``expected`` and ``zero_shot``, None for all.
     """
 
     model: AdaptedModel
@@ -49,7 +50,9 @@ class Outcome:
     start: Sequence[Mapping[str, Any]]
     held_out: Sequence[Mapping[str, Any]]
     expected: float | None
+    zero_shot: float | None
     note: str
+    scored: Mapping[int | str, frozenset[int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ class AdaptResult:
     @property
     def kept_start(self) -> bool:
         """Whether training only lowered AP on held-out images, so that the model detects as before."""
-        return not self.history.steps or self.history.best_step == 0
+        was_tried = any(trial.found or self.history.validations for trial in self.tried)
+        return was_tried and (not self.history.steps or self.history.best_step == 0)
 
     @property
     def page(self) -> Path:
@@ -131,7 +135,7 @@ class AdaptResult:
             split=outcome.looked_at,
             start=outcome.start,
             adapted=outcome.held_out,
-            thresholds=model.thresholds,
+            thresholds=dict(zip(outcome.looked_at.classes, model.thresholds.values(), strict=True)),
             facts=facts,
             tried=[(trial.method, trial.expected, trial.remark) for trial in self.tried],
             expected=(self.expected, self.interval),

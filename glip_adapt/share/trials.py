@@ -17,15 +17,14 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, START, CrossValidation, OnStep, bounded, cross_validate
-from glip_adapt.engine.train import count_steps
 
 METHODS = ("prompt", "lora", "full")
 """What ``auto`` tries, cheapest first."""
 NOISE = 0.25
 """Two standard errors of the difference in AP of two methods, times the root of the number of held-out images, by
 redrawing images (three sets of glyphs13, 1 to 10 shots, a seed that no table reports: 0.1 to 0.4)."""
-LEAST_STEPS = 10
-"""A shorter training is not worth its time."""
+STEPS = (10, 15, 20, 30, 40, 50, 60, 80)
+"""Numbers of steps for short time; a shorter training is not worth it."""
 _PUBLISHED_SHOTS = (1, 3, 5, 10)
 _STEP_COST = {"prompt": 1.8, "lora": 3.0, "full": 5.5}
 """Seconds of a training step on an image over those of detection in it, GLIP-T at 480 × 640 on two cores
@@ -41,6 +40,7 @@ class Trial:
         method: its name.
         found: what held-out images tell; None if it was not tried.
         recipe: of its training.
+        expected: AP to expect, a fraction in [0, 1]; None if it is not known.
         seconds: that the trial took.
         remark: one sentence, or empty.
     """
@@ -48,13 +48,9 @@ class Trial:
     method: str
     recipe: FitConfig
     found: CrossValidation | None = None
+    expected: float | None = None
     seconds: float = 0.0
     remark: str = ""
-
-    @property
-    def expected(self) -> float | None:
-        """AP to expect, a fraction in [0, 1]."""
-        return self.found.estimate if self.found else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +69,11 @@ class Budget:
 def shots_of(split: Split) -> Shots:
     """Return the number of shots whose recipe fits a split: its images per class, rounded down to a published number.
 
-    It is the median over the classes; with more than twice the largest published number, all data.
+    Where no number was drawn, it is the median over the classes, and with more than twice the largest published number
+    all data.
     """
+    if split.shots != "all":
+        return max(n for n in _PUBLISHED_SHOTS if n <= split.shots)
     images = Counter(key for record in split.records for key in {a.category_id for a in split.annotations_of(record)})
     typical = median(images.values()) if images else 1
     return "all" if typical > 2 * _PUBLISHED_SHOTS[-1] else max(n for n in _PUBLISHED_SHOTS if n <= max(typical, 1))
@@ -112,32 +111,54 @@ def try_methods(
     for model, given in zip(models, recipes, strict=True):
         trial = Trial(method=model.adapter.name, recipe=bounded(given, len(train)))
         left = 60 * budget.minutes - (time.perf_counter() - started)
-        forecast = pace * _forecast(trial.method, trial.recipe, train, val, budget.seconds_per_image)
+        cost = _Cost(trial, train, val, pace * budget.seconds_per_image)
         if not any(earlier.found for earlier in trials):
-            trial, forecast = _shortened(trial, forecast, left, budget)
+            trial = _shortened(trial, cost, left, budget, least=len(models) == 1)
+        forecast = cost.seconds(trial.recipe.max_steps or 0)
         reason = _reason_against(model, trial, forecast, left, trials, train, val) if len(models) > 1 else ""
         if reason:
             trials.append(replace(trial, remark=f"not tried: {reason}"))
             continue
         if on_trial:
             on_trial(trial.method, forecast)
-        begun = time.perf_counter()
+        begun, is_new = time.perf_counter(), kept is None or not kept.folder.exists()
         found = cross_validate(model, train, trial.recipe, val=val, kept=kept, cache=cache, on_step=on_step)
         seconds = time.perf_counter() - begun
-        folds = len(found.folds)
-        pace *= min(max(seconds / forecast * (folds + 1) / folds, 0.5), 4.0)  # a fold may have been there already
-        trials.append(replace(trial, found=found, seconds=seconds))
+        if is_new or seconds > forecast:  # else folds may have been there already, and tell nothing about the pace
+            pace *= seconds / forecast * (len(found.folds) + 1) / len(found.folds)
+        trials.append(replace(trial, found=found, expected=found.estimate, seconds=seconds))
     return trials
 
 
-def _shortened(trial: Trial, forecast: float, left: float, budget: Budget) -> tuple[Trial, float]:
-    """Return a trial with as many steps as fit into the time, and its forecast; as it was if these are too few."""
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds of a trial and of the training after it, as a function of its steps."""
+
+    trial: Trial
+    train: Split
+    val: Split | None
+    seconds_per_image: float
+
+    def seconds(self, steps: int) -> float:
+        """Return the seconds of training, and of looking at held-out images whatever the steps."""
+        folds = 1 if self.val else min(FOLDS, len(self.train))
+        trained = (folds + 1) * steps * self.trial.recipe.batch_size * _STEP_COST.get(self.trial.method, 2.0)
+        looked_at = (1 + len(FACTORS) * len(SHARES)) * len(self.val or self.train)
+        return self.seconds_per_image * (trained + looked_at)
+
+
+def _shortened(trial: Trial, cost: _Cost, left: float, budget: Budget, least: bool) -> Trial:
+    """Return a trial with as many steps as fit into the time: one of ``STEPS``, so that a later call finds its folds.
+
+    If even the least do not fit, it stays as it was, or gets them if it is the only one (``least``).
+    """
     most = trial.recipe.max_steps or 0
-    steps = int(most * min(max(left, 0.0) / forecast, 1.0))
-    if not LEAST_STEPS <= steps < most:
-        return trial, forecast
+    fitting = [steps for steps in STEPS if steps < most and cost.seconds(steps) <= left]
+    if cost.seconds(most) <= left or not (fitting or least):
+        return trial
+    steps = max(fitting, default=min(STEPS[0], most))
     remark = f"{steps} steps instead of {most}, to stay within {budget.minutes:g} minutes"
-    return replace(trial, recipe=replace(trial.recipe, max_steps=steps), remark=remark), left
+    return replace(trial, recipe=replace(trial.recipe, max_steps=steps), remark=remark)
 
 
 def _reason_against(
@@ -181,14 +202,6 @@ def choose(promises: Sequence[tuple[float | None, bool]], images: int) -> int:
     close = [ap is None or ap >= best - NOISE / math.sqrt(images) for ap, _ in promises]
     helped = [i for i, (_, is_trained) in enumerate(promises) if close[i] and is_trained]
     return helped[-1] if helped else close.index(True)
-
-
-def _forecast(method: str, recipe: FitConfig, train: Split, val: Split | None, seconds_per_image: float) -> float:
-    """Return the seconds of a trial and of the training after it."""
-    folds = 1 if val else min(FOLDS, len(train))
-    trained = (folds + 1) * count_steps(recipe, len(train)) * recipe.batch_size * _STEP_COST.get(method, 2.0)
-    looked_at = (1 + len(FACTORS) * len(SHARES)) * len(val or train)
-    return seconds_per_image * (trained + looked_at)
 
 
 def _lack_of_memory(model: AdaptedModel, recipe: FitConfig, train: Split) -> str:

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.config import override
 from glip_adapt.core.files import check_room
 from glip_adapt.core.precision import cpu_threads
 from glip_adapt.core.settings import FitConfig, Shots
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.split import Split
-from glip_adapt.engine.adapted import AdaptedModel, attach
+from glip_adapt.engine.adapted import AdaptedModel, adapt, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate, predict_split, score
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
-from glip_adapt.engine.selection import START, fit, train_candidate
+from glip_adapt.engine.selection import START, fit, only_scored, train_candidate
 from glip_adapt.engine.train import History
 from glip_adapt.share import trials
 from glip_adapt.share.card import TrainingFacts, write_facts
@@ -49,6 +50,7 @@ def adapt_dataset(
     seed: int = 3,
     classes: Sequence[str | ClassPrompt] | None = None,
     recipe: FitConfig | None = None,
+    changes: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     start: AdaptedModel | None = None,
     backgrounds: int = 0,
@@ -73,8 +75,10 @@ def adapt_dataset(
         seed: of the few-shot draw, of the folds and of the default recipes.
         classes: wording of the classes; by default their names.
         recipe: of training; by default that of trunk, method and shots.
+        changes: fields of that default that differ.
         settings: fields of a named method that differ from its defaults.
-        start: an adapter for the same classes to go on from; its method is taken.
+        start: an adapter for the same classes to go on from; its method is taken. What to expect is found by trainings
+            from the beginning, as it has seen images of ``data``.
         backgrounds: images without boxes to learn from as well.
         negatives: names that are no class, see ``Dataset.with_negatives``; ``detect`` never shows them.
         minutes: that trials and training may take; by default those of the trunk for ``auto``, else any.
@@ -94,17 +98,38 @@ def adapt_dataset(
     run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
     with cpu_threads(trunk.spec.threads):
         train = run.draw(shots, backgrounds)
-        names = [start.adapter.name] if start else trials.METHODS if method == AUTO else [method]
-        models = [start] if start else [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
-        shots_of = train.shots if train.shots != "all" else trials.shots_of(train)
-        recipes = [recipe or replace(default_recipe(trunk.name, name, shots_of), seed=seed) for name in names]
-        if method != AUTO and "val" in data.splits:
-            outcome = run.select_published(models[0], train, recipes[0])
+        if start is not None:
+            _check_start(start, method, train)
+            method, fresh = start.adapter.name, [adapt(trunk, start.adapter).for_prompts(start.prompts)]
         else:
-            outcome = run.try_methods(
-                models, recipes, train, minutes or (trunk.spec.minutes if method == AUTO else math.inf)
-            )
+            names = trials.METHODS if method == AUTO else [method]
+            fresh = [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
+        recipes = [recipe or _recipe_of(model, train, seed, changes or {}) for model in fresh]
+        if method != AUTO and "val" in data.splits:
+            outcome = run.select_published(start or fresh[0], train, recipes[0])
+        else:
+            limit = trunk.spec.minutes if method == AUTO else math.inf
+            outcome = run.try_methods(fresh, recipes, train, minutes or limit, start)
         return run.finish(outcome, train, overwrite, negatives)
+
+
+def _check_start(start: AdaptedModel, method: str, train: Split) -> None:
+    """Raise ValueError unless an adapter can go on: with its own method, and for the classes of the images."""
+    if method not in (AUTO, start.adapter.name):
+        raise ValueError(
+            f"The adapter to go on from is one of {start.adapter.name}, not {method}. Leave the method out."
+        )
+    if start.class_names not in (train.classes, train.aliases):
+        raise ValueError(
+            f"The adapter to go on from detects {', '.join(start.class_names)}, but the classes here, negatives "
+            f"included, are {', '.join(train.classes)}. Give it the same, in the same order."
+        )
+
+
+def _recipe_of(model: AdaptedModel, train: Split, seed: int, changes: Mapping[str, Any]) -> FitConfig:
+    """Return the recipe of a method for the number of images per class, with some fields changed."""
+    recipe = default_recipe(model.trunk_name, model.adapter.name, trials.shots_of(train))
+    return override(replace(recipe, seed=seed), changes, "recipe")
 
 
 class _Run:
@@ -141,8 +166,11 @@ class _Run:
             history = fit(
                 model, train, val, recipe, cache=self.cache, on_step=watch.on_step, on_validation=watch.on_validation
             )
+        if history.stopped_by == "interrupt" and not history.validations:
+            raise KeyboardInterrupt  # nothing tells whether the state is any good
         found = predict_split(model, val, recipe.view, cache=self.cache)
-        trial = Trial(method=model.adapter.name, recipe=recipe, seconds=self.seconds["training and validation"])
+        expected, seconds = score(found, val).ap, self.seconds["training and validation"]
+        trial = Trial(method=model.adapter.name, recipe=recipe, expected=expected, seconds=seconds)
         return Outcome(
             model=model,
             history=history,
@@ -150,12 +178,18 @@ class _Run:
             looked_at=val,
             start=start,
             held_out=found,
-            expected=history.best_ap,
+            expected=expected,
+            zero_shot=score(start, val).ap,
             note=f"The {len(val)} validation images chose the state that was kept, so they flatter it a little.",
         )
 
     def try_methods(
-        self, models: Sequence[AdaptedModel], recipes: Sequence[FitConfig], train: Split, minutes: float
+        self,
+        models: Sequence[AdaptedModel],
+        recipes: Sequence[FitConfig],
+        train: Split,
+        minutes: float,
+        start_from: AdaptedModel | None,
     ) -> Outcome:
         """Try methods on held-out images, and train the best on all."""
         val, watch, kept = self.data.splits.get("val"), self.observer, FoldFiles(self.out / FOLDS_FOLDER)
@@ -184,14 +218,26 @@ class _Run:
                 start=start,
                 held_out=start,
                 expected=score(start, looked_at).ap,
-                note="No method fits into the time, so this is zero-shot detection. Give it more minutes, or a GPU.",
+                zero_shot=score(start, looked_at).ap,
+                note="No method could be tried, so this is zero-shot detection; the table says why.",
             )
-        model = next(model for model in models if model.adapter.name == best.method)
+        model = start_from or next(model for model in models if model.adapter.name == best.method)
         with self._timed("training"):
             history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
         how = f"by {len(val)} validation images" if val else f"by cross-validation in {len(best.found.folds)} parts"
-        alone = "One image cannot tell what to expect of others." if best.expected is None else ""
-        unchanged = "Training only made it worse on images that it had not seen, so it detects as before training."
+        notes = [f"Chosen {how}."]
+        if best.expected is None and len(train) == 1:
+            notes.append("One image cannot tell what to expect of others.")
+        elif best.expected is None:
+            notes.append("No class is on images of two parts, so nothing tells what to expect.")
+        elif any(learned < set(train.category_ids) for learned in best.found.scored.values()):
+            notes.append("A class counts in the AP to expect where other images show it too.")
+        if best.found.chosen == START:
+            notes.append(
+                "Training only made it worse on images that it had not seen, so it detects as before training."
+            )
+        if start_from:
+            notes.append("It went on from another adapter; what to expect was found by trainings from the beginning.")
         return Outcome(
             model=model,
             history=history,
@@ -200,24 +246,32 @@ class _Run:
             start=best.found.held_out_start,
             held_out=best.found.held_out,
             expected=best.expected,
-            note=" ".join(filter(None, (f"Chosen {how}.", alone, unchanged if best.found.chosen == START else ""))),
+            zero_shot=best.found.start,
+            note=" ".join(notes),
+            scored=best.found.scored,
         )
 
     def finish(self, outcome: Outcome, train: Split, overwrite: bool, negatives: Sequence[str]) -> AdaptResult:
         """Choose thresholds, save, score on test if there is one, write facts and page."""
         model, truth = outcome.model, coco_ground_truth(outcome.looked_at)
         view = outcome.tried[0].recipe.view
-        model.thresholds = balanced_thresholds(match(outcome.held_out, truth)) | dict.fromkeys(negatives, 1.0)
+        thresholds = balanced_thresholds(match(outcome.held_out, truth)) | dict.fromkeys(negatives, 1.0)
+        by_label = (thresholds[name] for name in outcome.looked_at.classes)  # a prompt may have another name
+        model.thresholds = dict(zip(model.class_names, by_label, strict=True))
         folder = save_somewhere(model, self.out, overwrite)
-        shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
+        if folder == self.out:
+            shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
         before = after = None
         if test := self.data.splits.get("test"):
             with self._timed("test"):
                 before = evaluate(self.zero, test, view, cache=self.cache)
                 after = evaluate(model, test, view, cache=self.cache)
-        zero_shot = score(outcome.start, outcome.looked_at).ap
-        interval = ap_interval(outcome.held_out, truth) if outcome.expected is not None else None
-        scores = {"AP to expect": outcome.expected, "zero-shot AP on the same images": zero_shot}
+        counted: Sequence[Mapping[str, Any]] = outcome.held_out
+        if outcome.scored is not None:
+            truth = truth | {"annotations": only_scored(truth["annotations"], outcome.scored)}
+            counted = only_scored(outcome.held_out, outcome.scored)
+        interval = ap_interval(counted, truth) if outcome.expected is not None else None
+        scores = {"AP to expect": outcome.expected, "zero-shot AP on the same images": outcome.zero_shot}
         if before and after:
             scores |= {"test AP, zero-shot": before.ap, "test AP": after.ap}
         metrics = {name: ap for name, ap in scores.items() if ap is not None}
@@ -229,7 +283,7 @@ class _Run:
             tried=outcome.tried,
             expected=outcome.expected,
             interval=interval,
-            zero_shot=zero_shot,
+            zero_shot=outcome.zero_shot,
             before=before,
             after=after,
             seconds=self.seconds,

@@ -13,7 +13,7 @@ from glip_adapt.engine import selection
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate, predict_split, score
 from glip_adapt.engine.fold_files import FoldFiles, fold_key
-from glip_adapt.engine.selection import START, Candidate, bounded, cross_validate, fit, train_candidate
+from glip_adapt.engine.selection import GRID, START, Candidate, bounded, cross_validate, fit, train_candidate
 from glip_adapt.engine.train import train_model
 
 CLASSES = ("red box", "blue box")
@@ -190,17 +190,17 @@ def test_a_damaged_file_of_a_fold_is_computed_again(build, data, tmp_path, damag
 def test_another_box_image_or_recipe_is_another_fold(build, data):
     model, train = build(), data.train
     start = model.copy_owned()
-    key = fold_key(model, start, SHORT, train, data.val)
+    key = fold_key(model, start, SHORT, train, data.val, GRID)
     moved = replace(train, records=(only(train.records[0], 0), *train.records[1:]))
     others = {
-        fold_key(model, start, SHORT, moved, data.val),
-        fold_key(model, start, SHORT, data.test, data.val),
-        fold_key(model, start, replace(SHORT, seed=11), train, data.val),
-        fold_key(build("prompt"), build("prompt").copy_owned(), SHORT, train, data.val),
-        fold_key(model, {name: tensor + 1 for name, tensor in start.items()}, SHORT, train, data.val),
+        fold_key(model, start, SHORT, moved, data.val, GRID),
+        fold_key(model, start, SHORT, data.test, data.val, GRID),
+        fold_key(model, start, replace(SHORT, seed=11), train, data.val, GRID),
+        fold_key(build("prompt"), build("prompt").copy_owned(), SHORT, train, data.val, GRID),
+        fold_key(model, {name: tensor + 1 for name, tensor in start.items()}, SHORT, train, data.val, GRID),
     }
     assert len(others | {key}) == 6
-    assert fold_key(build(), build().copy_owned(), SHORT, train, data.val) == key
+    assert fold_key(build(), build().copy_owned(), SHORT, train, data.val, GRID) == key
 
 
 def test_with_val_its_images_are_held_out_instead(build, data):

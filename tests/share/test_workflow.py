@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from glip_adapt import FitConfig, load_adapter, load_dataset
+from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Target
+from glip_adapt.engine import selection
 from glip_adapt.engine.adapted import AdaptedModel
-from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.selection import START, Candidate
 from glip_adapt.engine.train import History, Validation
 from glip_adapt.share import trials, workflow
 from glip_adapt.share.card import read_facts
@@ -59,7 +61,7 @@ def test_the_start_was_kept_if_no_later_state_was_better(adapt):
         validations = [Validation(step, 0.5, step in best) for step in (0, 2)]
         history = History(2, steps=done.history.steps, validations=validations)
         assert replace(done, history=history).kept_start == expected
-    assert replace(done, history=History(2)).kept_start
+    assert not replace(done, history=History(2)).kept_start  # nothing was tried
 
 
 def test_all_shots_are_all_images_with_boxes(adapt):
@@ -187,16 +189,14 @@ def test_what_does_not_fit_the_time_is_left_out_and_said(run):
     assert [trial.found for trial in done.tried] == [None] * 3
     assert all("not tried" in trial.remark for trial in done.tried)
     assert done.model.adapter.name == "zero_shot"
-    assert done.kept_start
+    assert not done.kept_start
     assert "zero-shot detection" in (done.folder / "index.html").read_text()
 
 
 def test_the_first_method_gets_fewer_steps_where_time_is_short(run, monkeypatch):
-    monkeypatch.setattr(trials, "_forecast", lambda method, *others: 120.0)
-    done = run(recipe=replace(SHORT, max_steps=40), minutes=1.0)
-    first = done.tried[0]
-    assert 10 <= first.recipe.max_steps <= 20
-    assert first.remark == f"{first.recipe.max_steps} steps instead of 40, to stay within 1 minutes"
+    monkeypatch.setattr(trials._Cost, "seconds", lambda cost, steps: 2.9 * steps)
+    first = run(recipe=replace(SHORT, max_steps=40), minutes=1.0).tried[0]
+    assert (first.recipe.max_steps, first.remark) == (20, "20 steps instead of 40, to stay within 1 minutes")
     assert first.found is not None
 
 
@@ -214,11 +214,54 @@ def test_a_single_image_gets_the_cheapest_method(run, alone):
     assert "One image cannot tell what to expect of others." in (done.folder / "index.html").read_text()
 
 
-def test_training_goes_on_from_another_adapter(run, alone, tiny_trunk, tmp_path):
-    first = run(method="prompt")
-    later = run(start=load_adapter(first.folder, trunk=tiny_trunk), out=tmp_path / "later")
-    assert later.model.adapter.name == "prompt"
-    assert later.tried[0].found.start == pytest.approx(evaluate(first.model, alone.train, SHORT.view).ap)
+def test_training_goes_on_from_another_adapter(run, tiny_trunk, tmp_path, monkeypatch):
+    """What to expect is found from the beginning, as the adapter has seen the images."""
+    start = load_adapter(run(method="prompt").folder, trunk=tiny_trunk)
+    before = start.copy_owned()
+    monkeypatch.setattr(selection, "_best", lambda scores, cautious: START)
+    later = run(start=start, out=tmp_path / "later")
+    fresh = run(method="prompt", out=tmp_path / "fresh")
+    assert (later.expected, later.zero_shot) == (fresh.expected, fresh.zero_shot)
+    assert later.kept_start
+    assert all(tensor.equal(before[name]) for name, tensor in later.model.owned_tensors().items())
+    assert "It went on from another adapter" in later.page.read_text()
+    with pytest.raises(ValueError, match="go on from is prompt, not lora"):
+        run(start=start, method="lora", out=tmp_path / "other")
+    with pytest.raises(ValueError, match="go on from detects red box, blue box, but the classes here, negatives"):
+        run(start=start, negatives=["cat"], out=tmp_path / "other")
+
+
+def test_classes_may_be_worded_by_other_names(run, alone, tiny_trunk):
+    """As the official prompts of two public sets do."""
+    names = ("crimson box", "azure box")
+    data = replace(alone, splits={"train": replace(alone.train, aliases=names)})
+    done = run(method="prompt", data=data, classes=[ClassPrompt(name=name) for name in names])
+    assert set(load_adapter(done.folder, trunk=tiny_trunk).thresholds) == set(names)
+
+
+def test_ctrl_c_in_the_last_training_saves_nothing_and_keeps_the_folds(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "_best", lambda scores, cautious: Candidate(4, 1.0))
+
+    def interrupt(step, total):
+        if step.step == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(method="prompt", observer=Observer(on_step=interrupt))
+    assert not (tmp_path / "adapter" / "adapter.json").exists()
+    assert len(list((tmp_path / "adapter" / ".folds").iterdir())) == 3
+
+
+def test_zero_shot_and_estimate_count_the_same_classes(run, alone):
+    """A class on one image only cannot be held out, so it counts in neither of them."""
+    first, *others = (
+        replace(record, target=Target(record.target.boxes_xyxy[:1], torch.tensor([int(i == 0)])), annotations=())
+        for i, record in enumerate(alone.train.records)
+    )
+    done = run(data=replace(alone, splits={"train": replace(alone.train, records=(first, *others))}), method="prompt")
+    assert done.zero_shot == done.tried[0].found.start
+    assert done.interval[0] <= done.expected <= done.interval[1]
+    assert "where other images show it too" in done.page.read_text()
 
 
 def test_a_folder_without_labelled_boxes_is_refused(run, alone):
@@ -250,7 +293,7 @@ def test_negatives_stand_in_the_caption_and_are_never_shown(run, alone, tiny_tru
 
 
 def test_a_named_method_takes_the_time_that_it_needs(tiny_trunk, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "_forecast", lambda method, *others: 1e9)
+    monkeypatch.setattr(trials._Cost, "seconds", lambda cost, steps: 1e9)
     recipe = replace(SHORT, max_steps=2)
     done = adapt_dataset(tiny_trunk, alone, "prompt", out=tmp_path / "a", recipe=recipe)
     assert [(trial.found is not None, trial.remark) for trial in done.tried] == [(True, "")]
