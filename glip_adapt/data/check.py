@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ def check_folder(path: Path, image_dir: Path | None = None, format: str | None =
         ValueError: if the format is not recognised, or the folder is ambiguous; bad content never raises.
     """
     path = Path(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is an archive. Unpack it, and give the folder.")
     if path.is_file():
         documents = {path.stem: coco.read_file(path, image_dir or path.parent)}
         return FolderCheck(format=coco.NAME, known=None, splits=_check(documents), unlabelled=None)

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -128,7 +129,7 @@ class ImageIndex:
         self._named: dict[str, list[Path]] = {}
         for path in self.paths:
             for key in (path.name, path.stem):
-                self._named.setdefault(key.casefold(), []).append(path)
+                self._named.setdefault(_loose(key), []).append(path)
 
     def find(self, name: str, near: Path, split: str) -> Path:
         """Return the image that a label file names, or where it should be if there is none.
@@ -147,7 +148,7 @@ class ImageIndex:
             if os.path.isfile(path):
                 return path
         parts = PurePosixPath(name.replace("\\", "/")).parts[::-1]
-        found = self._named.get(parts[0].casefold(), ()) if parts else ()
+        found = self._named.get(_loose(parts[0]), ()) if parts else ()
         if not found:
             return Path(os.path.normpath(stated))
 
@@ -169,12 +170,17 @@ class ImageIndex:
 
     def beside(self, label_file: Path) -> Path | None:
         """Return the image in the folder of a label file that has the same stem, or None."""
-        alike = self._named.get(label_file.stem.casefold(), ())
+        alike = self._named.get(_loose(label_file.stem), ())
         return next((path for path in alike if path.with_suffix("") == label_file.with_suffix("")), None)
 
     def split_of(self, path: Path) -> str:
         """Return the split that a folder above an image is named after, else train."""
         return split_of(path, self.folder)
+
+
+def _loose(name: str) -> str:
+    """Return a file name without what uploads and file systems change: case, Unicode form, blanks and signs."""
+    return re.sub(r"[^\w.-]", "_", unicodedata.normalize("NFC", name).casefold())
 
 
 def documents_of(

@@ -97,6 +97,8 @@ def find_spec(name: str) -> DatasetSpec:
     short = name.casefold().removeprefix("odinw/")
     if short in by_name:
         return by_name[short]
+    if Path(name).is_file():
+        raise FileNotFoundError(f"{name} is a file. Give the folder of the dataset; unpack an archive first.")
     if len(Path(name).parts) > 1:
         raise FileNotFoundError(f"No folder {name}. Give an existing dataset folder or a known name.")
     near = difflib.get_close_matches(name.casefold(), by_name, n=1)

@@ -42,7 +42,7 @@ _EXPECTED = {
     "malformed JSON": "a JSON object with the lists images, annotations and categories",
     "malformed label file": "a whole file of the format; restore it, or remove it and label the image again",
     "malformed entry": "images with id and file_name, annotations with image_id, category_id and bbox [x, y, width, "
-    "height], categories with id and name",
+    "height], categories with a whole number as id, and a name",
     "empty split": "at least one image and one category",
     "missing image file": "every file_name to exist below the image folder",
     "duplicate image id": "each image id once",

@@ -310,3 +310,16 @@ def test_unlabelled_images_are_those_in_no_split(tmp_path):
         "later/a b.png",
         "train/images/new.JPG",
     ]
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    import zipfile
+
+    from glip_adapt.data.check import check_folder
+
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
+        archive.writestr("a", "b")
+    with pytest.raises(FileNotFoundError, match="unpack an archive first"):
+        load_dataset(tmp_path / "birds.zip")
+    with pytest.raises(ValueError, match="is an archive"):
+        check_folder(tmp_path / "birds.zip")

@@ -211,3 +211,20 @@ def test_a_list_of_classes_fixes_their_order_and_keeps_unused_ones(tmp_path, lin
     assert classes_of(split) == ["cat", "dog", "owl", "ant"]
     assert split.findings == (("unlisted class", "'ant' is not in labels.txt"),)
     assert classes_of(documents_of(drafts, ImageIndex(tmp_path))["test"]) == ["ant", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "named"),
+    [
+        ("IMG 1 (2).jpg", "IMG_1__2_.jpg"),  # as an upload renames it
+        ("Scho\u0308n.png", "sch\u00f6n.PNG"),  # as macOS stores it
+    ],
+)
+def test_images_are_found_by_names_that_uploads_and_file_systems_change(tmp_path, stored, named):
+    (path,) = put(tmp_path, f"images/{stored}")
+    assert ImageIndex(tmp_path).find(named, tmp_path, "train") == path
+
+
+def test_the_exact_name_comes_first(tmp_path):
+    _, exact = put(tmp_path, "a/x y.jpg", "b/x_y.jpg")
+    assert ImageIndex(tmp_path).find("x_y.jpg", tmp_path, "train") == exact

@@ -225,7 +225,7 @@ def test_training_goes_on_from_another_adapter(run, tiny_trunk, tmp_path, monkey
     assert later.kept_start
     assert all(tensor.equal(before[name]) for name, tensor in later.model.owned_tensors().items())
     assert "It went on from another adapter" in later.page.read_text()
-    with pytest.raises(ValueError, match="go on from is prompt, not lora"):
+    with pytest.raises(ValueError, match="go on from is one of prompt, not lora"):
         run(start=start, method="lora", out=tmp_path / "other")
     with pytest.raises(ValueError, match="go on from detects red box, blue box, but the classes here, negatives"):
         run(start=start, negatives=["cat"], out=tmp_path / "other")
