@@ -199,6 +199,7 @@ def score(
 @contextmanager
 def _watched(title: str) -> Iterator[Any]:
     """Yield an observer that shows images, trials, steps and validations with rate and remaining time."""
+    from glip_adapt.core.plain_text import duration
     from glip_adapt.share.outcome import Observer
 
     with terminal.progress_bar() as bar:
@@ -207,7 +208,7 @@ def _watched(title: str) -> Iterator[Any]:
 
         def show_trial(method: str, seconds: float) -> None:
             shown[0] = f"{title}: {method}"
-            bar.console.print(f"trying {method}, about {terminal.minutes(seconds)}", highlight=False)
+            bar.console.print(f"trying {method}, about {duration(seconds)}", highlight=False)
 
         yield Observer(
             on_image=lambda done, total: bar.update(

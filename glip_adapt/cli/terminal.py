@@ -117,11 +117,6 @@ def percent(ap: float | None) -> str:
     return "undefined" if ap is None else f"{100 * ap:.1f}"
 
 
-def minutes(seconds: float) -> str:
-    """Return a time as people say it."""
-    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-
-
 def progress_bar() -> Progress:
     """Return a bar with counts and remaining time, on standard error."""
     return _bar(progress.MofNCompleteColumn())

@@ -32,3 +32,8 @@ def excerpt(text: str) -> str:
 def markdown(text: str) -> str:
     """Escape ``text`` for Markdown, in one line; it is shown unchanged."""
     return _MARKDOWN.sub(r"\\\g<0>", html.escape(one_line(text), quote=False))
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    return f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"

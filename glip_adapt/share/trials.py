@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from glip_adapt.core.memory import total_bytes
+from glip_adapt.core.plain_text import duration
 from glip_adapt.core.settings import FitConfig, Shots
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
@@ -174,7 +175,7 @@ def _reason_against(
     if len(train) == 1 and val is None and earlier:
         return "one image cannot compare methods"
     if forecast > left:
-        return f"about {forecast / 60:.0f} minutes, and {max(left, 0.0) / 60:.0f} were left"
+        return f"it takes about {duration(forecast)}, and {duration(max(left, 0.0))} were left"
     return _lack_of_memory(model, trial.recipe, train)
 
 
