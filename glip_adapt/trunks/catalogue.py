@@ -220,10 +220,14 @@ def load_trunk_and_prompt(
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(spec.repository, spec.public_file, option="--checkpoint")
     checkpoint = Path(checkpoint or ASSETS / f"{name}.safetensors")
-    with torch.random.fork_rng(devices=[]):
+    from accelerate import init_empty_weights
+
+    # To draw weights that the file replaces takes seconds.
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         network = spec.family.build(spec.config)
     weights = read_checkpoint(checkpoint, network, name)
-    network.load_state_dict(weights.state)
+    # A copy has the alignment of any new tensor, on which the last bits of products may depend; a mapped file has not.
+    network.load_state_dict({key: tensor.clone() for key, tensor in weights.state.items()}, assign=True)
     return Trunk(name, network.requires_grad_(False).to(device), tokenizer, weights_checksum(network)), weights.prompt
 
 
