@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,6 +21,7 @@ from glip_adapt.core.config import from_mapping
 from glip_adapt.core.memory import peak_bytes, reset_peak
 from glip_adapt.core.precision import cpu_threads
 from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.core.timing import recorded, stage
 from glip_adapt.data.dataset import Dataset, load_dataset
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
@@ -91,8 +92,9 @@ class FitExecutor:
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
     ) -> RunOutcome:
         """Fit, score once, and leave predictions, history and adapter in ``directory``."""
-        with cpu_threads(threads_of(self.plan, key.trunk, self.workers)):
-            return self._execute(key, config, directory, on_step)
+        with cpu_threads(threads_of(self.plan, key.trunk, self.workers)), recorded() as stages:
+            outcome = self._execute(key, config, directory, on_step)
+        return replace(outcome, cost=replace(outcome.cost, stages=stages))
 
     def _execute(
         self, key: RunKey, config: Mapping[str, Any], directory: Path, on_step: Callable[[Any, int], None]
@@ -117,15 +119,17 @@ class FitExecutor:
             if history.stopped_by == "interrupt":
                 raise KeyboardInterrupt  # half a run is no record
             val_ap, train_source = history.best_ap, train.source
-            _write_json(directory / "history.json", asdict(history))
+            _write_json(directory / "history.json", history.to_json())
             model.save(directory / "adapter")
             adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
-        found = evaluate(model, _scored(data, protocol), shown, cache=self.cache)
+        with stage("test"):
+            found = evaluate(model, _scored(data, protocol), shown, cache=self.cache)
         _write_json(directory / "predictions.json", found.predictions)
         seconds, peak, trained = time.perf_counter() - started, peak_bytes(self.device), model.trained_parameters
         cost = RunCost(trained_parameters=trained, adapter_bytes=adapter_bytes, peak_bytes=peak, seconds=seconds)
         others = [entry for entry in protocol.retention if entry != key.dataset]
-        retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
+        with stage("other datasets"):
+            retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
         return RunOutcome(
             metrics=RunMetrics(values=found.values, per_class=found.per_class, val_ap=val_ap, retention=retention),
             cost=cost,

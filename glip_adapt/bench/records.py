@@ -75,16 +75,20 @@ class RunCost:
         adapter_bytes: size of the saved adapter.
         peak_bytes: highest memory in use: of the device if it has its own, else of the process; None if unknown.
         seconds: wall time of fitting and scoring; trunk and dataset are loaded before.
+        stages: stage → seconds, such as ``training``, ``validation``, ``scoring``, ``decoding`` and ``test``; empty in
+            records from before this field. See ``core.timing``.
     """
 
     trained_parameters: int
     adapter_bytes: int
     peak_bytes: int | None
     seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            limit = MAX_SECONDS if name == "seconds" else 2**63
+        numbers = {name: value for name, value in vars(self).items() if name != "stages"}
+        for name, value in {**numbers, **self.stages}.items():
+            limit = 2**63 if name in ("trained_parameters", "adapter_bytes", "peak_bytes") else MAX_SECONDS
             if value is not None and not 0 <= value < limit:
                 raise ValueError(f"cost: '{name}' is {value:.3g}; expected a number from 0, below {limit:.3g}.")
 

@@ -6,7 +6,7 @@ from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RECORD_FILE, RunCost, RunMetrics, RunRecord, to_json
 
 
-def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, seconds=1.5, **metrics):
+def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, seconds=1.5, stages=None, **metrics):
     """A run of ``dataset`` with AP ``ap``; an exception instead of a number is a failed run."""
     common = {
         "key": RunKey(trunk, dataset, method, shots, seed),
@@ -18,7 +18,9 @@ def record(dataset, method, shots, seed, ap, trunk="glip-t", peak_bytes=None, se
         return RunRecord(status="failed", error=f"{type(ap).__name__}: {ap}\nTraceback …", **common)
     values = {"ap": ap, "ap50": 0.9, "ap75": 0.4, "ap_small": None, "ap_medium": 0.2, "ap_large": 0.6}
     found = RunMetrics(values=values, per_class={"cat": ap}, val_ap=0.3, **metrics)
-    cost = RunCost(trained_parameters=768, adapter_bytes=3072, peak_bytes=peak_bytes, seconds=seconds)
+    cost = RunCost(
+        trained_parameters=768, adapter_bytes=3072, peak_bytes=peak_bytes, seconds=seconds, stages=stages or {}
+    )
     return RunRecord(status="done", metrics=found, cost=cost, **common)
 
 

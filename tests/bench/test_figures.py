@@ -5,7 +5,7 @@ import pytest
 from made_up import RECORDS, record
 
 from glip_adapt.adapters import ADAPTERS
-from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention, draw_stages
 from glip_adapt.bench.report.plotting import styles_of
 from glip_adapt.bench.report.published import published_mean
 from glip_adapt.bench.report.tables import bootstrap_mean, load_table
@@ -87,6 +87,24 @@ def test_costs_stand_where_they_were_measured():
     figure = memory.get_figure()
     figure.canvas.draw()
     assert "1 GB" in [tick.get_text() for tick in memory.get_xticklabels()]
+
+
+def test_stages_lie_end_to_end_and_add_up_to_the_run():
+    records = [
+        record("a", "zero_shot", 0, 3, 0.2, stages={"test": 2.0}),
+        record("a", "prompt", 5, 3, 0.2, stages={"training": 6.0, "test": 2.0, "scoring": 1.0}),
+        record("a", "prompt", 5, 30, 0.2, stages={"training": 8.0, "test": 2.0}),
+    ]
+    (axes,) = draw_stages(load_table(records), "glip-t").axes
+    bars = {
+        container.get_label(): [(bar.get_x(), bar.get_width()) for bar in container] for container in axes.containers
+    }
+    assert bars == {
+        "training": [(0.0, 0.0), (0.0, 7.0)],
+        "test": [(0.0, 2.0), (7.0, 2.0)],
+        "scoring": [(2.0, 0.0), (9.0, 0.5)],
+    }
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["zero-shot", "prompt, 5 shots"]
 
 
 def test_retention_shows_the_other_sets_before_and_after():

@@ -55,6 +55,7 @@ CHOICE = CrossValidated(expected_ap=0.3, start_ap=None, steps=20, factor=0.7, fo
         FAILED,
         dataclasses.replace(DONE, selected_on="Raccoon/val"),
         dataclasses.replace(DONE, cross_validated=CHOICE),
+        dataclasses.replace(DONE, cost=dataclasses.replace(COST, stages={"training": 1.0, "test": 0.5})),
     ],
 )
 def test_record_reads_back_as_written_beside_its_files(tmp_path, record):
@@ -109,7 +110,7 @@ def test_published_records_read_back_as_they_are(tmp_path, name):
         folder.mkdir()
         (folder / "record.json").write_text(line)
         read = to_json(read_record(folder))
-        assert {**read, **content} == read
+        assert {**read, **content, "cost": {**read["cost"], **content["cost"]}} == read
         assert json.dumps(read["metrics"]) == json.dumps(
             content["metrics"] | {"retention": read["metrics"]["retention"]}
         )
@@ -244,6 +245,8 @@ BROKEN = {
     "cost is a list": lambda content: content.__setitem__("cost", [1]),
     "a cost of too many bits": lambda content: content["cost"].__setitem__("adapter_bytes", 10**30),
     "a negative cost": lambda content: content["cost"].__setitem__("seconds", -1),
+    "a stage of ages": lambda content: content["cost"].__setitem__("stages", {"training": 1e18}),
+    "a stage that is no number": lambda content: content["cost"].__setitem__("stages", {"training": "x"}),
     "a run of ages": lambda content: content["cost"].__setitem__("seconds", 1e18),
     "an unknown way of scoring": lambda content: content["config"].__setitem__("protocol", {"annotation_ids": ["x"]}),
     "a checksum that is no text": lambda content: content["config"].__setitem__("trunk_checksum", math.inf),

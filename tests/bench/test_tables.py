@@ -17,6 +17,7 @@ from glip_adapt.bench.report.tables import (
     summarize_datasets,
     summarize_mean,
     summarize_retention,
+    summarize_stages,
 )
 
 
@@ -152,6 +153,20 @@ def test_costs_are_means_of_complete_cells_with_zero_shot_once():
     assert math.isnan(costs.loc[("lora", 1), "peak_bytes"])  # nor was it in one of two runs
     assert costs.loc[("lora", 1), "seconds"] == 1.5
     assert list(costs.index) == [("zero_shot", 0), ("full", 1), ("prompt", 1), ("lora", 1)]
+
+
+def test_stages_are_means_of_the_runs_that_recorded_them_the_longest_first():
+    records = [
+        record("a", "full", 1, 3, 0.2, stages={"scoring": 1.0, "training": 4.0}),
+        record("a", "full", 1, 30, 0.2, stages={"training": 6.0}),
+        record("a", "full", 1, 300, 0.2),
+        record("a", "lora", 1, 3, ValueError("no")),
+    ]
+    stages = summarize_stages(load_table(records)).loc["glip-t"]
+    assert list(stages.columns) == ["training", "scoring"]
+    assert stages.loc[("full", 1)].tolist() == [5.0, 0.5]
+    assert len(stages) == 1
+    assert summarize_stages(load_table(records[2:])).empty
 
 
 def retained(*rows):

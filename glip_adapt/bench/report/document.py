@@ -34,6 +34,10 @@ _TEXTS: Mapping[str, str] = {
         "Means over datasets and seeds, of complete cells. Time is that of fitting and scoring; memory is the peak. "
         "Features that a worker keeps from earlier runs are not computed again and count into its memory."
     ),
+    "Where the time goes": (
+        "Seconds of a run by stage, means over datasets and seeds. Decoding is time that the network waited for "
+        "images; most of it happens beside the other stages."
+    ),
     "Zero-shot retention": (
         "AP on the other datasets before adapting to one (zero-shot) and after, mean over runs and other datasets."
     ),
@@ -65,6 +69,7 @@ def build_document(table: pd.DataFrame, note: str = "") -> list[Section]:
         "Best method": _with_intervals(tables.rank_methods(table)),
         "Methods in pairs": tables.compare_methods(table),
         "Cost": tables.summarize_costs(table),
+        "Where the time goes": tables.summarize_stages(table),
         "Zero-shot retention": retention,
     }
     sections += [Section(title, _TEXTS[title], _as_text(found)) for title, found in summaries.items() if len(found)]
@@ -137,7 +142,8 @@ def _completeness(datasets: pd.DataFrame) -> str:
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table with its index as columns, all cells and names as text, see ``_COLUMNS``."""
     frame = frame.reset_index().rename(columns=str)
-    shown = {name: _COLUMNS.get(name, (name, str)) for name in frame.columns}
+    plain = {name: (name, _number if frame[name].dtype == "float64" else str) for name in frame.columns}
+    shown = {name: _COLUMNS.get(name, plain[name]) for name in frame.columns}
     return pd.DataFrame({title: frame[name].map(form) for name, (title, form) in shown.items()})
 
 
@@ -166,7 +172,6 @@ def _count(number: int, noun: str) -> str:
 _number, _signed, _thousands, _probability = _as(".1f"), _as("+.1f"), _as(",.0f"), _as(".4f")
 
 _COLUMNS: Mapping[str, tuple[str, Callable[..., str]]] = {
-    **{name: (name, _number) for name in ("here", "published", "before", "after", "seconds")},
     **{name: (name, _signed) for name in ("difference", "change")},
     "ap": ("AP", _number),
     "p_runs": ("p (runs)", _probability),
@@ -178,4 +183,4 @@ _COLUMNS: Mapping[str, tuple[str, Callable[..., str]]] = {
     "finished": ("scores", str),
     "expected": ("expected scores", str),
 }
-"""Column of a table → its name in the report, and how its cells are written; others are written as they are."""
+"""Column of a table → its name in the report, and how its cells are written; others keep name, numbers one decimal."""

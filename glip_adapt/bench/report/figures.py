@@ -5,6 +5,7 @@ Each takes the runs as ``load_table`` returns them, the name of the trunk, and a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,6 +87,27 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
         plotting.finish_axes(axes, "")
         axes.grid(axis="x", color=plotting.RULE, lw=0.8)
     _add_legend(figure, styles)
+    return figure
+
+
+def draw_stages(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
+    """Return where the time of a run goes: a bar per method and number of shots, a part of it per stage."""
+    stages = tables.select(tables.summarize_stages(table[table["trunk"] == trunk]), trunk)
+    figure = plotting.build_figure(f"Seconds per run on {trunk}", (note,), (8.6, 1.6 + 0.34 * len(stages)))
+    axes, ends = figure.add_subplot(), stages.cumsum(axis=1)
+    for colour, (stage, seconds) in zip(itertools.cycle(plotting.COLOURS), stages.items(), strict=False):
+        axes.barh(range(len(stages)), seconds, left=ends[stage] - seconds, color=colour, label=str(stage))
+    names = [
+        plotting.readable(method) + ("" if method == ZERO_SHOT else f", {shots} shots")
+        for method, shots in stages.index
+    ]
+    axes.set_yticks(range(len(stages)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds, mean over datasets and seeds")
+    plotting.finish_axes(axes, "")
+    axes.grid(axis="x", color=plotting.RULE, lw=0.8)
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper right", ncols=min(4, len(stages.columns)), frameon=False, fontsize=9)
     return figure
 
 

@@ -54,6 +54,7 @@ def load_table(records: Iterable[RunRecord]) -> pd.DataFrame:
             | {name: found.get(name) for name in metrics}
             | {"val_ap": getattr(record.metrics, "val_ap", None)}
             | {name: getattr(record.cost, name, None) for name in COSTS}
+            | {"stages": json.dumps(dict(record.cost.stages)) if record.cost and record.cost.stages else None}
             | {name: json.dumps(dict(of), ensure_ascii=False) if of else None for name, of in texts.items()}
             | {name: record.environment.get(name) for name in ("device", "commit", "dirty")}
             | {"created": record.created, "error": record.error.splitlines()[0] if record.error else None}
@@ -174,6 +175,19 @@ def summarize_costs(table: pd.DataFrame) -> pd.DataFrame:
     cells = name_zero_shot(summarize_mean(table)).rename(columns={"mean": "ap"}).join(costs)
     cells.loc[cells["ap"].isna(), list(COSTS)] = math.nan
     return cells[["ap", *COSTS]]
+
+
+def summarize_stages(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the seconds of each stage of a run, averaged over the runs that recorded them.
+
+    Returns:
+        Per trunk, method and shots, zero-shot once: a column per stage, the longest first. Empty if no run recorded
+        any.
+    """
+    runs = table.dropna(subset="stages")
+    seconds = pd.DataFrame([json.loads(text) for text in runs["stages"]], runs.index).fillna(0.0)
+    seconds = seconds[seconds.sum().sort_values(ascending=False, kind="stable").index]
+    return seconds.join(runs[_CELL]).groupby(_CELL, sort=False).mean()
 
 
 def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,14 +16,14 @@ from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.report.curves import draw_data_efficiency
 from glip_adapt.bench.report.document import build_document
-from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention
+from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention, draw_stages
 from glip_adapt.bench.report.markup import format_latex, format_markdown, format_page
 from glip_adapt.bench.report.tables import load_table, summarize_retention
 from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
 from glip_adapt.data.glyphs13 import rendered_datasets
 
-_STEMS = ("data_efficiency", "comparison", "cost", "retention")
+_STEMS = ("data_efficiency", "comparison", "cost", "stages", "retention")
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,7 @@ def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
             ("data_efficiency", draw_data_efficiency, True),
             ("comparison", draw_comparison, adapted),
             ("cost", draw_costs, adapted),
+            ("stages", draw_stages, runs["stages"].notna().any()),
             ("retention", draw_retention, len(summarize_retention(runs)) > 0),
         ):
             if has_content:
