@@ -56,7 +56,7 @@ class FitConfig:
     max_steps: int | None = None
     "ceiling in steps; None: in epochs"
     validate_every: int | None = None
-    "steps between validations; None: an epoch"
+    "steps between validations; None: an epoch, or with a cosine as many as take no less time than a validation"
     keep_start: bool = False
     "whether the state before training is a candidate too, for so few images that training can only hurt"
     schedule: Literal["plateau", "cosine"] = "plateau"

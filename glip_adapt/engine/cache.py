@@ -94,18 +94,31 @@ class FeatureCache:
         Returns:
             The result on the CPU, detached and shared: nobody may write into it.
         """
-        folder = self._folder if spill else None
+        found: Any = self.find(key, spill=spill)
+        return self._keep(key, compute(), spill) if found is None else found
+
+    def find(self, key: CacheKey, *, spill: bool = True) -> FrozenState | None:
+        """Return the result kept under ``key``, or None; arguments and result as for ``get``."""
         with self._lock:
-            kept: Any = self._recall(key)
+            kept = self._recall(key)
             self._counts["memory_hits"] += kept is not None
         if kept is not None:
             return kept
-        read: Any = folder.read(key) if folder else None
-        state = _settled(compute()) if read is None else read
+        read = self._folder.read(key) if self._folder and spill else None
+        if read is None:
+            return None
         with self._lock:
-            self._counts["misses" if read is None else "disk_hits"] += 1
-            kept = self._remember(key, state)
-        if kept is None and read is None and not (folder and folder.write(key, state)):
+            self._counts["disk_hits"] += 1
+            kept = self._remember(key, read)
+        return read if kept is None else kept
+
+    def _keep(self, key: CacheKey, computed: AnyState, spill: bool) -> AnyState:
+        """Keep a new result where there is room, and return it as all later uses will get it."""
+        folder, state = self._folder if spill else None, _settled(computed)
+        with self._lock:
+            self._counts["misses"] += 1
+            kept: Any = self._remember(key, state)
+        if kept is None and not (folder and folder.write(key, state)):
             self._warn(size_bytes(state), folder)
         return state if kept is None else kept
 
@@ -139,8 +152,11 @@ class FeatureCache:
 
 
 def to(state: AnyState, device: torch.device | str) -> AnyState:
-    """Return a result on ``device``; it is the same object where nothing has to move."""
-    return map_tensors(lambda tensor: tensor.to(device), state)
+    """Return a result on ``device``; it is the same object where nothing has to move.
+
+    The host does not wait for copies of pinned memory.
+    """
+    return map_tensors(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()), state)
 
 
 def image_digest(path: str | Path) -> str:

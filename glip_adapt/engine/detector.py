@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.precision import autocast
@@ -22,8 +23,9 @@ from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, merge
 from glip_adapt.data.images import load_rgb, to_rgb
-from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
+from glip_adapt.data.transforms import View, collate, padded_shape, view_image
 from glip_adapt.engine.batches import in_batches
+from glip_adapt.engine.feeding import ahead
 from glip_adapt.trunks.protocol import Network
 
 AnyImage = str | Path | Image.Image | np.ndarray
@@ -134,12 +136,17 @@ class Detector(ABC):
     def _predict_all(self, images: Iterable[AnyImage], threshold: float, view: ViewConfig) -> Iterator[Detections]:
         self.train(False)
         shown = View(view.short_side, flip=False)
-        opened = map(_open, images)
-        for batch in in_batches((image, _padded_hw(image, view)) for image in opened):
-            pixels = collate([view_image(image, shown, view.max_long_side) for image in batch])
+
+        def open_and_resize(image: AnyImage) -> tuple[Tensor, SizeHW]:
+            opened = _open(image)
+            return view_image(opened, shown, view.max_long_side), (opened.height, opened.width)
+
+        resized = ahead(open_and_resize, images)
+        for batch in in_batches((one, padded_shape((one[0].shape[1], one[0].shape[2]))) for one in resized):
+            pixels, sizes_hw = zip(*batch, strict=True)
             with autocast(self.device, view.precision):
-                prefix = self.prefix(pixels.to(self.device))
-            for found in detections(self, prefix, [(image.height, image.width) for image in batch], view):
+                prefix = self.prefix(collate(pixels).to(self.device))
+            for found in detections(self, prefix, sizes_hw, view):
                 yield found.above(threshold)
 
 
@@ -172,7 +179,3 @@ def _open(image: AnyImage) -> Image.Image:
             f"Expected an array of (height, width, 3) uint8 in RGB, got {image.shape} {image.dtype}. Convert it first."
         )
     return Image.fromarray(image)
-
-
-def _padded_hw(image: Image.Image, view: ViewConfig) -> SizeHW:
-    return padded_shape(resize_shape((image.height, image.width), view.short_side, view.max_long_side))

@@ -12,6 +12,7 @@ from typing import Any
 from glip_adapt.core import boxes
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections
+from glip_adapt.core.timing import stage
 from glip_adapt.data.formats.coco import coco_ground_truth, load_ground_truth
 from glip_adapt.data.split import AnnotationIds, Split
 from glip_adapt.data.transforms import View
@@ -19,7 +20,8 @@ from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.detector import Detector, detections
 from glip_adapt.engine.features import FrozenFeatures
-from glip_adapt.engine.metrics import METRICS
+from glip_adapt.engine.feeding import ahead
+from glip_adapt.engine.metrics import METRICS, coco
 from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
 
 
@@ -82,8 +84,9 @@ def predict_split(
     shown, position = View(view.short_side, flip=False), itertools.count(1)
     model.train(False)
     predictions: list[dict[str, Any]] = []
-    for together in in_batches((record, features.padded_shape(record, shown)) for record in split.records):
-        found = detections(model, features.of(together, shown), [r.header.size_hw for r in together], view)
+    groups = in_batches((record, features.padded_shape(record, shown)) for record in split.records)
+    for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups):
+        found = detections(model, features.finish(fetched), [r.header.size_hw for r in together], view)
         for record, detected in zip(together, found, strict=True):
             predictions += to_coco_results(detected, record.image_id, split.category_ids)
             if on_image:
@@ -117,6 +120,12 @@ def score(predictions: Predictions, split: Split, metric: Metric = METRICS["coco
     return _score(predictions, coco_ground_truth(split), metric)
 
 
+def score_ap(predictions: Predictions, split: Split) -> float | None:
+    """Return COCO AP alone, bit for bit that of ``score``, in a fourth of its time; None without a box to find."""
+    with stage("scoring"):
+        return coco.ap(predictions, coco_ground_truth(split))
+
+
 def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = "renumbered") -> Evaluation:
     """Return the COCO metrics of a file of predictions against any COCO file.
 
@@ -135,7 +144,8 @@ def score_files(predictions: Path, truth: Path, annotation_ids: AnnotationIds = 
 
 
 def _score(predictions: Predictions, truth: Mapping[str, Any], metric: Metric = METRICS["coco"]) -> Evaluation:
-    return Evaluation(**vars(metric(predictions, truth)), predictions=tuple(map(dict, predictions)))
+    with stage("scoring"):
+        return Evaluation(**vars(metric(predictions, truth)), predictions=tuple(map(dict, predictions)))
 
 
 def _read_predictions(path: Path, document: Mapping[str, Any], truth: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from glip_adapt.core.settings import FitConfig
+from glip_adapt.core.timing import stage
 from glip_adapt.data.folds import draw_folds
 from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.split import Split
@@ -23,7 +24,7 @@ from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
-from glip_adapt.engine.metrics import METRICS
+from glip_adapt.engine.metrics import coco
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.train import History, Validation, count_steps, train_model
 from glip_adapt.trunks.catalogue import default_recipe
@@ -254,7 +255,14 @@ def _look(
 ) -> Looks:
     """Return the predictions of each candidate on the held-out images of a fold."""
     model.load_owned(start)
-    looks: Looks = [(START.steps, START.factor, predict_split(model, fold.held, config.view, cache=cache))]
+    looks: Looks = []
+
+    def look_at(candidate: Candidate) -> None:
+        with stage("validation"):
+            found = predict_split(model, fold.held, config.view, cache=cache)
+        looks.append((candidate.steps, candidate.factor, found))
+
+    look_at(START)
     steps = count_steps(config, len(fold.rest))
     stops = {max(1, round(share * steps)) for share in SHARES}
 
@@ -263,7 +271,7 @@ def _look(
             trained = model.copy_owned()
             for factor in FACTORS:
                 model.load_owned(model.adapter.between(start, trained, factor))
-                looks.append((step.step, factor, predict_split(model, fold.held, config.view, cache=cache)))
+                look_at(Candidate(step.step, factor))
             model.load_owned(trained)
         if on_step:
             on_step(step, total)
@@ -290,7 +298,8 @@ def _pooled_ap(folds: Sequence[_Fold], found: Sequence[Found]) -> float | None:
     truth = coco_ground_truth(replace(folds[0].held, records=records))
     truth["annotations"] = only_scored(truth["annotations"], scored)
     predictions = only_scored([entry for fold in found for entry in fold], scored)
-    return METRICS["coco"](predictions, truth).values["ap"]
+    with stage("scoring"):
+        return coco.ap(predictions, truth)
 
 
 def only_scored(

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -23,18 +24,22 @@ from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.precision import autocast
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.timing import stage
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.data.transforms import View, training_views, view_target
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.batches import in_batches, stack
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import check_scorable, evaluate
-from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
+from glip_adapt.engine.features import Fetched, FrozenFeatures
+from glip_adapt.engine.feeding import ahead
+from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step, Stepper
 
 logger = logging.getLogger(__name__)
 
 KEPT_SAMPLES = 500  # prepared targets, up to 200 kB each
+STEP_COST = 3  # of an image in a training step, in detections of an image: forward, and twice that backward
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class History:
     steps: list[Step] = field(default_factory=list)
     validations: list[Validation] = field(default_factory=list)
     stopped_by: Literal["ceiling", "patience", "interrupt"] = "ceiling"
+    best_found: Predictions = field(default=(), repr=False)
+    "predictions on the validation split of the state that was kept, in COCO result form"
 
     @property
     def best_step(self) -> int | None:
@@ -67,6 +74,12 @@ class History:
         """Validation AP of the state that was kept, as a fraction; None without a validation split."""
         best = [v.ap for v in self.validations if v.is_best]
         return best[-1] if best else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the history without predictions, as files hold it."""
+        content = asdict(replace(self, best_found=()))
+        del content["best_found"]
+        return content
 
 
 def train_model(
@@ -107,26 +120,28 @@ def train_model(
     cache = cache or FeatureCache()
     cache.begin_run()
     history = History(count_steps(config, len(train)))
-    validate_every = config.validate_every or max(1, config.copies * len(train) // config.batch_size)
+    validate_every = config.validate_every or _interval(config, len(train), len(val or ()))
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
-    batches, groups = _batches(train, features, config), parameter_groups(model, config)
+    groups = parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
     bad_validations = 0
-    with _training(model, config, history) as keep_state:
+    with closing(_batches(train, features, config)) as batches, _training(model, config, history) as keep_state:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
             if step > 0:
-                batch = next(batches)
-                model.train()
-                ids = [sample.record.image_id for sample in batch]
-                history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch)))
+                with stage("training"):
+                    batch = next(batches)
+                    model.train()
+                    ids = [sample.record.image_id for sample in batch]
+                    history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch)))
                 if config.schedule == "cosine":
                     schedule.step()
                 if on_step:
                     on_step(history.steps[-1], history.total_steps)
             is_due = step % validate_every == 0 or step == history.total_steps
             if val is not None and (is_due if step > 0 else config.keep_start):
-                done = _validate(model, val, config, cache, history)
+                with stage("validation"):
+                    done = _validate(model, val, config, cache, history)
                 bad_validations = 0 if done.is_best else bad_validations + 1
                 if done.is_best:
                     keep_state()
@@ -143,6 +158,18 @@ def train_model(
 def count_steps(config: FitConfig, images: int) -> int:
     """Return the ceiling of a recipe in steps, for a number of training images."""
     return config.max_steps or max(1, config.epochs * config.copies * images // config.batch_size)
+
+
+def _interval(config: FitConfig, images: int, val_images: int) -> int:
+    """Return the steps between validations where a recipe leaves them open.
+
+    By the published rule, whose learning rate hangs on them, that is an epoch. Otherwise validation takes no more time
+    than training; it is told by numbers of images, so that the result does not depend on the speed of the machine.
+    """
+    epoch = max(1, config.copies * images // config.batch_size)
+    if config.schedule == "plateau":
+        return epoch
+    return max(epoch, math.ceil(val_images / (STEP_COST * config.batch_size)))
 
 
 def _check_trainable(model: AdaptedModel, train: Split) -> None:
@@ -174,9 +201,12 @@ def _training(model: AdaptedModel, config: FitConfig, history: History) -> Itera
 
 def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: FeatureCache, history: History) -> Validation:
     """Score the model and note the result; as in the public trainer, a tie counts as best."""
-    ap = evaluate(model, val, config.view, cache=cache).ap or 0.0
+    found = predict_split(model, val, config.view, cache=cache)
+    ap = score_ap(found, val) or 0.0
     done = Validation(len(history.steps), ap, is_best=history.best_ap is None or ap >= history.best_ap)
     history.validations.append(done)
+    if done.is_best:
+        history.best_found = found
     return done
 
 
@@ -186,7 +216,7 @@ def _losses(features: FrozenFeatures, batch: Sequence[_Sample]) -> Iterator[tupl
     objective = model.network.objective
     scale = objective.scale([sample.prepared for sample in batch])
     for together in in_batches((sample, sample.padded_hw) for sample in batch):
-        prefix = stack([features.of([sample.record], sample.view) for sample in together])
+        prefix = stack([features.finish(sample.fetched) for sample in together])
         with autocast(model.device, features.precision):
             (output,) = model.finish(prefix)
         names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
@@ -216,37 +246,45 @@ def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, A
 
 @dataclass(frozen=True)
 class _Sample:
-    """An image in one view, with its prepared target."""
+    """An image in one view, and its prepared target."""
 
     record: ImageRecord
-    view: View
+    fetched: Fetched
     padded_hw: SizeHW
     prepared: Any
 
 
-def _prepare(train: Split, features: FrozenFeatures, position: int, view: View) -> _Sample:
-    """Return an image of the split in one view; no more than its header is read."""
-    record, model = train.records[position], features.model
-    target = view_target(record.target, record.header.size_hw, view, features.max_long_side).to(model.device)
-    padded_hw = features.padded_shape(record, view)
-    return _Sample(record, view, padded_hw, model.network.objective.prepare(target, padded_hw))
+def _batches(train: Split, features: FrozenFeatures, config: FitConfig) -> Generator[list[_Sample]]:
+    """Yield batches for ever; images are decoded and targets prepared while the network works on earlier ones."""
+
+    @functools.lru_cache(maxsize=KEPT_SAMPLES)
+    def prepare(position: int, view: View) -> tuple[SizeHW, Any]:
+        record, model = train.records[position], features.model
+        target = view_target(record.target, record.header.size_hw, view, features.max_long_side).to(model.device)
+        padded_hw = features.padded_shape(record, view)
+        return padded_hw, model.network.objective.prepare(target, padded_hw)
+
+    def load(position: int, view: View) -> _Sample:
+        record = train.records[position]
+        return _Sample(record, features.fetch([record], view), *prepare(position, view))
+
+    return ahead(lambda drawn: [load(*one) for one in drawn], _draws(len(train), config))
 
 
-def _batches(train: Split, features: FrozenFeatures, config: FitConfig) -> Iterator[list[_Sample]]:
-    """Yield batches for ever: shuffled epochs of ``copies`` × the images, a view drawn for each.
+def _draws(images: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:
+    """Yield the positions and views of batches for ever: shuffled epochs of ``copies`` × the images, a view for each.
 
     A batch holds views of one short side, so that images of one size can go through the network together; an image
     waits until there are enough of its side.
     """
-    prepare = functools.lru_cache(maxsize=KEPT_SAMPLES)(functools.partial(_prepare, train, features))
     generator = torch.Generator().manual_seed(config.seed)
     views = training_views(config.short_sides, config.flip)
     waiting: dict[int, list[tuple[int, View]]] = {side: [] for side in config.short_sides}
     while True:
-        for position in torch.randperm(config.copies * len(train), generator=generator).tolist():
+        for position in torch.randperm(config.copies * images, generator=generator).tolist():
             view = views[int(torch.randint(len(views), (1,), generator=generator))]
             drawn = waiting[view.short_side]
-            drawn.append((position % len(train), view))
+            drawn.append((position % images, view))
             if len(drawn) == config.batch_size:
-                yield [prepare(*one) for one in drawn]
-                drawn.clear()
+                yield drawn
+                waiting[view.short_side] = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from glip_adapt.core.files import check_room, written_whole
@@ -23,6 +24,7 @@ from glip_adapt.data.documents import image_files
 from glip_adapt.data.images import SUFFIXES, load_rgb
 from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.draw import draw_detections
+from glip_adapt.engine.feeding import ahead
 from glip_adapt.share.interop import place_yolo_labels, write_boxes_csv, write_pseudo_labels, write_yolo_labels
 
 SCHEMA = 2  # of the JSON; boxes of schema 1 ended with their last pixel, one pixel before the edge
@@ -116,8 +118,8 @@ def detect_files(
         place_yolo_labels(as_yolo, images)
     limits = (model.thresholds or dict.fromkeys(model.class_names, THRESHOLD)) if threshold is None else threshold
     results = []
-    for path, target in zip(images, targets, strict=True):
-        results.append(_detect_one(model, path, target, limits, view))
+    for path, target, opened in zip(images, targets, ahead(_try_open, images), strict=True):
+        results.append(_detect_one(model, path, opened, target, limits, view))
         if on_file:
             on_file(results[-1])
     good = {result.image: shown for result in results if (shown := result.shown) is not None}
@@ -176,16 +178,27 @@ def _is_image_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def _detect_one(
-    model: Detector, path: Path, target: Path, limits: float | Mapping[str, float], view: ViewConfig | None
-) -> FileResult:
-    """Detect in one file and write the results."""
+def _try_open(path: Path) -> Image.Image | str:
+    """Return an image, or why it cannot be read."""
     try:
-        image = load_rgb(path)
-        started = time.perf_counter()
-        found = model.predict(image, view=view)
+        return load_rgb(path)
     except (ValueError, FileNotFoundError) as error:
-        return FileResult(image=path, error=str(error))
+        return str(error)
+
+
+def _detect_one(
+    model: Detector,
+    path: Path,
+    image: Image.Image | str,
+    target: Path,
+    limits: float | Mapping[str, float],
+    view: ViewConfig | None,
+) -> FileResult:
+    """Detect in one opened file and write the results."""
+    if isinstance(image, str):
+        return FileResult(image=path, error=image)
+    started = time.perf_counter()
+    found = model.predict(image, view=view)
     seconds = time.perf_counter() - started
     result = FileResult(
         image=path,

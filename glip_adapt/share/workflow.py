@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from glip_adapt.core.config import override
 from glip_adapt.core.files import check_room
 from glip_adapt.core.precision import cpu_threads
 from glip_adapt.core.settings import FitConfig, Shots
+from glip_adapt.core.timing import recorded, stage
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, adapt, attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import evaluate, predict_split, score
+from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
@@ -95,8 +95,8 @@ def adapt_dataset(
     check_free(out, overwrite)
     check_room(out, DESCRIPTION_BYTES)
     data, classes = data.with_negatives(negatives), (*(classes or data.classes), *negatives)
-    run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
-    with cpu_threads(trunk.spec.threads):
+    with cpu_threads(trunk.spec.threads), recorded() as seconds:
+        run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
         train = run.draw(shots, backgrounds)
         if start is not None:
             _check_start(start, method, train)
@@ -110,7 +110,7 @@ def adapt_dataset(
         else:
             limit = trunk.spec.minutes if method == AUTO else math.inf
             outcome = run.try_methods(fresh, recipes, train, minutes or limit, start)
-        return run.finish(outcome, train, overwrite, negatives)
+        return run.finish(outcome, train, overwrite, negatives, seconds)
 
 
 def _check_start(start: AdaptedModel, method: str, train: Split) -> None:
@@ -148,7 +148,6 @@ class _Run:
         self.trunk, self.data, self.out, self.seed = trunk, data, out, seed
         self.classes, self.cache, self.observer = classes, cache, observer
         self.zero = attach(trunk, "zero_shot", classes=classes)
-        self.seconds: dict[str, float] = {}
 
     def draw(self, shots: Shots, backgrounds: int) -> Split:
         """Return the images to learn from."""
@@ -162,14 +161,13 @@ class _Run:
         """Train by the published rule, which selects a state on validation images."""
         val, watch = self.data.selection, self.observer
         start = self._look(val, recipe)
-        with self._timed("training and validation"):
-            history = fit(
-                model, train, val, recipe, cache=self.cache, on_step=watch.on_step, on_validation=watch.on_validation
-            )
+        before = time.perf_counter()
+        history = fit(
+            model, train, val, recipe, cache=self.cache, on_step=watch.on_step, on_validation=watch.on_validation
+        )
         if history.stopped_by == "interrupt" and not history.validations:
             raise KeyboardInterrupt  # nothing tells whether the state is any good
-        found = predict_split(model, val, recipe.view, cache=self.cache)
-        expected, seconds = score(found, val).ap, self.seconds["training and validation"]
+        found, expected, seconds = history.best_found, score_ap(history.best_found, val), time.perf_counter() - before
         trial = Trial(method=model.adapter.name, recipe=recipe, expected=expected, seconds=seconds)
         return Outcome(
             model=model,
@@ -179,7 +177,7 @@ class _Run:
             start=start,
             held_out=found,
             expected=expected,
-            zero_shot=score(start, val).ap,
+            zero_shot=score_ap(start, val),
             note=f"The {len(val)} validation images chose the state that was kept, so they flatter it a little.",
         )
 
@@ -196,18 +194,17 @@ class _Run:
         looked_at, before = val or train, time.perf_counter()
         start = self._look(looked_at, recipes[0])
         budget = Budget(minutes=minutes, seconds_per_image=(time.perf_counter() - before) / len(looked_at))
-        with self._timed("trials"):
-            tried = trials.try_methods(
-                models,
-                recipes,
-                train,
-                val,
-                budget,
-                kept=kept,
-                cache=self.cache,
-                on_trial=watch.on_trial,
-                on_step=watch.on_step,
-            )
+        tried = trials.try_methods(
+            models,
+            recipes,
+            train,
+            val,
+            budget,
+            kept=kept,
+            cache=self.cache,
+            on_trial=watch.on_trial,
+            on_step=watch.on_step,
+        )
         best = trials.best_trial(tried, len(looked_at))
         if best is None or best.found is None:
             return Outcome(
@@ -217,13 +214,12 @@ class _Run:
                 looked_at=looked_at,
                 start=start,
                 held_out=start,
-                expected=score(start, looked_at).ap,
-                zero_shot=score(start, looked_at).ap,
+                expected=score_ap(start, looked_at),
+                zero_shot=score_ap(start, looked_at),
                 note="No method could be tried, so this is zero-shot detection; the table says why.",
             )
         model = start_from or next(model for model in models if model.adapter.name == best.method)
-        with self._timed("training"):
-            history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
+        history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
         how = f"by {len(val)} validation images" if val else f"by cross-validation in {len(best.found.folds)} parts"
         notes = [f"Chosen {how}."]
         if best.expected is None and len(train) == 1:
@@ -251,7 +247,14 @@ class _Run:
             scored=best.found.scored,
         )
 
-    def finish(self, outcome: Outcome, train: Split, overwrite: bool, negatives: Sequence[str]) -> AdaptResult:
+    def finish(
+        self,
+        outcome: Outcome,
+        train: Split,
+        overwrite: bool,
+        negatives: Sequence[str],
+        seconds: Mapping[str, float],
+    ) -> AdaptResult:
         """Choose thresholds, save, score on test if there is one, write facts and page."""
         model, truth = outcome.model, coco_ground_truth(outcome.looked_at)
         view = outcome.tried[0].recipe.view
@@ -263,7 +266,7 @@ class _Run:
             shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
         before = after = None
         if test := self.data.splits.get("test"):
-            with self._timed("test"):
+            with stage("test"):
                 before = evaluate(self.zero, test, view, cache=self.cache)
                 after = evaluate(model, test, view, cache=self.cache)
         counted: Sequence[Mapping[str, Any]] = outcome.held_out
@@ -286,17 +289,11 @@ class _Run:
             zero_shot=outcome.zero_shot,
             before=before,
             after=after,
-            seconds=self.seconds,
+            seconds=seconds,
         )
         write_page(folder / PAGE_FILE, result.to_page(outcome, train))
         return result
 
     def _look(self, split: Split, recipe: FitConfig) -> list[dict[str, Any]]:
-        with self._timed("zero-shot"):
+        with stage("zero-shot"):
             return predict_split(self.zero, split, recipe.view, cache=self.cache, on_image=self.observer.on_image)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - started

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +17,7 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate, score, score_files, to_coco_results
+from glip_adapt.engine.metrics import coco
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -348,3 +350,31 @@ def test_classes_of_one_name_are_scored_apart(files):
     truth["categories"].append({"id": 2, "name": "box"})
     truth["annotations"][1]["category_id"] = 2
     assert score_files(*files(truth, found[:1])).per_class == {"box (category 1)": ONE, "box (category 2)": 0}
+
+
+def test_ap_alone_has_the_bits_of_ap_among_all_values():
+    random = np.random.default_rng(5)
+    for case in range(20):
+        truth, found = made_up_boxes(random, images=1 + case % 5, classes=1 + case % 3, boxes=case % 7)
+        assert coco.ap(found, truth) == coco.score(found, truth).values["ap"]
+
+
+def made_up_boxes(random, images, classes, boxes):
+    """Return a COCO document with random boxes, and predictions near some of them."""
+    truth = {
+        "images": [{"id": i} for i in range(images)],
+        "categories": [{"id": c, "name": f"c{c}"} for c in range(classes)],
+    }
+    truth["annotations"], found = [], []
+    for number in range(boxes * images):
+        place = {"image_id": int(random.integers(images)), "category_id": int(random.integers(classes))}
+        x, y, w, h = (*random.uniform(0, 200, 2), *random.uniform(5, 150, 2))
+        truth["annotations"].append(
+            {"id": number + 1, **place, "bbox": [x, y, w, h], "area": w * h, "iscrowd": int(random.random() < 0.1)}
+        )
+        for _ in range(int(random.integers(3))):
+            shift = random.normal(0, 8, 4)
+            found.append(
+                {**place, "bbox": [x + shift[0], y + shift[1], w + abs(shift[2]), h], "score": random.random()}
+            )
+    return truth, found

@@ -56,9 +56,10 @@ def score_with(monkeypatch):
 
         def give(model, split, config, *, cache):
             calls.append((model, split, config))
-            return SimpleNamespace(ap=next(values))
+            return []
 
-        monkeypatch.setattr(train, "evaluate", give)
+        monkeypatch.setattr(train, "predict_split", give)
+        monkeypatch.setattr(train, "score_ap", lambda found, split: next(values))
         return calls
 
     return use

@@ -37,6 +37,15 @@ def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
     return Scores(values=values, per_class=per_class)
 
 
+def ap(predictions: Predictions, truth: Mapping[str, Any]) -> float | None:
+    """Return COCO AP alone, the same bits as in ``score`` and in a fourth of its time; None without a box to find."""
+    evaluation = _evaluate(predictions, truth, AREAS[:1])
+    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return _mean(evaluation.eval["precision"])
+
+
 def ap_interval(
     predictions: Predictions, truth: Mapping[str, Any], resamples: int = 200, seed: int = 0
 ) -> tuple[float, float] | None:
