@@ -57,9 +57,13 @@ class BuildFitExecutor:
         device = self.device
         if device == "cuda" and self.workers > 1 and torch.cuda.device_count():
             device = f"cuda:{worker % torch.cuda.device_count()}"
-        cache = self.cache or FeatureCache(memory_bytes=CACHE_BYTES // self.workers)
-        if not isinstance(cache, FeatureCache):  # from a folder it is memory-mapped
-            cache = FeatureCache(folder=cache, memory_bytes=0)
+        precision, cache = self.plan.protocol.kept_features, self.cache
+        if cache is None:
+            cache = FeatureCache(memory_bytes=CACHE_BYTES // self.workers, precision=precision)
+        elif not isinstance(cache, FeatureCache):  # from a folder it is memory-mapped
+            cache = FeatureCache(folder=cache, memory_bytes=0, precision=precision)
+        elif cache.precision != precision:
+            raise ValueError(f"The cache keeps {cache.precision}, but the plan asks for kept_features = {precision!r}.")
         return FitExecutor(self.plan, device, self.vocabulary, cache, self.workers)
 
 
@@ -128,8 +132,7 @@ class FitExecutor:
         seconds, peak, trained = time.perf_counter() - started, peak_bytes(self.device), model.trained_parameters
         cost = RunCost(trained_parameters=trained, adapter_bytes=adapter_bytes, peak_bytes=peak, seconds=seconds)
         others = [entry for entry in protocol.retention if entry != key.dataset]
-        with stage("other datasets"):
-            retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
+        retention = {PurePath(entry).name: self._retained(model, entry, protocol, shown) for entry in others}
         return RunOutcome(
             metrics=RunMetrics(values=found.values, per_class=found.per_class, val_ap=val_ap, retention=retention),
             cost=cost,
@@ -160,11 +163,12 @@ class FitExecutor:
         """
         data = self.load_dataset(dataset).scored(protocol.annotation_ids)
         classes, split, cell = _classes(data, protocol), _scored(data, protocol), (model.trunk.name, dataset)
-        if not model.adapter.caption_bound:
-            return evaluate(model.for_classes(classes), split, shown, cache=self.cache).ap
-        if cell not in self._zero_shot:
-            fresh = attach(model.trunk, ZERO_SHOT, classes=classes)
-            self._zero_shot[cell] = evaluate(fresh, split, shown, cache=self.cache).ap
+        with stage("other datasets"):
+            if not model.adapter.caption_bound:
+                return evaluate(model.for_classes(classes), split, shown, cache=self.cache).ap
+            if cell not in self._zero_shot:
+                fresh = attach(model.trunk, ZERO_SHOT, classes=classes)
+                self._zero_shot[cell] = evaluate(fresh, split, shown, cache=self.cache).ap
         return self._zero_shot[cell]
 
 

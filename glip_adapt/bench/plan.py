@@ -93,6 +93,8 @@ class ProtocolConfig:
 
     negatives: tuple[str, ...] = ()
     """Names in the caption that no image shows, learned as wrong."""
+    kept_features: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which features of the frozen stages are kept between uses. ``bfloat16`` takes half the room."""
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
     """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
     where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -52,7 +52,12 @@ class FeatureCache:
     """Frozen results by key; threads may share one, processes its folder."""
 
     def __init__(
-        self, *, memory_bytes: int = 2 * 2**30, folder: str | Path | None = None, disk_bytes: int = 20 * 2**30
+        self,
+        *,
+        memory_bytes: int = 2 * 2**30,
+        folder: str | Path | None = None,
+        disk_bytes: int = 20 * 2**30,
+        precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         """Start with an empty memory, and with what ``folder`` holds.
 
@@ -60,7 +65,9 @@ class FeatureCache:
             memory_bytes: most bytes of tensors in memory.
             folder: where results go that memory has no room for; made when first needed.
             disk_bytes: most bytes of files in ``folder``, as far as this process has seen them.
+            precision: in which results are kept. bfloat16 takes half the room and rounds them, from the first use on.
         """
+        self.precision = precision
         self._memory_bytes = memory_bytes
         self._memory: dict[CacheKey, FrozenState] = {}  # used in this run
         self._earlier: dict[CacheKey, FrozenState] = {}  # used in earlier runs only, oldest first
@@ -103,24 +110,36 @@ class FeatureCache:
             kept = self._recall(key)
             self._counts["memory_hits"] += kept is not None
         if kept is not None:
-            return kept
+            return self._widened(kept)
         read = self._folder.read(key) if self._folder and spill else None
         if read is None:
             return None
         with self._lock:
             self._counts["disk_hits"] += 1
             kept = self._remember(key, read)
-        return read if kept is None else kept
+        return self._widened(read if kept is None else kept)
 
     def _keep(self, key: CacheKey, computed: AnyState, spill: bool) -> AnyState:
         """Keep a new result where there is room, and return it as all later uses will get it."""
-        folder, state = self._folder if spill else None, _settled(computed)
+        folder, state = self._folder if spill else None, self._narrowed(_settled(computed))
         with self._lock:
             self._counts["misses"] += 1
             kept: Any = self._remember(key, state)
         if kept is None and not (folder and folder.write(key, state)):
             self._warn(size_bytes(state), folder)
-        return state if kept is None else kept
+        return self._widened(state if kept is None else kept)
+
+    def _narrowed(self, state: AnyState) -> AnyState:
+        """Return a result as it is kept."""
+        if self.precision == "float32":
+            return state
+        return map_tensors(lambda tensor: tensor.bfloat16() if tensor.dtype == torch.float32 else tensor, state)
+
+    def _widened(self, state: AnyState) -> AnyState:
+        """Return a kept result as it is used."""
+        if self.precision == "float32":
+            return state
+        return map_tensors(lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor, state)
 
     def _recall(self, key: CacheKey) -> FrozenState | None:
         """Return what memory holds, and keep it for this run; the lock is held."""

@@ -45,11 +45,12 @@ class FrozenFeatures:
         # Decoding an image again costs no more than reading its pixels from a file.
         self._spills = model.frozen_state is not ImageBatch
         products = f"{torch.get_float32_matmul_precision()}-{torch.get_num_threads()}"
+        kept = "" if cache is None or cache.precision == "float32" else f"-kept as {cache.precision}"
         self._shared = {  # the parts of a cache key that are the same for every image and view
             "trunk": model.frozen_checksum if self._spills else "",
             "stage": model.frozen_state.__name__,
             "text": model.text_digest,
-            "numerics": f"{model.device.type}-{precision}-{_versions()}-{products}",
+            "numerics": f"{model.device.type}-{precision}-{_versions()}-{products}{kept}",
         }
 
     def of(self, records: Sequence[ImageRecord], view: View) -> FrozenState:

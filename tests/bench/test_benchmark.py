@@ -22,7 +22,7 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine import train
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.evaluate import evaluate, predict_split
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.memory import MemoryEstimate, estimate_memory
 from glip_adapt.trunks.catalogue import random_trunk
@@ -221,10 +221,14 @@ def test_a_wrong_line_fails_before_the_first_run_and_is_named(line, message, coc
 
 def test_a_plan_can_score_by_the_ids_of_the_file_in_validation_too(plan, tmp_path, monkeypatch):
     seen = []
-    for module in (executor, train):
+
+    def watch(module, name, look):
         monkeypatch.setattr(
-            module, "evaluate", lambda model, split, *a, **k: seen.append(split) or evaluate(model, split, *a, **k)
+            module, name, lambda model, split, *a, **k: seen.append(split) or look(model, split, *a, **k)
         )
+
+    watch(executor, "evaluate", evaluate)
+    watch(train, "predict_split", predict_split)
     plan = replace(plan, datasets=plan.datasets[:1], protocol=ProtocolConfig(annotation_ids="as_in_file"))
     assert run_benchmark(plan, tmp_path / "out").done == 3
     assert {split.name for split in seen} == {"shapes/val", "shapes/test"}

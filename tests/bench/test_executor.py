@@ -76,6 +76,17 @@ def test_a_run_leaves_its_files_and_reports_what_they_hold(run, shapes, tiny_tru
     assert outcome.cost.trained_parameters == model.trained_parameters
     assert outcome.cost.adapter_bytes == sum(file.stat().st_size for file in (tmp_path / "adapter").iterdir())
     assert (outcome.train_source, outcome.selected_on) == ("sampled", "shapes/val")
+    stages = outcome.cost.stages
+    assert stages.keys() == {"training", "validation", "test", "frozen features", "scoring", "decoding"}
+    assert 0 < sum(stages.values()) <= outcome.cost.seconds
+
+
+def test_features_are_kept_in_the_precision_of_the_plan():
+    narrow = replace(PLAN, protocol=ProtocolConfig(kept_features="bfloat16"))
+    assert BuildFitExecutor(plan=narrow)(0).cache.precision == "bfloat16"
+    assert BuildFitExecutor(plan=PLAN)(0).cache.precision == "float32"
+    with pytest.raises(ValueError, match="keeps float32, but the plan asks for kept_features = 'bfloat16'"):
+        BuildFitExecutor(plan=narrow, cache=FeatureCache())(0)
 
 
 def test_zero_shot_leaves_predictions_alone(run, shapes, tiny_trunk, tmp_path):

@@ -496,3 +496,18 @@ def test_another_structure_under_a_fitting_digest_is_damage_too(tmp_path, caplog
     cache = FeatureCache(memory_bytes=0, folder=tmp_path)
     assert outline(cache.get(key(0), pyramid)) == outline(pyramid())
     assert [file.name in record.message for record in caplog.records] == [True]
+
+
+# Half the room --------------------------------------------------------------------------------------------------------
+
+
+def test_results_kept_as_bfloat16_are_rounded_from_the_first_use_on_and_take_half_the_room(tmp_path):
+    state, narrow = pyramid(), {"precision": "bfloat16"}
+    rounded = outline(dataclasses.replace(state, cells=state.cells.bfloat16().float()))
+    assert rounded != outline(state)
+    memory, disk = FeatureCache(**narrow), {"folder": tmp_path, "memory_bytes": 0, **narrow}
+    for cache in (memory, FeatureCache(**disk), FeatureCache(**disk)):
+        assert [outline(cache.get(KEY, lambda: state)) for _ in range(2)] == [rounded] * 2
+    assert memory.statistics.memory_bytes == state.cells.nbytes // 2
+    pixels = STATES["images"]
+    assert outline(FeatureCache(**narrow).get(KEY, lambda: pixels)) == outline(pixels)
