@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
-Precision = Literal["float32", "bfloat16", "float16"]
+from glip_adapt.core.settings import Precision
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from glip_adapt.core.config import unknown_name
-from glip_adapt.core.precision import Precision
 
 Shots = int | Literal["all"]
 """Images per class to learn from; ``"all"`` for a whole training split."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True, kw_only=True)

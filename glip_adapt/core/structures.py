@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SizeHW = tuple[int, int]
-DIVISOR = 32  # pixels; sides of a padded image are multiples of it
+from glip_adapt.core.sizes import DIVISOR as DIVISOR
+from glip_adapt.core.sizes import SizeHW
 
 
 @dataclass(frozen=True)

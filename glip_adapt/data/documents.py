@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.entries import entries_of, image_path, is_image
 from glip_adapt.data.images import SUFFIXES
 from glip_adapt.data.split import ImageRecord, Split

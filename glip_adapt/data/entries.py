@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 
-FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _NO_SUPERCATEGORY = (None, "", "none")
 _BACKGROUND_NAMES = ("__background__", "background")
 

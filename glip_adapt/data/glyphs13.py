@@ -15,11 +15,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from glip_adapt.core.config import override, unknown_name
 from glip_adapt.core.files import scratch_folder
-from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.glyphs import glyph_facts, seen_glyphs, unseen_glyphs
 from glip_adapt.data.scenes import TRAINING_STYLE, Scene, Style, render_scene
@@ -96,6 +95,10 @@ def write_glyph_set(spec: GlyphSet, folder: Path) -> None:
 
 
 def _write_split(spec: GlyphSet, split: str, folder: Path) -> None:
+    import torch
+
+    from glip_adapt.core.structures import Target
+
     folder.mkdir(parents=True)
     records = []
     for image_id, (scene, labelled) in enumerate(scenes(spec, split), start=1):

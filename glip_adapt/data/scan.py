@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.core.captions import clean_name
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import Finding, SplitDocument
 from glip_adapt.data.entries import (
     FLOAT32_MAX,

@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.glyphs import UPRIGHT_FONTS, Glyph, font
 
 COLOURS = {  # RGB

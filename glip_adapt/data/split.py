@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from glip_adapt.core import boxes
 from glip_adapt.core.settings import Shots
-from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data import fewshot
 from glip_adapt.data.images import Header, load_rgb, read_header
+
+if TYPE_CHECKING:
+    from glip_adapt.core.structures import Target
 
 logger = logging.getLogger(__name__)
 
@@ -63,19 +65,25 @@ class ImageRecord:
         image_id: the id in the annotation file.
         path: the image file; ``load`` opens it.
         size_hw: (height, width) in pixels from the annotation file; if it states none, the size of the upright image.
-        target: the boxes that training learns from.
+        learned: the boxes that training learns from, or a function that makes them: a split may be checked, counted and
+            written in another format without a tensor, and so without torch.
         annotations: the boxes that scoring compares with; if empty, scoring uses ``target``.
     """
 
     image_id: int | str
     path: Path
     size_hw: SizeHW
-    target: Target
+    learned: Target | Callable[[], Target]
     annotations: tuple[Annotation, ...] = ()
 
     def load(self) -> Image.Image:
         """Return the image as RGB, turned like its boxes; errors as ``load_rgb``."""
         return load_rgb(self.path, self.size_hw)
+
+    @functools.cached_property
+    def target(self) -> Target:
+        """The boxes that training learns from; made once."""
+        return self.learned() if callable(self.learned) else self.learned
 
     @functools.cached_property
     def header(self) -> Header:
@@ -188,6 +196,8 @@ class Split:
         """Return the boxes of one image of this split for scoring, crowd regions included."""
         if record.annotations:
             return record.annotations
+        from glip_adapt.core import boxes
+
         boxes_xywh = boxes.xyxy_to_xywh(record.target.boxes_xyxy).tolist()
         return tuple(
             Annotation(self.category_ids[label], (x, y, w, h), w * h, False)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glip_adapt.core.precision import Precision, autocast
+from glip_adapt.core.precision import autocast
+from glip_adapt.core.settings import Precision
 from glip_adapt.core.structures import FrozenState, ImageBatch, SizeHW
 from glip_adapt.core.timing import stage
 from glip_adapt.data.split import ImageRecord

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glip_adapt.core.errors import GlipAdaptError
-from glip_adapt.core.precision import Precision
+from glip_adapt.core.settings import Precision
 
 
 @dataclass(frozen=True)

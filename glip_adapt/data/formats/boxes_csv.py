@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import (
     BoxXYWH,
     Draft,

@@ -19,13 +19,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from glip_adapt.core import boxes
-from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import SplitDocument, copy_images
 from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category
 from glip_adapt.data.images import read_header
@@ -33,6 +31,9 @@ from glip_adapt.data.layouts import LAYOUT as LAYOUT
 from glip_adapt.data.layouts import coco_layout, has_coco_layout, image_dir_of
 from glip_adapt.data.scan import require_sound
 from glip_adapt.data.split import Annotation, AnnotationIds, ImageRecord, Split, warn_once
+
+if TYPE_CHECKING:
+    from glip_adapt.core.structures import Target
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,8 @@ def build_split(
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
         stated, path = tuple(annotations[entry["id"]]), image_path(source.image_dir, entry["file_name"])
         size_hw = declared_size(entry) or _upright_size(path)
-        records.append(ImageRecord(entry["id"], path, size_hw, _build_target(stated, label_of, size_hw), stated))
+        learned = partial(_build_target, stated, label_of, size_hw)
+        records.append(ImageRecord(entry["id"], path, size_hw, learned, stated))
     classes = tuple(category_name for _, category_name in named)
     return Split(name, tuple(records), classes, tuple(label_of), source.source, image_dir=source.image_dir)
 
@@ -253,6 +255,11 @@ def _numbered(
 
 def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int], size_hw: SizeHW) -> Target:
     """Return the boxes of public training: no crowd, clipped to the image, nothing without width or height."""
+    import torch
+
+    from glip_adapt.core import boxes
+    from glip_adapt.core.structures import Target
+
     single = [annotation for annotation in annotations if not annotation.iscrowd]
     boxes_xywh = torch.tensor([annotation.bbox_xywh for annotation in single], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([label_of[annotation.category_id] for annotation in single], dtype=torch.int64)

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import (
     BoxXYWH,
     Draft,

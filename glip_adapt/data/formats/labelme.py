@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import (
     CLASSES_FILE,
     BoxXYWH,

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement, 
 
 from defusedxml import ElementTree as Defused
 
-from glip_adapt.core.structures import SizeHW
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import (
     SPLIT_ALIASES,
     BoxXYWH,
