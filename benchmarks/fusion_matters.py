@@ -32,7 +32,7 @@ from glip_adapt.bench.report.statistics import DRAWS, Interval, interval_of, res
 from glip_adapt.bench.report.write import save_figure
 from glip_adapt.core.plain_text import markdown
 from glip_adapt.core.settings import Shots
-from glip_adapt.trunks.catalogue import TRUNKS
+from glip_adapt.trunks.released import TRUNKS
 
 COMPARED = ("glip-nano", "glip-nano-a")
 

@@ -23,7 +23,8 @@ from glip_adapt import FeatureCache, attach, evaluate, load_dataset, load_trunk
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.data.glyphs import unseen_glyphs
 from glip_adapt.data.glyphs13 import glyph_sets
-from glip_adapt.trunks.catalogue import Trunk, default_recipe
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.released import default_recipe
 
 SHIFTS = (1, 2, 3)
 COMPOSED = ("glyphs13/ChessHollow", "glyphs13/CardSuits")  # sets with unseen compositions of seen words

@@ -42,10 +42,11 @@ from glip_adapt.data.glyphs13 import glyph_sets
 from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
 from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine.optimise import Step, Stepper
-from glip_adapt.trunks.catalogue import Trunk, load_tokenizer, trunk_spec
+from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.glip.objective import detection_loss
+from glip_adapt.trunks.released import trunk_spec
 from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glip_adapt.trunks.weights import save_tensors, weights_checksum
 

@@ -32,19 +32,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from glip_adapt.adapters.prompt import TextOffset
+from glip_adapt.adapters.modules import TextOffset
 from glip_adapt.core import memory
+from glip_adapt.core.captions import MAX_TOKENS
 from glip_adapt.core.precision import Precision, autocast
 from glip_adapt.core.structures import ImageBatch, Target, TextFeatures, Tokens, split_levels
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.train import parameter_groups
-from glip_adapt.trunks.catalogue import TRUNKS, Trunk, published_recipe, random_trunk
+from glip_adapt.trunks.catalogue import Trunk, random_trunk
 from glip_adapt.trunks.glip import dyhead
 from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.glip.objective import detection_loss
-from glip_adapt.trunks.tokenizer import MAX_TOKENS
+from glip_adapt.trunks.released import TRUNKS, published_recipe
 
 METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
 SIDES = ("ours", "reference")

@@ -34,7 +34,8 @@ from glip_adapt.data.split import ImageRecord
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.train import train_model
 from glip_adapt.share.suggesting import count_boxes, suggest
-from glip_adapt.trunks.catalogue import Trunk, default_recipe
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.released import default_recipe
 
 HERE = Path(__file__).resolve().parent
 SETS = ("Dice", "CardSuits", "Music", "Tools", "Faces")  # chosen before the first run

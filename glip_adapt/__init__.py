@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from glip_adapt.share.interop import to_supervision
     from glip_adapt.share.peft import merge, save_for_peft
     from glip_adapt.share.tasks import TaskSet
-    from glip_adapt.trunks.catalogue import Trunk, default_recipe, load_trunk, published_recipe
+    from glip_adapt.trunks.catalogue import Trunk, load_trunk
+    from glip_adapt.trunks.released import default_recipe, published_recipe
 
 __version__ = "0.2.0"
 
@@ -74,7 +75,8 @@ _HOMES = {
     "glip_adapt.share.interop": ("to_supervision",),
     "glip_adapt.share.peft": ("merge", "save_for_peft"),
     "glip_adapt.share.tasks": ("TaskSet",),
-    "glip_adapt.trunks.catalogue": ("Trunk", "default_recipe", "load_trunk", "published_recipe"),
+    "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
+    "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}

@@ -23,7 +23,8 @@ from public_files import SMALL, add_trunk, public_state, save_public
 from glip_adapt import cli
 from glip_adapt.cli import terminal
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
-from glip_adapt.trunks.glip.build import GLIP_NANO, TextConfig, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_NANO, TextConfig
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.weights import weights_checksum
 

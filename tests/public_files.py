@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from glip_adapt.trunks.catalogue import ASSETS, TRUNKS
-from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig, TextConfig, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GlipConfig, SwinConfig, TextConfig
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
+from glip_adapt.trunks.released import ASSETS, TRUNKS
 
 VOCABULARY = ASSETS / "glip-nano-vocab.txt"
 SMALL = GlipConfig(

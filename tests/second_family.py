@@ -12,10 +12,11 @@ from torch import nn
 
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import Detections, Fused, Pyramid, TextFeatures
-from glip_adapt.trunks.catalogue import TrunkSpec
+from glip_adapt.trunks.family import Family, Weights
 from glip_adapt.trunks.linear import matrix
-from glip_adapt.trunks.protocol import Family, Network, Seams, Weights
+from glip_adapt.trunks.protocol import Network, Seams
 from glip_adapt.trunks.recipes import Recipes
+from glip_adapt.trunks.released import TrunkSpec
 from glip_adapt.trunks.tokenizer import Tokenizer
 
 WIDTH, QUERIES, STRIDE = 16, 12, 16
@@ -158,6 +159,8 @@ SPEC = TrunkSpec(
     family=QueryFamily(),
     config=950,
     public_file="queries.safetensors",
+    parameters=1,
+    deep_fusion=True,
     data="none",
     view=ViewConfig(short_side=64, max_long_side=96),
     recipes=Recipes(

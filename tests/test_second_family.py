@@ -24,7 +24,7 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.engine.train import train_model
 from glip_adapt.share.baked import bake
-from glip_adapt.trunks.catalogue import TRUNKS
+from glip_adapt.trunks.released import TRUNKS
 from glip_adapt.trunks.weights import save_tensors
 
 METHODS = ("prompt", "context", "linear_probe", "lora", "full", "text_encoder")

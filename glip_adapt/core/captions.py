@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SEPARATOR = ". "
+MAX_TOKENS = 256  # with [CLS] and [SEP]; 254 remain for the caption
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters but tab and new lines, and halves of surrogate pairs: kept from tokenizer and terminal."""
 

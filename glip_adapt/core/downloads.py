@@ -77,6 +77,16 @@ class HubFile:
         return replace(self, revision=self.commit)
 
 
+def hub_cache() -> Path:
+    """Return the folder in which fetched files are kept."""
+    return Path(constants.HF_HUB_CACHE)
+
+
+def hub_is_offline() -> bool:
+    """Return whether ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def hub_endpoint() -> str:
     """Return the address of the Hub, or of the mirror that ``HF_ENDPOINT`` names."""
     return os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")

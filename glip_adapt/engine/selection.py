@@ -27,7 +27,7 @@ from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
 from glip_adapt.engine.metrics import coco
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.train import History, Validation, count_steps, train_model
-from glip_adapt.trunks.catalogue import default_recipe
+from glip_adapt.trunks.released import default_recipe
 
 FOLDS = 3
 FACTORS = (0.3, 0.5, 0.7, 0.85, 1.0)

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from glip_adapt.adapters import storage
 from glip_adapt.adapters.protocol import Stage
 from glip_adapt.adapters.storage import AdapterMismatchError, TrunkIdentity
-from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt
 from glip_adapt.core.structures import FrozenState, ImageBatch, Pyramid, TextFeatures
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.detector import Detector
-from glip_adapt.trunks.catalogue import choose_device, trunk_spec
+from glip_adapt.trunks.catalogue import choose_device
 from glip_adapt.trunks.linear import fold
 from glip_adapt.trunks.protocol import Network
-from glip_adapt.trunks.tokenizer import MAX_TOKENS
+from glip_adapt.trunks.released import trunk_spec
 
 FORMAT_VERSIONS = (1, 2)  # that are read; 1 had no thresholds, the last one is written
 

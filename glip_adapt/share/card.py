@@ -13,7 +13,7 @@ from typing import Literal
 from glip_adapt.adapters.storage import Description, read_description, read_file_description, write_description
 from glip_adapt.core.captions import build_caption
 from glip_adapt.core.plain_text import plain
-from glip_adapt.trunks.catalogue import HUB_REPOSITORY, TRUNKS
+from glip_adapt.trunks.released import HUB_REPOSITORY, TRUNKS
 
 FACTS_FILE = "training.json"
 FACTS_VERSION = 1

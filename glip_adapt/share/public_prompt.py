@@ -10,12 +10,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt, build_caption
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.trunks.catalogue import load_trunk_and_prompt
 from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.names import PROMPT_TABLE
-from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 

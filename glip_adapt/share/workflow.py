@@ -33,7 +33,8 @@ from glip_adapt.share.destination import check_free, save_somewhere
 from glip_adapt.share.outcome import PAGE_FILE, AdaptResult, Observer, Outcome
 from glip_adapt.share.page import write_page
 from glip_adapt.share.trials import Budget, Trial
-from glip_adapt.trunks.catalogue import Trunk, default_recipe
+from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.released import default_recipe
 
 AUTO = "auto"
 FOLDS_FOLDER = ".folds"  # of a call that is under way or was killed

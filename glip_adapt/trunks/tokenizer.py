@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glip_adapt.core.captions import Caption, ClassPrompt, build_caption
+from glip_adapt.core.captions import MAX_TOKENS, Caption, ClassPrompt, build_caption
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.structures import Tokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-MAX_TOKENS = 256  # with [CLS] and [SEP]; 254 remain for the caption
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -48,16 +47,6 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
             f"{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a machine with "
             f"a network, then name the file with {option}."
         ) from error
-
-
-def hub_cache() -> Path:
-    """Return the folder in which fetched files are kept."""
-    return Path(constants.HF_HUB_CACHE)
-
-
-def hub_is_offline() -> bool:
-    """Return whether ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:

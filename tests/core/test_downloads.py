@@ -16,9 +16,10 @@ from stand_in_hub import COMMIT, FACT_FAULTS, FAULTS, PAGE, Answer, hub_within_r
 
 from glip_adapt.core import downloads, retries
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download
-from glip_adapt.trunks.catalogue import HUB_REPOSITORY, load_trunk
+from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.family import HUB_VOCABULARY
+from glip_adapt.trunks.released import HUB_REPOSITORY
 from glip_adapt.trunks.weights import fetch
 
 REPOSITORY, NAME = "someone/things", "folder/thing.bin"

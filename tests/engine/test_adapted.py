@@ -19,7 +19,8 @@ from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.trunks.catalogue import Trunk
-from glip_adapt.trunks.glip.build import GLIP_T, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_T
 from glip_adapt.trunks.tokenizer import CaptionTooLongError
 from glip_adapt.trunks.weights import weights_checksum
 

@@ -23,7 +23,8 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import Trunk
-from glip_adapt.trunks.glip.build import GLIP_T, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_T
 from glip_adapt.trunks.glip.names import public_name, public_names
 from glip_adapt.trunks.weights import weights_checksum
 

@@ -14,10 +14,11 @@ from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import resize_shape
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.detector import Detector
-from glip_adapt.trunks.catalogue import default_recipe, trunk_spec
 from glip_adapt.trunks.glip.anchors import anchor_grid, level_shapes
-from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_NANO
 from glip_adapt.trunks.glip.head import HeadOutput
+from glip_adapt.trunks.released import default_recipe, trunk_spec
 
 CLASSES = ("red box", "blue box")
 LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])  # from inclusive corners to edges

@@ -9,7 +9,8 @@ from glip_adapt.engine import prompting
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import Evaluation
 from glip_adapt.engine.prompting import BEST_OF_EACH, class_changes, search_prompts, token_changes, word_classes
-from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_NANO
 
 CLASSES = ("red box", "blue box")
 

@@ -22,9 +22,10 @@ from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
 from glip_adapt.engine.train import parameter_groups, train_model
-from glip_adapt.trunks.catalogue import load_trunk, published_recipe
+from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip import objective
 from glip_adapt.trunks.glip.objective import detection_loss
+from glip_adapt.trunks.released import published_recipe
 
 CLASSES = ("red box", "blue box")
 SMALL = FitConfig(short_sides=(64,), test_short_side=64, batch_size=2, epochs=1)

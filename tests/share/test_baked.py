@@ -22,8 +22,8 @@ from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.share.baked import bake, load_baked
 from glip_adapt.trunks import tokenizer
-from glip_adapt.trunks.catalogue import TRUNKS
 from glip_adapt.trunks.glip import build, text
+from glip_adapt.trunks.released import TRUNKS
 from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")

@@ -16,12 +16,14 @@ from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
 from glip_adapt.share import export
 from glip_adapt.share.baked import bake
-from glip_adapt.trunks.catalogue import load_trunk, trunk_spec
+from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip import decode
-from glip_adapt.trunks.glip.build import SwinConfig, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import SwinConfig
 from glip_adapt.trunks.glip.deform import deformable_conv
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.swin import SwinBackbone
+from glip_adapt.trunks.released import trunk_spec
 
 CLASSES = ("red box", "blue box", "raccoon")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")

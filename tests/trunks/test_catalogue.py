@@ -5,14 +5,8 @@ import torch
 from public_files import VOCABULARY
 from safetensors import safe_open
 
-from glip_adapt.trunks.catalogue import (
-    ASSETS,
-    TRUNKS,
-    choose_device,
-    load_trunk,
-    random_trunk,
-    trunk_spec,
-)
+from glip_adapt.trunks.catalogue import choose_device, load_trunk, random_trunk
+from glip_adapt.trunks.released import ASSETS, TRUNKS, trunk_spec
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from glip_adapt.core.structures import Fused, Pyramid, TextFeatures
 from glip_adapt.trunks.glip.anchors import anchor_grid
-from glip_adapt.trunks.glip.build import GLIP_T, GLIP_T_A
+from glip_adapt.trunks.glip.config import GLIP_T, GLIP_T_A
 from glip_adapt.trunks.glip.head import AlignmentHead
 
 SHAPES_HW = ((4, 6), (2, 3), (1, 2), (1, 1), (1, 1))

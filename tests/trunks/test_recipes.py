@@ -3,8 +3,8 @@
 import pytest
 
 from glip_adapt.core.settings import FitConfig, ViewConfig
-from glip_adapt.trunks.catalogue import default_recipe, published_recipe
 from glip_adapt.trunks.recipes import NANO, Recipes
+from glip_adapt.trunks.released import default_recipe, published_recipe
 
 PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
     1: (8, 3, 8),

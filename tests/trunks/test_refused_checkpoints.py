@@ -11,9 +11,10 @@ import torch
 from public_files import EXTRAS, save_public
 from safetensors.torch import save_file
 
-from glip_adapt.trunks.catalogue import ASSETS, read_checkpoint, trunk_spec
+from glip_adapt.trunks.catalogue import read_checkpoint
 from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.released import ASSETS, trunk_spec
 from glip_adapt.trunks.weights import weights_checksum
 
 pytestmark = pytest.mark.usefixtures("small_trunk")

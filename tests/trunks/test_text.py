@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.core.captions import ClassPrompt, build_caption
+from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt, build_caption
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.glip.text import TextEncoder, phrase_attention
-from glip_adapt.trunks.tokenizer import MAX_TOKENS, SPECIAL_TOKENS, CaptionTooLongError, Tokenizer
+from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, CaptionTooLongError, Tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
 VOCABULARY = TESTS.parents[1] / "shared" / "parity" / "vocab.txt"

@@ -16,8 +16,9 @@ from stand_in_hub import serving
 
 from glip_adapt.core import retries
 from glip_adapt.trunks import weights
-from glip_adapt.trunks.catalogue import HUB_REPOSITORY, convert, load_trunk, read_checkpoint
+from glip_adapt.trunks.catalogue import convert, load_trunk, read_checkpoint
 from glip_adapt.trunks.checkpoint_files import CheckpointError
+from glip_adapt.trunks.released import HUB_REPOSITORY
 from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
 pytestmark = pytest.mark.usefixtures("small_trunk")

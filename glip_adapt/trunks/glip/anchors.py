@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from glip_adapt.core.structures import SizeHW
+from glip_adapt.trunks.glip.config import ANCHOR_SCALE
 
 STRIDES = (8, 16, 32, 64, 128)  # pixels between cells of each level
-ANCHOR_SCALE = 8  # side of an anchor over the stride of its level
 CODEC_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times the anchor's
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.core.plain_text import excerpt
-from glip_adapt.trunks.glip.build import GlipConfig, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GlipConfig
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, in_our_names, is_ignored, our_names
 
 Shape = tuple[int, ...]

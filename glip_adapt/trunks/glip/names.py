@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from glip_adapt.trunks.glip.anchors import STRIDES
-from glip_adapt.trunks.glip.build import GlipConfig, SwinConfig
+from glip_adapt.trunks.glip.config import GlipConfig, SwinConfig
 
 PROMPT_TABLE = "rpn.tunable_linear.weight"
 """Entry that public prompt tuning trains: a row per token position, zero in a file without a prompt."""

@@ -30,13 +30,6 @@ BERT_LAYER = (
 )
 # Tensors whose public names hold "bias" (maskrcnn_benchmark/solver/build.py of the public code).
 BIASES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"})
-# FREEZE_CONV_BODY_AT 2 of README.md of the public code (maskrcnn_benchmark/modeling/backbone/swint.py): the stem and
-# the first stage of a Swin backbone, with the merging of patches after it; here that starts the next stage.
-PUBLISHED_FROZEN = (
-    "image_encoder.backbone.patch_embed",
-    "image_encoder.backbone.stages.0",
-    "image_encoder.backbone.stages.1.downsample",
-)
 
 
 class Glip(Network):

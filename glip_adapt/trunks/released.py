@@ -1,0 +1,152 @@
+"""Released detectors: one row each. Facts only, read without torch; ``trunks/catalogue.py`` loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from glip_adapt.core.config import unknown_name
+from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
+from glip_adapt.trunks.family import Family
+from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
+from glip_adapt.trunks.glip.family import GlipFamily
+from glip_adapt.trunks.recipes import NANO, PUBLISHED, Recipes
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
+HUB_REPOSITORY = "GLIPModel/GLIP"
+_GLIP = GlipFamily()
+_PARAMETERS = {  # building a network to count them takes seconds
+    GLIP_NANO: 3_341_292,
+    GLIP_NANO_A: 2_769_900,
+    GLIP_T_A: 151_409_966,
+    GLIP_T: 231_759_662,
+    GLIP_L: 430_401_824,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkSpec:
+    """Facts of one released detector.
+
+    Attributes:
+        purpose: when to take it.
+        family: builds the network and reads its files.
+        config: sizes, as the family takes them.
+        public_file: file name in ``repository``; None where weights and vocabulary come with the package.
+        parameters: how many numbers the network has.
+        deep_fusion: whether image and text are fused before the head.
+        data: pre-training data, as the public model zoo names it.
+        repository: on the Hub.
+        licence: of the weights.
+        view: how images are shown while testing.
+        recipes: of training.
+        settings: method → settings of its adapter that the published recipe of this trunk changes.
+        threads: CPU threads of a benchmark run; None takes all of the machine.
+        memory_gb: that loading it and detection in one image take, in 10⁹ bytes.
+        download_gb: size of the public file in 10⁹ bytes, as far as it is known.
+        minutes: that adapting it by trying methods may take, unless the caller says.
+    """
+
+    purpose: str
+    family: Family
+    config: Any
+    public_file: str | None
+    parameters: int
+    deep_fusion: bool
+    data: str
+    repository: str = HUB_REPOSITORY
+    licence: str = "MIT"
+    view: ViewConfig = field(default_factory=ViewConfig)
+    recipes: Recipes = PUBLISHED
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int | None = None
+    memory_gb: float = 1
+    download_gb: float | None = None
+    minutes: float = 10
+
+
+def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
+    """Return the row of a trunk that the authors of GLIP released; all have a Swin backbone."""
+    row: dict[str, Any] = {"settings": {"full": {"frozen": PUBLISHED_FROZEN}}, "memory_gb": 3, **facts}
+    return TrunkSpec(
+        family=_GLIP,
+        config=config,
+        public_file=public_file,
+        parameters=_PARAMETERS[config],
+        deep_fusion=config.deep_fusion,
+        data=data,
+        purpose=purpose,
+        **row,
+    )
+
+
+def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
+    """Return the row of a nano trunk, whose weights come with the package."""
+    return TrunkSpec(
+        family=_GLIP,
+        config=config,
+        public_file=None,
+        parameters=_PARAMETERS[config],
+        deep_fusion=config.deep_fusion,
+        data="rendered scenes (synthetic)",
+        purpose=purpose,
+        view=ViewConfig(short_side=160, max_long_side=320),
+        recipes=NANO,
+        minutes=2,
+        threads=1,  # a second thread makes them slower; with one, their numbers are the same on any machine
+    )
+
+
+TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
+    "glip-nano": _rendered(GLIP_NANO, "to try things out; knows pictograms only"),
+    "glip-nano-a": _rendered(GLIP_NANO_A, "to compare with glip-nano"),
+    "glip-t-a": _released(GLIP_T_A, "glip_a_tiny_o365.pth", "O365", "to compare with glip-t-b"),
+    "glip-t-b": _released(GLIP_T, "glip_tiny_model_o365.pth", "O365", "to compare pre-training data"),
+    "glip-t-c": _released(GLIP_T, "glip_tiny_model_o365_goldg.pth", "O365, GoldG", "to compare pre-training data"),
+    "glip-t": _released(
+        *(GLIP_T, "glip_tiny_model_o365_goldg_cc_sbu.pth", "O365, GoldG, CC3M, SBU", "for photographs"), download_gb=3.7
+    ),
+    "glip-l": _released(
+        *(GLIP_L, "glip_large_model.pth", "FourODs, GoldG, CC3M+12M, SBU", "for photographs: more accurate, slower"),
+        memory_gb=5,
+    ),
+}
+DEFAULT, PACKAGED = "glip-t", "glip-nano"  # without a choice: to download, and without a network
+
+
+def trunk_spec(name: str) -> TrunkSpec:
+    """Return the row of a trunk.
+
+    Raises:
+        ValueError: if the name is unknown; names the choices and the nearest.
+    """
+    if name not in TRUNKS:
+        raise unknown_name("trunk", name, TRUNKS)
+    return TRUNKS[name]
+
+
+def packaged_checksum(name: str) -> str:
+    """Return the checksum of the weights of a trunk that comes with the package, as their file states it."""
+    with safe_open(ASSETS / f"{name}.safetensors", "numpy") as file:
+        return str(file.metadata()["checksum"])
+
+
+def default_recipe(trunk: str, method: str, shots: Shots) -> FitConfig:
+    """Return the recipe of a trunk for a method, both by name, and a number of shots per class.
+
+    It is the published one, or for the nano trunks their own.
+
+    Raises:
+        ValueError: if there is no such trunk.
+    """
+    spec = trunk_spec(trunk)
+    return spec.recipes.of(method, shots, spec.view)
+
+
+def published_recipe(method: str, shots: Shots) -> FitConfig:
+    """Return the recipe of the GLIP paper for a method and a number of shots per class."""
+    return PUBLISHED.of(method, shots, ViewConfig())
