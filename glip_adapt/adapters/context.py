@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.protocol import Network
-from glip_adapt.trunks.tokenizer import MAX_TOKENS
+from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt
+
+if TYPE_CHECKING:
+    from glip_adapt.core.structures import Tokens
+    from glip_adapt.trunks.protocol import Network
 
 BLANK = "[MASK]"  # BERT's own word for "any word"; no text holds it, so its id tells which tokens are free
 MOST_TOKENS = MAX_TOKENS - 3  # all of a caption but [CLS], [SEP] and a name of one token
@@ -65,6 +63,10 @@ class Context(Adapter):
         Raises:
             ValueError: if the caption was not made from classes that ``word`` returned.
         """
+        import torch
+
+        from glip_adapt.adapters.modules import FreeTokens
+
         blanks = (tokens.ids[0] == tokens.ids[0, 1]).nonzero().flatten()
         if len(blanks) != self.tokens * tokens.token_map.shape[1] or tokens.token_map[0, :, blanks].any():
             raise ValueError(f"context reads {self.tokens} blanks before each name. Attach by glip_adapt.attach.")
@@ -76,25 +78,3 @@ class Context(Adapter):
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return the offset of the free tokens."""
         return (f"{network.seams.word_embeddings}.offset",)
-
-
-class FreeTokens(nn.Module):
-    """Word embeddings of one caption, ids → (…, D), with a learned offset where a token is free."""
-
-    places: Tensor
-    "(n,) int64, which tokens of the caption are free"
-    rows: Tensor
-    "(n,) int64, which row of the offset each of them reads"
-
-    def __init__(self, words: nn.Module, places: Tensor, rows: Tensor) -> None:
-        super().__init__()
-        self.words = words
-        width = words.get_parameter("weight").shape[1]
-        self.offset = nn.Parameter(torch.zeros(int(rows.max()) + 1, width, device=rows.device))
-        self.register_buffer("places", places, persistent=False)
-        self.register_buffer("rows", rows, persistent=False)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return (B, T, D) for the (B, T) ids of the caption."""
-        embedded = self.words(ids)
-        return embedded.index_add(1, self.places, self.offset[self.rows].expand(len(ids), -1, -1))

@@ -6,10 +6,12 @@ Public modes ``full`` and ``language_prompt_v1``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.trunks.protocol import Network
+
+if TYPE_CHECKING:
+    from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class Full(Adapter):
     stage: ClassVar[Stage] = Stage.ENCODE_IMAGE
     purpose: ClassVar[str] = "Training of nearly all weights. Take it for the best AP, if memory and file size allow."
     cost: ClassVar[str] = "highest in time and memory: nothing is computed once; an adapter is as large as the trunk"
+    counted: ClassVar[int] = 231_455_576  # but for what the published recipe freezes
 
     frozen: tuple[str, ...] = ()
     "modules that stay as they are, by exact name; ``TrunkSpec.settings`` names those of the published recipe"
@@ -51,6 +54,7 @@ class TextEncoderTuning(Adapter):
         "Training of the text encoder alone. Take it to compare with the paper; prompt does as well for less."
     )
     cost: ClassVar[str] = "medium: image features are computed once; text encoder, fusion and head run at each step"
+    counted: ClassVar[int] = 108_891_648
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return all tensors of the text encoder."""

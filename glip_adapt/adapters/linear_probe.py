@@ -7,10 +7,12 @@ training. Here, frozen parts are in eval mode: their features are constants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.trunks.protocol import Network
+
+if TYPE_CHECKING:
+    from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class LinearProbe(Adapter):
         "Training of the last layers alone. Take it for many quick experiments, and as the simplest trained baseline."
     )
     cost: ClassVar[str] = "lowest: all features before the head are computed once"
+    counted: ClassVar[int] = 198_919
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return the prediction layers."""

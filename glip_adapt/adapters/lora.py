@@ -10,16 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-import torch
-from torch import Tensor
-
 from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.config import unknown_name
-from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.protocol import Network
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import Tensor
+
+    from glip_adapt.core.structures import Tokens
+    from glip_adapt.trunks.protocol import Network
 
 LoraPart = Literal["fusion", "text", "head", "all"]
 
@@ -35,6 +34,7 @@ class Lora(Adapter):
         "more."
     )
     cost: ClassVar[str] = "medium: image features are computed once; about 1 % of the weights are trained and saved"
+    counted: ClassVar[int] = 2_740_264
 
     part: LoraPart = "all"
     """layers with factors: cross attention and text layers of the fusion, the text encoder, the head, or all three; not
@@ -70,7 +70,8 @@ class Lora(Adapter):
         Raises:
             ValueError: if the network has none of them, or the rank is more than any of them can use.
         """
-        from peft import inject_adapter_in_model  # takes seconds
+        import torch
+        from peft import inject_adapter_in_model
 
         layers = layer_names(network, self.part)
         most = max(min(network.get_submodule(name).get_parameter("weight").flatten(1).shape) for name in layers)

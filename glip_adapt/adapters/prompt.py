@@ -6,15 +6,14 @@ by position, of which a caption of T tokens uses T; ours owns just those.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
-import torch
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.core.structures import TextFeatures, Tokens
-from glip_adapt.trunks.protocol import Network
+
+if TYPE_CHECKING:
+    from glip_adapt.core.structures import Tokens
+    from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +32,10 @@ class Prompt(Adapter):
 
     def insert(self, network: Network, tokens: Tokens) -> None:
         """Put the offset at the seam ``text_prompt``."""
+        from glip_adapt.adapters.modules import TextOffset
+
         network.text_prompt = TextOffset(tokens.ids.shape[1], network.text_width).to(network.device)
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return the offset."""
         return ("text_prompt.offset",)
-
-
-class TextOffset(nn.Module):
-    """Adds one learned vector per token position."""
-
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__()
-        self.offset = nn.Parameter(torch.zeros(tokens, width))
-
-    def forward(self, text: TextFeatures) -> TextFeatures:
-        """Return the features plus the offset, (B or 1, T, D)."""
-        return replace(text, features=text.features + self.offset)

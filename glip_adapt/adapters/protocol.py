@@ -1,7 +1,8 @@
 """The contract of an adaptation method: where it enters the network, and exactly which tensors it owns.
 
 A method is a frozen dataclass whose fields are its settings. Freezing, caching, training, counting, saving and loading
-follow from its answers.
+follow from its answers. Methods are listed, and their settings checked, without torch: ``insert`` imports what it
+inserts, from ``modules.py`` or a library.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.core.structures import Tokens
-from glip_adapt.trunks.protocol import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from glip_adapt.core.structures import Tokens
+    from glip_adapt.trunks.protocol import Network
 
 
 class Stage(IntEnum):
@@ -38,7 +40,7 @@ class Adapter(ABC):
         renamed: old names of settings → present ones, for saved adapters and plans.
         purpose: use of the method, and when to take it; one sentence.
         cost: time, memory and file size compared with other methods; one sentence.
-        counted: formula of the number of owned values, if it depends on the caption; else empty.
+        counted: how many values it owns on glip-t; a formula if that depends on the caption.
     """
 
     name: ClassVar[str]
@@ -46,7 +48,7 @@ class Adapter(ABC):
     renamed: ClassVar[Mapping[str, str]] = {}
     purpose: ClassVar[str]
     cost: ClassVar[str]
-    counted: ClassVar[str] = ""
+    counted: ClassVar[int | str]
 
     @property
     @abstractmethod
@@ -76,6 +78,6 @@ class Adapter(ABC):
             factor: 0 gives the start, 1 the trained tensors.
         """
         return {
-            name: torch.lerp(start[name], tensor, factor) if tensor.is_floating_point() else tensor
+            name: start[name].lerp(tensor, factor) if tensor.is_floating_point() else tensor
             for name, tensor in trained.items()
         }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.trunks.protocol import Network
+
+if TYPE_CHECKING:
+    from glip_adapt.trunks.protocol import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,7 @@ class ZeroShot(Adapter):
         "Detection by class names, without training. Take it when there are no labels, and as the baseline."
     )
     cost: ClassVar[str] = "none"
+    counted: ClassVar[int] = 0
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return no name."""

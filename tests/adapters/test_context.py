@@ -8,7 +8,8 @@ from glip_adapt.adapters.context import Context
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.engine.adapted import AdaptedTrunk, as_prompts, attach
 from glip_adapt.engine.load import load_adapter
-from glip_adapt.trunks.glip.build import GLIP_NANO, build_glip
+from glip_adapt.trunks.glip.build import build_glip
+from glip_adapt.trunks.glip.config import GLIP_NANO
 
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
 OFFSET = "text_encoder.bert.embeddings.word_embeddings.offset"

@@ -1,0 +1,47 @@
+"""Modules that methods put at the seams of a network.
+
+Shape letters: B batch, T tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from glip_adapt.core.structures import TextFeatures
+
+
+class TextOffset(nn.Module):
+    """Adds one learned vector per token position."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(tokens, width))
+
+    def forward(self, text: TextFeatures) -> TextFeatures:
+        """Return the features plus the offset, (B or 1, T, D)."""
+        return replace(text, features=text.features + self.offset)
+
+
+class FreeTokens(nn.Module):
+    """Word embeddings of one caption, ids → (…, D), with a learned offset where a token is free."""
+
+    places: Tensor
+    "(n,) int64, which tokens of the caption are free"
+    rows: Tensor
+    "(n,) int64, which row of the offset each of them reads"
+
+    def __init__(self, words: nn.Module, places: Tensor, rows: Tensor) -> None:
+        super().__init__()
+        self.words = words
+        width = words.get_parameter("weight").shape[1]
+        self.offset = nn.Parameter(torch.zeros(int(rows.max()) + 1, width, device=rows.device))
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return (B, T, D) for the (B, T) ids of the caption."""
+        embedded = self.words(ids)
+        return embedded.index_add(1, self.places, self.offset[self.rows].expand(len(ids), -1, -1))
