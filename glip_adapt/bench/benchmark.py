@@ -6,11 +6,10 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glip_adapt.adapters import ADAPTERS, build_adapter
 from glip_adapt.bench.events import Work
-from glip_adapt.bench.executor import BuildFitExecutor, threads_of
 from glip_adapt.bench.forecast import Forecast, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan
 from glip_adapt.bench.records import RunRecord, read_records
@@ -21,9 +20,12 @@ from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
-from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.optimise import Step
-from glip_adapt.trunks.catalogue import TRUNKS, default_recipe, load_trunk, trunk_spec
+from glip_adapt.trunks.released import TRUNKS, default_recipe, packaged_checksum, trunk_spec
+
+if TYPE_CHECKING:
+    from glip_adapt.bench.executor import BuildFitExecutor
+    from glip_adapt.engine.cache import FeatureCache
+    from glip_adapt.engine.optimise import Step
 
 
 def read_plan(path: Path | str) -> BenchPlan:
@@ -71,6 +73,9 @@ def run_benchmark(
     """
     plan = _check_plan(plan, where)
     _check_datasets(plan, where)
+    from glip_adapt.bench.executor import BuildFitExecutor
+    from glip_adapt.engine.cache import FeatureCache
+
     if isinstance(cache, FeatureCache) and (workers > 1 or ray):
         raise ValueError("cache: workers share no memory; give a folder that they can share, or leave it out.")
     build = BuildFitExecutor(plan=plan, device=device, vocabulary=vocabulary, cache=cache, workers=workers)
@@ -90,7 +95,7 @@ def run_benchmark(
 def preview_benchmark(
     plan: BenchPlan, out: Path | str, *, where: str = "plan", vocabulary: Path | str | None = None
 ) -> tuple[list[Forecast], dict[str, str]]:
-    """Return a forecast of every run of ``run_benchmark``, and the datasets that it would miss; nothing is run.
+    """Return a forecast of every run of ``run_benchmark``, and the datasets that it would miss; no run begins.
 
     The arguments and errors are those of ``run_benchmark``; ``out`` may be absent.
 
@@ -104,8 +109,9 @@ def preview_benchmark(
 
     @functools.cache
     def checksum(trunk: str) -> str | None:
-        here = trunk in plan.checkpoints or TRUNKS[trunk].public_file is None
-        return _load_checksum(plan, where, vocabulary, trunk) if here else recorded.get(trunk)
+        if trunk in plan.checkpoints:
+            return _load_checksum(plan, where, vocabulary, trunk)
+        return packaged_checksum(trunk) if TRUNKS[trunk].public_file is None else recorded.get(trunk)
 
     runs = list_runs(
         plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)), update_config
@@ -126,6 +132,7 @@ def _choose_work(build: BuildFitExecutor, ray: str | None) -> Work:
     """Return the ``Work`` of this process, of worker processes, or of a Ray cluster."""
     if ray is None:
         return in_process(build(0)) if build.workers == 1 else in_workers(ProcessPool(build, build.workers))
+    from glip_adapt.bench.executor import threads_of
     from glip_adapt.bench.ray_pool import RayPool
 
     threads = max(threads_of(build.plan, trunk, build.workers) for trunk in build.plan.trunks)
@@ -159,6 +166,8 @@ def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
 
 def _load_checksum(plan: BenchPlan, where: str, vocabulary: Path | str | None, trunk: str) -> str:
     """Return the checksum of a trunk's weights. The weights are not kept: every worker loads its own."""
+    from glip_adapt.trunks.catalogue import load_trunk
+
     with _placing(f"{where}, trunks, {trunk}"):
         loaded = load_trunk(trunk, checkpoint=plan.checkpoints.get(trunk), vocabulary=vocabulary)
     return loaded.checksum

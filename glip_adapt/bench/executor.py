@@ -29,7 +29,8 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.selection import bounded, cross_validate, train_candidate
 from glip_adapt.engine.train import History, train_model
-from glip_adapt.trunks.catalogue import Trunk, load_trunk, trunk_spec
+from glip_adapt.trunks.catalogue import Trunk, load_trunk
+from glip_adapt.trunks.released import trunk_spec
 
 CACHE_BYTES = 2 * 2**30  # of frozen features in memory, of all workers together
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AsJson, CacheFolder, Device, Vocabulary
+from glip_adapt.cli.options import IMPORTING, AsJson, CacheFolder, Device, Vocabulary
 from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
 
@@ -35,8 +35,9 @@ def quickstart(
 
     Example: glip-adapt quickstart
     """
-    from glip_adapt.bench.quickstart import NOTE, SHOTS, draw_strip, quickstart_plan
-    from glip_adapt.bench.report.write import write_report
+    with terminal.working(IMPORTING):
+        from glip_adapt.bench.quickstart import NOTE, SHOTS, draw_strip, quickstart_plan
+        from glip_adapt.bench.report.write import write_report
 
     results = out / ("full" if full else "results")
     summary = _run_plan(quickstart_plan(full), results, workers=workers or os.cpu_count() or 1)
@@ -78,11 +79,12 @@ def bench(
     Example: glip-adapt bench benchmarks/plans/real_photos.toml --out runs/real_photos --workers 2
     """
     from glip_adapt.bench.benchmark import read_plan
-    from glip_adapt.trunks.catalogue import choose_device
 
     if dry_run:
         _print_preview(plan, out, workers, vocabulary, as_json)
         return
+    with terminal.working(IMPORTING):
+        from glip_adapt.trunks.catalogue import choose_device
     places = {"device": str(choose_device(device)), "vocabulary": vocabulary, "cache": cache}
     summary = _run_plan(read_plan(plan), out, where=str(plan), workers=workers, ray=ray, **places)
     if as_json:
@@ -106,7 +108,8 @@ def report(
     """
     from glip_adapt.bench.report.write import write_report
 
-    written = write_report(folder, note)
+    with terminal.working(f"drawing the report of {folder}"):
+        written = write_report(folder, note)
     if as_json:
         terminal.print_json(_paths(written))
     else:
@@ -131,20 +134,26 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
     from glip_adapt.bench.benchmark import preview_benchmark, read_plan
 
     runs, missing = preview_benchmark(read_plan(plan), out, where=str(plan), vocabulary=vocabulary)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "run": run.key.name,
             "state": "no data" if run.key.dataset in missing and run.state != "done" else run.state,
             "minutes": None if run.seconds is None else round(run.seconds / 60, 2),
-            "memory, GB": round(run.peak_bytes / 1e9, 2),
         }
         for run in runs
     ]
+    if not as_json:
+        shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
+        terminal.print_rows(str(plan), shown, as_json=False)  # at once: memory takes longer
+    with terminal.working("measuring the memory of small training steps", hidden=as_json):
+        memory = [round(run.peak_bytes / 1e9, 2) for run in runs]
     if as_json:
+        rows = [row | {"memory, GB": gigabytes} for row, gigabytes in zip(rows, memory, strict=True)]
         terminal.print_json({"runs": rows, "missing": missing})
         return
-    shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
-    terminal.print_rows(str(plan), shown, as_json=False)
+    steps = sorted({(run.key.trunk, run.key.method, gigabytes) for run, gigabytes in zip(runs, memory, strict=True)})
+    table = [{"trunk": trunk, "method": method, "memory, GB": gigabytes} for trunk, method, gigabytes in steps]
+    terminal.print_rows("a training step", table, as_json=False, decimals=2)
     left = [run for run in runs if run.state != "done"]
     known = [run.seconds for run in left if run.seconds is not None]
     hours = timedelta(seconds=round(sum(known) / workers))

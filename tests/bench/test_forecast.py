@@ -2,12 +2,13 @@ import dataclasses
 
 from fake_runs import PLAN, outcome
 
-from glip_adapt.bench import forecast
 from glip_adapt.bench.forecast import forecast_runs
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import list_runs
+from glip_adapt.engine import memory
 from glip_adapt.engine.memory import MemoryEstimate
+from glip_adapt.trunks import catalogue
 
 
 def record(method, shots, seconds, seed=3, dataset="c"):
@@ -25,8 +26,8 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         asked.append((trunk, method, size_hw, recompute, settings))
         return MemoryEstimate(weights=1, trained=2, activations=3)
 
-    monkeypatch.setattr(forecast, "random_trunk", lambda name: name)
-    monkeypatch.setattr(forecast, "estimate_memory", estimate)
+    monkeypatch.setattr(catalogue, "random_trunk", lambda name: name)
+    monkeypatch.setattr(memory, "estimate_memory", estimate)
     recipe = {"short_sides": [480, 960], "recompute": True}
     common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
     adapters = {"prompt": {"settings": {}}, "full": {"settings": {"frozen": ["text_encoder"]}}}
@@ -36,11 +37,14 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         key=RunKey("glip-t", "c", "full", 3, 3), config={}, status="failed", error="no", environment={}, created=""
     )
     records = [record("prompt", 1, 10.0), record("prompt", 1, 20.0, seed=30), record("full", 1, 100.0), failed]
-    found = {(f.key.dataset, f.key.method, f.key.shots): f.seconds for f in forecast_runs(runs, records)}
+    forecasts = forecast_runs(runs, records)
+    found = {(f.key.dataset, f.key.method, f.key.shots): f.seconds for f in forecasts}
     for dataset in ("a", "b"):
         assert found[dataset, "prompt", 1] == 15.0
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
+    assert asked == []  # not yet
+    assert {f.peak_bytes for f in forecasts} == {6}
     assert asked == [  # once per method
         ("glip-t", "prompt", (960, 1333), True, {}),
         ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),

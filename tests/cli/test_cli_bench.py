@@ -5,7 +5,7 @@ import resource
 
 import pytest
 
-from glip_adapt.bench import forecast
+from glip_adapt.engine import memory
 from glip_adapt.engine.memory import MemoryEstimate
 
 
@@ -18,7 +18,7 @@ def bench(glip, monkeypatch, coco_folder, tmp_path):
         "seeds = [3]\n[fit]\nmax_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n"
     )
     gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8)
-    monkeypatch.setattr(forecast, "estimate_memory", lambda *given: gigabytes)
+    monkeypatch.setattr(memory, "estimate_memory", lambda *given: gigabytes)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
 
