@@ -14,6 +14,7 @@ import typer
 from glip_adapt.cli import terminal
 from glip_adapt.cli.data import FormatName
 from glip_adapt.cli.options import (
+    IMPORTING,
     AdaptersTrunk,
     AsJson,
     CacheFolder,
@@ -78,12 +79,14 @@ def adapt(
 
     Example: glip-adapt adapt photos/
     """
-    from glip_adapt import load_adapter, load_dataset
-    from glip_adapt.share.destination import check_free, free_folder
-    from glip_adapt.share.workflow import AUTO, adapt_dataset
+    from glip_adapt import load_dataset
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
     data = load_dataset(dataset, format=format)
+    with terminal.working(IMPORTING):
+        from glip_adapt import load_adapter
+        from glip_adapt.share.destination import check_free, free_folder
+        from glip_adapt.share.workflow import AUTO, adapt_dataset
     out = free_folder(Path("adapters") / data.name) if out is None else out
     check_free(out, overwrite)  # before anything is loaded
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, start, dataset=dataset)
@@ -156,13 +159,15 @@ def evaluate_adapter(
 
     Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
     """
-    from glip_adapt import evaluate, load_dataset
+    from glip_adapt import load_dataset
     from glip_adapt.core.files import check_room, written_whole
 
     if predictions is not None:
         check_room(predictions.parent, 1)
     data = load_dataset(dataset, format=format)
     scored = getattr(data, split)
+    with terminal.working(IMPORTING):
+        from glip_adapt import evaluate
     classes = None if adapter is not None and prompts is None else worded(data, prompts or "names")
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset)
     view = view_of(model.view, short_side)

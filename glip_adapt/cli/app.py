@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from glip_adapt import __version__
 from glip_adapt.cli import terminal
 from glip_adapt.cli.adapt import adapt_app
 from glip_adapt.cli.bench import bench_app
@@ -26,11 +28,26 @@ HELP = (
     "and errors go to standard error. Exit codes: 0 done, 1 failed, also in part, 2 wrong usage."
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verbs in (detect_app, adapt_app, suggest_app, bench_app, ls_app, convert_app, deploy_app, share_app):
     app.add_typer(verbs)
 app.add_typer(data_app, name="data")
 app.add_typer(prompt_app, name="prompt")
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        terminal.say(__version__)
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _before_the_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""
 
 
 def main() -> None:

@@ -83,10 +83,11 @@ def bench(
     if dry_run:
         _print_preview(plan, out, workers, vocabulary, as_json)
         return
+    checked = read_plan(plan)  # before anything heavy is imported
     with terminal.working(IMPORTING):
         from glip_adapt.trunks.catalogue import choose_device
     places = {"device": str(choose_device(device)), "vocabulary": vocabulary, "cache": cache}
-    summary = _run_plan(read_plan(plan), out, where=str(plan), workers=workers, ray=ray, **places)
+    summary = _run_plan(checked, out, where=str(plan), workers=workers, ray=ray, **places)
     if as_json:
         terminal.print_json(asdict(summary))
     else:

@@ -10,6 +10,7 @@ import typer
 
 from glip_adapt.cli import terminal
 from glip_adapt.cli.options import (
+    IMPORTING,
     AdaptersTrunk,
     AsJson,
     Checkpoint,
@@ -67,11 +68,11 @@ def detect(
 
     Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
     """
-    from glip_adapt.core.memory import peak_bytes
-    from glip_adapt.share.detecting import detect_files, find_images
-
     if classes and caption:
         raise typer.BadParameter("give --classes or --caption, not both", param_hint="--caption")
+    with terminal.working(IMPORTING, hidden=as_json):
+        from glip_adapt.core.memory import peak_bytes
+        from glip_adapt.share.detecting import detect_files, find_images
     paths = find_images(images)
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, split_names(classes) or _split_caption(caption))
 

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from glip_adapt.adapters import ADAPTERS, build_adapter
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.core.captions import Caption
-from glip_adapt.core.structures import SizeHW, Tokens
+from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import known_datasets
-from glip_adapt.engine.memory import estimate_memory
-from glip_adapt.trunks.catalogue import TRUNKS, random_trunk, trunk_spec
-from glip_adapt.trunks.protocol import Network
-from glip_adapt.trunks.tokenizer import Tokenizer
-from glip_adapt.trunks.weights import hub_cache
+from glip_adapt.trunks.released import TRUNKS
 
-COUNTED_ON = "glip-t"  # the trunk on which the numbers of a method are counted
+if TYPE_CHECKING:
+    from glip_adapt.trunks.tokenizer import Tokenizer
+
 SPLITS = ("train", "val", "test")
 PACKAGES = ("glip-adapt", "torch", "torchvision", "timm", "transformers", "peft")
 
@@ -34,12 +29,11 @@ Rows = Iterator[dict[str, Any]]
 def trunks() -> Rows:
     """Yield one row per trunk: its parameters as a number, and whether it fuses image and text before the head."""
     for name, spec in TRUNKS.items():
-        network = _without_weights(name)
         yield {
             "trunk": name,
             "take it": spec.purpose,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "deep fusion": bool(network.seams.linear.get("fusion")),
+            "parameters": spec.parameters,
+            "deep fusion": spec.deep_fusion,
             "pre-trained on": spec.data,
             "licence": spec.licence,
         }
@@ -69,14 +63,13 @@ def datasets() -> Rows:
 
 
 def methods() -> Rows:
-    """Yield one row per method: how many numbers it trains on ``COUNTED_ON``, or a text on what that depends."""
-    network = _without_weights(COUNTED_ON).requires_grad_(False)
+    """Yield one row per method: how many numbers it trains on GLIP-T, or a text on what that depends."""
     for name, adapter in ADAPTERS.items():
         yield {
             "method": name,
             "what it is for": adapter.purpose,
             "cost": adapter.cost,
-            "trains on GLIP-T": adapter.counted or _owned_numbers(name, copy.deepcopy(network)),
+            "trains on GLIP-T": adapter.counted,
         }
 
 
@@ -97,6 +90,9 @@ def audit(caption: Caption, tokenizer: Tokenizer) -> Rows:
 
 def memory(trunk: str, size_hw: SizeHW) -> Rows:
     """Yield one row per method: gigabytes that a training step takes on an image of ``size_hw`` pixels."""
+    from glip_adapt.engine.memory import estimate_memory
+    from glip_adapt.trunks.catalogue import random_trunk
+
     stand_in = random_trunk(trunk)  # memory does not depend on the weights
     for name in ADAPTERS:
         plain = estimate_memory(stand_in, name, size_hw)
@@ -111,7 +107,11 @@ def memory(trunk: str, size_hw: SizeHW) -> Rows:
 
 
 def machine() -> Rows:
-    """Yield one row per fact about software and hardware of this machine."""
+    """Yield one row per fact about software and hardware of this machine, as far as torch sees it."""
+    import torch
+
+    from glip_adapt.core.downloads import hub_cache
+
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     gpus = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in properties]
     facts = {
@@ -125,19 +125,3 @@ def machine() -> Rows:
         "Hub cache": str(hub_cache()),
     }
     yield from ({"what": name, "value": value} for name, value in facts.items())
-
-
-def _without_weights(trunk: str) -> Network:
-    """Return the network of a trunk on the meta device, which takes no memory."""
-    spec = trunk_spec(trunk)
-    with torch.device("meta"):
-        return spec.family.build(spec.config)
-
-
-def _owned_numbers(method: str, network: Network) -> int:
-    """Return how many numbers a method owns, whatever the caption; ``network`` is changed."""
-    adapter = build_adapter(method, trunk_spec(COUNTED_ON).settings.get(method, {}))
-    nothing = torch.empty(1, 0)
-    adapter.insert(network, Tokens(nothing, nothing.bool(), nothing[None].bool()))
-    state = network.state_dict()
-    return sum(state[key].numel() for key in adapter.owned(network))

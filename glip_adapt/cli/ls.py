@@ -47,10 +47,9 @@ def audit(
     Example: glip-adapt audit --classes "stop_sign, T-Rex" --vocabulary vocab.txt
     """
     from glip_adapt.cli import listing
-    from glip_adapt.core.captions import build_caption
+    from glip_adapt.core.captions import MAX_TOKENS, build_caption
     from glip_adapt.data.dataset import load_dataset
     from glip_adapt.trunks.catalogue import load_tokenizer
-    from glip_adapt.trunks.tokenizer import MAX_TOKENS
 
     named: Any = worded(load_dataset(dataset), "official" if official else "names") if dataset else split_names(classes)
     caption, tokenizer = build_caption(named), load_tokenizer(trunk, vocabulary)
@@ -73,7 +72,10 @@ def doctor(
     from glip_adapt.cli import listing
 
     if trunk:
-        rows = listing.memory(trunk, size)
+        with terminal.working(f"measuring small training steps of {trunk}"):
+            rows = list(listing.memory(trunk, size))
         terminal.print_rows(f"memory of {trunk}, GB", rows, as_json, decimals=2, whole=True)
     else:
-        terminal.print_rows("this machine", listing.machine(), as_json)
+        with terminal.working("asking torch for threads and GPUs"):
+            rows = list(listing.machine())
+        terminal.print_rows("this machine", rows, as_json)

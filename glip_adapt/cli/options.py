@@ -14,6 +14,8 @@ from glip_adapt.cli import terminal
 
 logger = logging.getLogger(__name__)
 
+IMPORTING = "loading torch"  # takes seconds; shown while a verb imports what computes
+
 TrunkName = Annotated[
     str, typer.Option("--trunk", help="Pretrained detector, from `glip-adapt ls trunks`; glip-t for photographs.")
 ]
@@ -86,21 +88,24 @@ def open_trunk(
         adapter: folder saved by ``adapt``.
         dataset: name or folder of the dataset that the trunk is for.
     """
-    from glip_adapt import load_trunk
-    from glip_adapt.trunks.catalogue import PACKAGED, best_trunk
-    from glip_adapt.trunks.weights import HubUnreachableError
+    with terminal.working(IMPORTING):
+        from glip_adapt import load_trunk
+        from glip_adapt.trunks.catalogue import best_trunk
+        from glip_adapt.trunks.released import PACKAGED
+        from glip_adapt.trunks.weights import HubUnreachableError
 
-    given: dict[str, Any] = {"checkpoint": checkpoint, "vocabulary": vocabulary, "device": device}
+    def load(name: str) -> Any:
+        with terminal.working(f"loading {name}", hidden=_is_downloaded(name, checkpoint)):  # that has a bar of its own
+            return load_trunk(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
+
     if name is None:
         name = _implied_trunk(checkpoint, adapter, dataset)
     if name is not None:
-        _say_download(name, checkpoint)
-        return load_trunk(name, **given)
+        return load(name)
     name, why = best_trunk(device)
     if name != PACKAGED:
-        _say_download(name, checkpoint)
         try:
-            return load_trunk(name, **given)
+            return load(name)
         except HubUnreachableError as error:
             why = str(error)
     logger.warning(
@@ -114,7 +119,7 @@ def open_trunk(
 def _implied_trunk(checkpoint: Path | None, adapter: Path | None, dataset: str | None) -> str | None:
     """Return the trunk that other options imply, or None."""
     from glip_adapt.adapters.storage import read_description
-    from glip_adapt.trunks.catalogue import DEFAULT, PACKAGED, TRUNKS
+    from glip_adapt.trunks.released import DEFAULT, PACKAGED, TRUNKS
 
     if adapter is not None:
         return read_description(adapter).trunk.name
@@ -126,17 +131,17 @@ def _implied_trunk(checkpoint: Path | None, adapter: Path | None, dataset: str |
     return None
 
 
-def _say_download(name: str, checkpoint: Path | None) -> None:
-    """Say how large the weights of a trunk are if they have to be downloaded."""
-    from glip_adapt.core.downloads import cached
-    from glip_adapt.trunks.catalogue import trunk_spec
-    from glip_adapt.trunks.weights import hub_cache, hub_is_offline
+def _is_downloaded(name: str, checkpoint: Path | None) -> bool:
+    """Return whether the weights of a trunk have to be downloaded, and say how large they are if that is known."""
+    from glip_adapt.core.downloads import cached, hub_cache, hub_is_offline
+    from glip_adapt.trunks.released import trunk_spec
 
     spec = trunk_spec(name)
-    if checkpoint or not (spec.public_file and spec.download_gb) or hub_is_offline():
-        return
-    if cached(spec.repository, spec.public_file) is None:
+    if checkpoint or not spec.public_file or hub_is_offline() or cached(spec.repository, spec.public_file) is not None:
+        return False
+    if spec.download_gb:
         terminal.note(f"{name}: {spec.download_gb:g} GB are downloaded once, into {hub_cache()}.")
+    return True
 
 
 def open_model(
@@ -163,10 +168,11 @@ def open_model(
     Raises:
         ValueError: if they are not.
     """
-    from glip_adapt import attach, load_adapter, load_baked
-
+    with terminal.working(IMPORTING):
+        from glip_adapt import attach, load_adapter, load_baked
     if adapter is not None and (adapter / "baked.json").is_file():
-        baked = load_baked(adapter, device)
+        with terminal.working(f"loading {adapter}"):
+            baked = load_baked(adapter, device)
         names = tuple(entry if isinstance(entry, str) else entry.name for entry in classes or ())
         if names and names != baked.class_names:
             raise ValueError(

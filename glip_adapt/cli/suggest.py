@@ -11,6 +11,7 @@ import typer
 from glip_adapt.cli import terminal
 from glip_adapt.cli.data import FormatName
 from glip_adapt.cli.options import (
+    IMPORTING,
     AdaptersTrunk,
     AsJson,
     CacheFolder,
@@ -62,12 +63,19 @@ def suggest(
 
     Example: glip-adapt suggest photos --adapter adapters/raccoon --count 10
     """
-    from glip_adapt.share import suggesting
-    from glip_adapt.share.prelabels import check_place, prelabels, read_photographs, sheet_of, to_json, write_prelabels
-
     names = split_names(classes)
     if adapter is None and not names:
         raise typer.BadParameter("name an adapter, or --classes for a detector without one", param_hint="--adapter")
+    with terminal.working(IMPORTING, hidden=as_json):
+        from glip_adapt.share import suggesting
+        from glip_adapt.share.prelabels import (
+            check_place,
+            prelabels,
+            read_photographs,
+            sheet_of,
+            to_json,
+            write_prelabels,
+        )
     folder = Path(os.path.abspath(photographs))
     place = out or folder.with_name(f"{folder.name}-suggested")
     check_place(place, photographs)

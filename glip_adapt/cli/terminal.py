@@ -16,7 +16,9 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
+from rich.live import Live
 from rich.progress import Progress, TaskID
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -144,6 +146,18 @@ def files_bar(title: str, total: int, *, hidden: bool = False) -> Iterator[Calla
     with _bar(*columns, transient=True, disable=hidden or not stderr.is_terminal) as bar:
         task = bar.add_task(plain(title), total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def working(what: str, *, hidden: bool = False) -> Iterator[None]:
+    """Show on a terminal what is under way and cannot be counted, such as an import of seconds; it leaves no line."""
+    if hidden or not stderr.is_terminal:
+        yield
+        return
+    # Standard output stays as it is: else results would leave the file that they are written to.
+    live = Live(Spinner("dots", Text(f"{plain(what)} …")), console=stderr, transient=True, redirect_stdout=False)
+    with live:
+        yield
 
 
 class _FileRate(progress.ProgressColumn):

@@ -14,7 +14,7 @@ from glip_adapt.core.structures import Detections
 from glip_adapt.data import dataset, glyphs13
 from glip_adapt.data.formats.coco import load_split
 from glip_adapt.share.baked import BakedModel, bake
-from glip_adapt.trunks.catalogue import trunk_spec
+from glip_adapt.trunks.released import trunk_spec
 
 SMALL = ["--short-side", "64"]
 
@@ -355,6 +355,10 @@ def test_bench_runs_resumes_and_reports(glip, coco_folder, tmp_path):
     assert code == 0, err
     assert (out_folder / "report" / "data_efficiency.png").is_file()
     assert "Untrained trunk." in (out_folder / "report" / "table.md").read_text()
+
+
+def test_the_version_is_printed(glip):
+    assert glip("--version")[:2] == (0, f"{glip_adapt.__version__}\n")
 
 
 def test_doctor_prints_versions(glip):

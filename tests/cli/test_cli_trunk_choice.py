@@ -14,8 +14,9 @@ from glip_adapt.cli import terminal
 from glip_adapt.cli.options import open_trunk
 from glip_adapt.core import memory
 from glip_adapt.trunks import catalogue
-from glip_adapt.trunks.catalogue import TRUNKS, best_trunk
+from glip_adapt.trunks.catalogue import best_trunk
 from glip_adapt.trunks.glip import family
+from glip_adapt.trunks.released import TRUNKS
 
 NANO = "only knows rendered pictograms"
 

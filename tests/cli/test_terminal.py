@@ -121,6 +121,14 @@ def test_what_standard_output_cannot_encode_is_replaced():
     assert json.loads("".join(rest)) == ["骰子"]
 
 
+@pytest.mark.parametrize(("is_terminal", "hidden", "shown"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_what_is_under_way_is_shown_on_a_terminal_at_once(monkeypatch, is_terminal, hidden, shown):
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "stderr", Console(file=screen, width=300, force_terminal=is_terminal))
+    with terminal.working("loading [b]torch", hidden=hidden):
+        assert screen.getvalue().count("loading [b]torch …") == shown
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from glip_adapt.core.structures import Target
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.formats.coco import coco_ground_truth, load_split
 from glip_adapt.data.split import Annotation, ImageRecord, Split
 
@@ -124,3 +126,25 @@ def test_without_an_official_file_of_its_own_a_split_is_sampled(tmp_path, caplog
 def test_a_subset_of_a_subset_is_sampled(tmp_path):
     picked = write_split(tmp_path).few_shot(5, seed=30)
     assert picked.few_shot(1, seed=3).source == "sampled"
+
+
+def test_the_boxes_to_learn_from_are_made_once_when_they_are_asked_for():
+    asked = []
+
+    def learned():
+        asked.append(1)
+        return NOTHING
+
+    record = ImageRecord(1, Path("1.png"), (30, 40), learned, (Annotation(1, (1, 1, 9, 9), 81, False),))
+    split = Split("x", (record,), ("a",), (1,))
+    assert len(split.with_boxes()) == 1
+    assert split.annotations_of(record) == record.annotations
+    assert asked == []
+    assert record.target is record.target is NOTHING
+    assert asked == [1]
+
+
+def test_a_record_that_was_read_travels_to_another_process(coco_folder):
+    record = load_dataset(coco_folder).train.records[0]
+    other = pickle.loads(pickle.dumps(record))
+    torch.testing.assert_close(other.target.boxes_xyxy, record.target.boxes_xyxy, rtol=0, atol=0)

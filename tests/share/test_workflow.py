@@ -255,7 +255,7 @@ def test_ctrl_c_in_the_last_training_saves_nothing_and_keeps_the_folds(run, tmp_
 def test_zero_shot_and_estimate_count_the_same_classes(run, alone):
     """A class on one image only cannot be held out, so it counts in neither of them."""
     first, *others = (
-        replace(record, target=Target(record.target.boxes_xyxy[:1], torch.tensor([int(i == 0)])), annotations=())
+        replace(record, learned=Target(record.target.boxes_xyxy[:1], torch.tensor([int(i == 0)])), annotations=())
         for i, record in enumerate(alone.train.records)
     )
     done = run(data=replace(alone, splits={"train": replace(alone.train, records=(first, *others))}), method="prompt")

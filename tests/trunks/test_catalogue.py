@@ -6,7 +6,7 @@ from public_files import VOCABULARY
 from safetensors import safe_open
 
 from glip_adapt.trunks.catalogue import choose_device, load_trunk, random_trunk
-from glip_adapt.trunks.released import ASSETS, TRUNKS, trunk_spec
+from glip_adapt.trunks.released import ASSETS, TRUNKS, packaged_checksum, trunk_spec
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,17 @@ def test_every_row_says_what_a_user_has_to_know():
         assert spec.data, name
         assert spec.purpose, name
         assert (spec.public_file is None) == (ASSETS / f"{name}.safetensors").is_file(), name
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_the_row_counts_what_the_network_has(name):
+    spec = TRUNKS[name]
+    with torch.device("meta"):
+        network = spec.family.build(spec.config)
+    assert sum(p.numel() for p in network.parameters()) == spec.parameters
+    assert bool(network.seams.linear["fusion"]) == spec.deep_fusion
+
+
+@pytest.mark.parametrize("name", [name for name, spec in TRUNKS.items() if spec.public_file is None])
+def test_the_file_of_a_packaged_trunk_states_the_checksum_of_its_weights(name):
+    assert packaged_checksum(name) == load_trunk(name).checksum
