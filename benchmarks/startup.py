@@ -2,8 +2,9 @@
 
     python benchmarks/startup.py --before OLD_CHECKOUT
 
-Each verb runs on a terminal (a pseudo-terminal), so that progress is shown as a user sees it. With ``--before``, the same
-verbs of another checkout run in turn with those of this one. Nothing else should run on the machine.
+Each verb runs on a pseudo-terminal, so that progress is shown as a user sees it. A verb with a detector is stopped when
+its bar of images or steps appears. With ``--before``, the same verbs of another checkout run in turn with those of this
+one. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parents[1]
 PLAN = 'trunks = ["glip-nano"]\ndatasets = ["glyphs13/Dice"]\nmethods = ["prompt"]\nshots = [0, 1]\nseeds = [3]\n'
-VERBS = (  # those with a detector are watched until they begin to count images or steps
+VERBS = (  # with what the bar shows, for those with a detector
     ("--version", None),
     ("--help", None),
     ("adapt --help", None),
@@ -39,7 +40,7 @@ VERBS = (  # those with a detector are watched until they begin to count images 
     ("bench plan.toml --out absent --dry-run", None),
     ("report results", None),
     ("detect images --classes one --trunk glip-nano --out detected", r"/3 "),
-    ("adapt glyphs13/Dice --trunk glip-nano --method prompt --shots 1 --out adapted-{run}", r"\d/\d"),
+    ("adapt glyphs13/Dice --trunk glip-nano --method prompt --shots 1 --out adapted-{run}", r"\d/[\d?]"),
 )
 VISIBLE = re.compile(r"[^\s\x1b]")
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-Z0-9])")
@@ -53,22 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="verbs that begin with this")
     given = parser.parse_args(arguments)
     checkouts = [given.before.resolve(), HERE] if given.before else [HERE]
-    print("| verb | " + " | ".join(f"{part}{name}" for part in ("first output", "counting", "end") for name in
-          ((", before", "") if given.before else ("",))) + " |")  # fmt: skip
+    names = [f"{moment}{which}" for moment in ("first output", "end, or bar") for which in (", before", "")]
+    columns = [name for name in names if given.before or "before" not in name]
+    print(f"| verb | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         _prepare(Path(folder))
-        for verb, counting in VERBS:
+        for verb, bar in VERBS:
             if verb.startswith(given.only):
-                times: dict[Path, list[tuple[float, ...]]] = {checkout: [] for checkout in checkouts}
-                for repeat in range(given.repeats + 1):
-                    for number, checkout in enumerate(checkouts):
-                        command = verb.format(run=f"{number}-{repeat}")
-                        measured = _run(command, counting, checkout, Path(folder))
-                        if repeat:  # the first one reads the files of the libraries
-                            times[checkout].append(measured)
-                columns = [[statistics.median(column) for column in zip(*times[c], strict=True)] for c in checkouts]
-                cells = [f"{seconds:.2f}" for row in zip(*columns, strict=True) for seconds in row]
-                print(f"| `{verb.partition(' --')[0] if verb[0] != '-' else verb}` | {' | '.join(cells)} |", flush=True)
+                cells = _medians(verb, bar, checkouts, given.repeats, Path(folder))
+                print(f"| `{verb.format(run=1)}` | {' | '.join(cells)} |", flush=True)
+
+
+def _medians(verb: str, bar: str | None, checkouts: Sequence[Path], repeats: int, folder: Path) -> list[str]:
+    """Return the cells of a row: of each column the medians of the checkouts."""
+    times: dict[Path, list[tuple[float, float]]] = {checkout: [] for checkout in checkouts}
+    for repeat in range(repeats + 1):
+        for number, checkout in enumerate(checkouts):
+            measured = _run(verb.format(run=f"{number}-{repeat}"), bar, checkout, folder)
+            if repeat:  # the first one reads the files of the libraries
+                times[checkout].append(measured)
+    rows = [[statistics.median(column) for column in zip(*times[c], strict=True)] for c in checkouts]
+    return [f"{seconds:.2f}" for column in zip(*rows, strict=True) for seconds in column]
 
 
 def _prepare(folder: Path) -> None:
@@ -88,31 +94,33 @@ def _environment(checkout: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "TERM": "xterm"}
 
 
-def _run(verb: str, counting: str | None, checkout: Path, folder: Path) -> tuple[float, ...]:
-    """Return the seconds to the first visible character, to the first count if there is one, and to the end."""
+def _run(verb: str, bar: str | None, checkout: Path, folder: Path) -> tuple[float, float]:
+    """Return the seconds to the first visible character, and to the bar; without a bar, to the end."""
     ours, theirs = pty.openpty()
-    started = time.perf_counter()
     command = [sys.executable, "-m", "glip_adapt", *shlex.split(verb)]
+    started, first, seen = time.perf_counter(), 0.0, ""
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=_environment(checkout)
     )
     os.close(theirs)
-    seen, first, counted = "", 0.0, 0.0
-    while True:
-        try:
-            seen += os.read(ours, 65536).decode(errors="replace")
-        except OSError:  # the other side is closed
-            break
-        shown = ESCAPES.sub("", seen)
-        if not first and VISIBLE.search(shown):
-            first = time.perf_counter() - started
-        if not counted and counting and re.search(counting, shown):
-            counted = time.perf_counter() - started
-    if process.wait():
+    try:
+        while part := os.read(ours, 65536):
+            seen += part.decode(errors="replace")
+            shown = ESCAPES.sub("", seen)
+            if not first and VISIBLE.search(shown):
+                first = time.perf_counter() - started
+            if bar and re.search(bar, shown):
+                return first, time.perf_counter() - started
+    except OSError:  # Linux says so when the other side is closed
+        pass
+    finally:
+        if bar:
+            process.kill()
+        code = process.wait()
+        os.close(ours)
+    if bar or (code and verb != "--version"):  # the option is new
         raise RuntimeError(f"{verb} failed: {seen}")
-    os.close(ours)
-    end = time.perf_counter() - started
-    return first, counted or first, end
+    return first, time.perf_counter() - started
 
 
 if __name__ == "__main__":
