@@ -107,9 +107,9 @@ def report(
 
     Example: glip-adapt report runs/real_photos
     """
-    from glip_adapt.bench.report.write import write_report
-
     with terminal.working(f"drawing the report of {folder}"):
+        from glip_adapt.bench.report.write import write_report
+
         written = write_report(folder, note)
     if as_json:
         terminal.print_json(_paths(written))

@@ -107,21 +107,25 @@ def memory(trunk: str, size_hw: SizeHW) -> Rows:
 
 
 def machine() -> Rows:
-    """Yield one row per fact about software and hardware of this machine, as far as torch sees it."""
-    import torch
-
+    """Yield one row per fact about software and hardware of this machine; see ``devices``."""
     from glip_adapt.core.downloads import hub_cache
 
-    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    gpus = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in properties]
     facts = {
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
-        "GPUs": ", ".join(gpus + ["mps"] * torch.backends.mps.is_available()) or "none",
         "free disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB",
         "Hub cache": str(hub_cache()),
     }
     yield from ({"what": name, "value": value} for name, value in facts.items())
+
+
+def devices() -> Rows:
+    """Yield what torch alone knows: CPU threads that it uses, and the GPUs that it can reach."""
+    import torch
+
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in properties]
+    yield {"what": "threads", "value": torch.get_num_threads()}
+    yield {"what": "GPUs", "value": ", ".join(gpus + ["mps"] * torch.backends.mps.is_available()) or "none"}

@@ -75,7 +75,13 @@ def doctor(
         with terminal.working(f"measuring small training steps of {trunk}"):
             rows = list(listing.memory(trunk, size))
         terminal.print_rows(f"memory of {trunk}, GB", rows, as_json, decimals=2, whole=True)
+        return
+    facts = list(listing.machine())
+    if not as_json:
+        terminal.print_rows("this machine", facts, as_json)
+    with terminal.working("asking torch for threads and GPUs"):
+        devices = list(listing.devices())
+    if as_json:
+        terminal.print_json(facts + devices)
     else:
-        with terminal.working("asking torch for threads and GPUs"):
-            rows = list(listing.machine())
-        terminal.print_rows("this machine", rows, as_json)
+        terminal.print_rows("as torch sees it", devices, as_json)

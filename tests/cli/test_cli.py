@@ -364,7 +364,8 @@ def test_the_version_is_printed(glip):
 def test_doctor_prints_versions(glip):
     code, out, _ = glip("doctor")
     assert code == 0
-    assert "torch" in out
+    assert out.index("torch") < out.index("threads") < out.index("GPUs")
+    assert [row["what"] for row in json.loads(glip("doctor", "--json")[1])][-2:] == ["threads", "GPUs"]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def test_a_dry_run_lists_runs_before_it_imports_what_measures_memory(run, tmp_pa
     assert "glip-nano--shapes--prompt--1--3" in out
 
 
+def test_doctor_states_what_it_knows_before_it_imports_torch(run):
+    _, code, out = run("import sys; sys.modules['torch'] = None; " + LIBRARY, "doctor")
+    assert code != 0
+    assert re.search(r"torch +│ [0-9]", out)
+    assert "Hub cache" in out
+
+
 def test_the_names_of_the_package_are_imported_when_they_are_used(run):
     code = "import glip_adapt, json; from glip_adapt import Lora, FitConfig, load_dataset, default_recipe; "
     heavy, _, out = run(code + "print(json.dumps(default_recipe('glip-t', Lora().name, 5).learning_rate))")
