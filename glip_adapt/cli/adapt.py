@@ -196,8 +196,8 @@ def score(
 
     Example: glip-adapt score predictions.json test/_annotations.coco.json --annotation-ids as_in_file
     """
-    from glip_adapt.engine.evaluate import score_files
-
+    with terminal.working(IMPORTING):
+        from glip_adapt.engine.evaluate import score_files
     _print_metrics(str(truth), score_files(predictions, truth, annotation_ids), as_json)
 
 

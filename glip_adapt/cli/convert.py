@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AsJson, TrunkName, Vocabulary, Wording, split_names, worded
+from glip_adapt.cli.options import IMPORTING, AsJson, TrunkName, Vocabulary, Wording, split_names, worded
 
 convert_app = typer.Typer()
 
@@ -39,13 +39,13 @@ def convert(
 
     Example: glip-adapt convert model_best.pth adapters/raccoon --trunk glip-t --classes raccoon
     """
-    from glip_adapt import load_dataset
-    from glip_adapt.core.captions import build_caption
-    from glip_adapt.share.public_prompt import import_prompt
-    from glip_adapt.trunks import catalogue as weights
-
     names = split_names(classes)
     _check_usage(target, names, dataset, prompts)
+    with terminal.working(IMPORTING):
+        from glip_adapt import load_dataset
+        from glip_adapt.core.captions import build_caption
+        from glip_adapt.share.public_prompt import import_prompt
+        from glip_adapt.trunks import catalogue as weights
     if not names and not dataset:
         checksum = weights.convert(source, target, trunk)
         if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AdaptersTrunk, AsJson, Checkpoint, Vocabulary, open_trunk
+from glip_adapt.cli.options import IMPORTING, AdaptersTrunk, AsJson, Checkpoint, Vocabulary, open_trunk
 
 deploy_app = typer.Typer()
 
@@ -26,10 +26,10 @@ def bake(
 
     Example: glip-adapt bake adapters/raccoon --out baked/raccoon
     """
-    import glip_adapt
-    from glip_adapt import load_adapter
-    from glip_adapt.adapters.storage import BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE
-
+    with terminal.working(IMPORTING):
+        import glip_adapt
+        from glip_adapt import load_adapter
+        from glip_adapt.adapters.storage import BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE
     model = load_adapter(adapter, trunk=open_trunk(trunk, checkpoint, vocabulary, "cpu", adapter))
     glip_adapt.bake(model).save(out)
     size = sum((out / name).stat().st_size for name in (BAKED_DESCRIPTION_FILE, BAKED_TENSORS_FILE))
@@ -53,11 +53,12 @@ def export(
 
     Example: glip-adapt export baked/raccoon --out raccoon.onnx
     """
-    from glip_adapt import load_baked
-    from glip_adapt.share.export import export_onnx
-
+    with terminal.working(IMPORTING):
+        from glip_adapt import load_baked
+        from glip_adapt.share.export import export_onnx
     model = load_baked(baked)
-    export_onnx(model, out)
+    with terminal.working(f"writing {out}"):
+        export_onnx(model, out)
     size = out.stat().st_size
     if as_json:
         terminal.print_json({"file": str(out), "classes": model.class_names, "bytes": size})

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AsJson, Classes, TrunkName, Vocabulary, split_names, worded
+from glip_adapt.cli.options import IMPORTING, AsJson, Classes, TrunkName, Vocabulary, split_names, worded
 
 ls_app = typer.Typer()
 
@@ -49,7 +49,9 @@ def audit(
     from glip_adapt.cli import listing
     from glip_adapt.core.captions import MAX_TOKENS, build_caption
     from glip_adapt.data.dataset import load_dataset
-    from glip_adapt.trunks.catalogue import load_tokenizer
+
+    with terminal.working(IMPORTING):
+        from glip_adapt.trunks.catalogue import load_tokenizer
 
     named: Any = worded(load_dataset(dataset), "official" if official else "names") if dataset else split_names(classes)
     caption, tokenizer = build_caption(named), load_tokenizer(trunk, vocabulary)

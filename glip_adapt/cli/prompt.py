@@ -32,11 +32,12 @@ def search(
     Example: glip-adapt prompt search glyphs13/Tools --candidates "a {}; the {} sign"
     """
     from glip_adapt.data.dataset import load_dataset
-    from glip_adapt.engine.prompting import search_prompts
 
     is_file = os.path.isfile(candidates)  # unlike Path, whatever the length
     given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
     data = load_dataset(dataset)
+    with terminal.working(options.IMPORTING):
+        from glip_adapt.engine.prompting import search_prompts
     found = search_prompts(
         options.open_trunk(trunk, checkpoint, vocabulary, device, dataset=dataset),
         data,
@@ -73,9 +74,9 @@ def show(
 
     Example: glip-adapt prompt show adapters/tools-5-shot
     """
-    from glip_adapt import load_adapter
-    from glip_adapt.engine.prompting import class_changes, token_changes
-
+    with terminal.working(options.IMPORTING):
+        from glip_adapt import load_adapter
+        from glip_adapt.engine.prompting import class_changes, token_changes
     model = load_adapter(adapter, trunk=options.open_trunk(trunk, checkpoint, vocabulary, device, adapter))
     tokens = [
         {

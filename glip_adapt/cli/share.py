@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import AsJson
+from glip_adapt.cli.options import IMPORTING, AsJson
 
 share_app = typer.Typer()
 
@@ -32,8 +32,8 @@ def push(
 
     Example: glip-adapt push adapters/raccoon me/raccoon-5-shot --licence mit
     """
-    from glip_adapt.share.hub import push_to_hub
-
+    with terminal.working(IMPORTING):
+        from glip_adapt.share.hub import push_to_hub
     address = push_to_hub(folder, repository, licence=licence, picture=picture, private=private)
     if as_json:
         terminal.print_json({"folder": str(folder), "address": str(address)})
@@ -52,8 +52,8 @@ def pull(
 
     Example: glip-adapt pull me/raccoon-5-shot --out adapters/raccoon
     """
-    from glip_adapt.share import hub
-
+    with terminal.working(IMPORTING):
+        from glip_adapt.share import hub
     found = hub.pull(repository, out, revision)
     classes = [prompt.name for prompt in found.classes]
     if as_json:

@@ -148,3 +148,9 @@ def test_a_record_that_was_read_travels_to_another_process(coco_folder):
     record = load_dataset(coco_folder).train.records[0]
     other = pickle.loads(pickle.dumps(record))
     torch.testing.assert_close(other.target.boxes_xyxy, record.target.boxes_xyxy, rtol=0, atol=0)
+
+
+def test_boxes_that_were_first_asked_for_in_inference_mode_can_train(coco_folder):
+    record = load_dataset(coco_folder).train.records[0]
+    with torch.inference_mode():
+        assert not record.target.boxes_xyxy.is_inference()

@@ -261,8 +261,9 @@ def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int],
     from glip_adapt.core.structures import Target
 
     single = [annotation for annotation in annotations if not annotation.iscrowd]
-    boxes_xywh = torch.tensor([annotation.bbox_xywh for annotation in single], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.tensor([label_of[annotation.category_id] for annotation in single], dtype=torch.int64)
-    boxes_xyxy = boxes.clip(boxes.xywh_to_xyxy(boxes_xywh), size_hw)
-    solid = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
-    return Target(boxes_xyxy[solid], labels[solid])
+    with torch.inference_mode(False):  # made when first asked for; one of that mode could not take part in training
+        boxes_xywh = torch.tensor([annotation.bbox_xywh for annotation in single], dtype=torch.float32).reshape(-1, 4)
+        labels = torch.tensor([label_of[annotation.category_id] for annotation in single], dtype=torch.int64)
+        boxes_xyxy = boxes.clip(boxes.xywh_to_xyxy(boxes_xywh), size_hw)
+        solid = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+        return Target(boxes_xyxy[solid], labels[solid])
