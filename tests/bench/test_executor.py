@@ -116,7 +116,7 @@ def test_cross_validation_uses_no_validation_image(run, shapes, monkeypatch):
 
 def test_backgrounds_and_negatives_of_a_plan_are_learned_from(run, shapes, monkeypatch, tmp_path):
     data = load_dataset(str(shapes))
-    empty = replace(data.train.records[0], image_id=99, target=NOTHING, annotations=())
+    empty = replace(data.train.records[0], image_id=99, learned=NOTHING, annotations=())
     train = replace(data.train, records=(*data.train.records, empty))
     monkeypatch.setattr(executor, "load_dataset", lambda entry: replace(data, splits={**data.splits, "train": train}))
     outcome = run("prompt", "all", backgrounds=5, negatives=("green box",))
@@ -167,7 +167,7 @@ def test_a_trunk_is_loaded_again_only_after_another_one(loaded):
 def test_all_data_are_the_images_with_boxes_and_shots_are_drawn_by_the_seed_of_the_run(shapes):
     data = load_dataset(str(shapes))
     first, *others = data.train.records
-    empty = replace(first, target=Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), annotations=())
+    empty = replace(first, learned=Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)), annotations=())
     data = replace(data, splits={**data.splits, "train": replace(data.train, records=(empty, *others))})
     key, protocol = RunKey("glip-nano", "shapes", "prompt", "all", 3), ProtocolConfig()
     assert training_split(data, key, protocol).records == tuple(others)

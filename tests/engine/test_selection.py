@@ -39,7 +39,7 @@ def same(one, two):
 def only(record, label):
     """Return an image with one box, of this class."""
     box = torch.tensor([[4.0, 4.0, 20.0, 20.0]])
-    return replace(record, target=Target(box, torch.tensor([label])), annotations=())
+    return replace(record, learned=Target(box, torch.tensor([label])), annotations=())
 
 
 @pytest.mark.parametrize("method", ["linear_probe", "prompt", "lora", "full"])

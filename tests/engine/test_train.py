@@ -117,7 +117,7 @@ def test_images_one_by_one_give_the_gradient_of_the_batch(build, data, method):
     """The first image has half as many boxes as the second, so that a normalisation per image would differ."""
     first, second = data.train.records[:2]
     half = Target(first.target.boxes_xyxy[:1], first.target.labels[:1])
-    records = (replace(first, target=half), second)
+    records = (replace(first, learned=half), second)
     config = replace(SMALL, flip=False, clip_norm=1e9)
     model, gradients = build(method), {}
 
@@ -514,7 +514,7 @@ def test_zero_shot_cannot_be_trained(build, data):
 
 def test_an_image_without_boxes_can_be_learnt_from(build, single):
     nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    empty = replace(single, records=(replace(single.records[0], target=nothing, annotations=()),))
+    empty = replace(single, records=(replace(single.records[0], learned=nothing, annotations=()),))
     (step,) = train_model(build(), empty, None, ONE_BY_ONE).steps
     assert step.losses["box"] == step.losses["centerness"] == 0
     assert step.losses["token"] > 0

@@ -265,14 +265,16 @@ def test_zero_shot_and_estimate_count_the_same_classes(run, alone):
 
 
 def test_a_folder_without_labelled_boxes_is_refused(run, alone):
-    empty = replace(alone.train, records=tuple(replace(r, target=NOTHING, annotations=()) for r in alone.train.records))
+    empty = replace(
+        alone.train, records=tuple(replace(r, learned=NOTHING, annotations=()) for r in alone.train.records)
+    )
     with pytest.raises(ValueError, match=r"has a box to learn from\. Label some first"):
         run(data=replace(alone, splits={"train": empty}))
 
 
 def test_images_without_boxes_are_learned_from_when_asked_for(run, alone, monkeypatch):
     seen = []
-    records = (*alone.train.records, replace(alone.train.records[0], image_id=99, target=NOTHING, annotations=()))
+    records = (*alone.train.records, replace(alone.train.records[0], image_id=99, learned=NOTHING, annotations=()))
     data = replace(alone, splits={"train": replace(alone.train, records=records)})
     validate = trials.cross_validate
     monkeypatch.setattr(
