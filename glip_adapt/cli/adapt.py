@@ -161,6 +161,7 @@ def evaluate_adapter(
     """
     from glip_adapt import load_dataset
     from glip_adapt.core.files import check_room, written_whole
+    from glip_adapt.engine.ranks import current
 
     if predictions is not None:
         check_room(predictions.parent, 1)
@@ -175,7 +176,7 @@ def evaluate_adapter(
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(model, scored, view, on_image=lambda done, all_: bar.update(task, completed=done, total=all_))
     _print_metrics(f"{data.name}/{split}", found, as_json)
-    if predictions is not None:
+    if predictions is not None and current().rank == 0:
         with written_whole(predictions) as temporary:
             temporary.write_text(json.dumps(found.predictions), encoding="utf-8")
 

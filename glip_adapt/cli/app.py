@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -28,6 +31,9 @@ HELP = (
     "and errors go to standard error. Exit codes: 0 done, 1 failed, also in part, 2 wrong usage."
 )
 
+DIVIDED = ("adapt", "eval")
+"""Verbs that several processes of ``torchrun`` run together."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verbs in (detect_app, adapt_app, suggest_app, bench_app, ls_app, convert_app, deploy_app, share_app):
     app.add_typer(verbs)
@@ -50,11 +56,42 @@ def _before_the_verb(
     """Take the options that stand before a verb."""
 
 
+@contextmanager
+def _ranks() -> Iterator[None]:
+    """Join the processes that ``torchrun`` started, if it did; only the first one prints.
+
+    Raises:
+        ValueError: if the verb does not divide its work.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # without the seconds that torch takes
+        yield
+        return
+    from glip_adapt.engine.ranks import is_told, joined
+
+    try:
+        with joined() as ranks:
+            if ranks.rank:
+                terminal.mute()
+            verb = next(iter(sys.argv[1:]), "")
+            if ranks.count > 1 and verb not in DIVIDED:
+                raise ValueError(
+                    f"torchrun is for {' and '.join(DIVIDED)}, which divide their images among processes. Start "
+                    f"`glip-adapt {verb}` without it; `bench` shares its runs by --workers and --ray."
+                )
+            yield
+    except Exception as error:
+        if ranks.rank and is_told(error):
+            sys.exit(1)
+        terminal.unmute()
+        raise
+
+
 def main() -> None:
     """Run the command line; an expected error is one message and exit code 1, wrong usage is 2."""
     terminal.prepare()
     try:
-        app()
+        with _ranks():
+            app()
     except KeyboardInterrupt:
         terminal.note("Interrupted; what was finished is kept.")
         sys.exit(130)

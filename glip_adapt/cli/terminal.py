@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,16 @@ def prepare() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def mute() -> None:
+    """Print nothing from now on, whoever prints, until ``unmute``."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+
+
+def unmute() -> None:
+    """Print again."""
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
 
 def say(text: str) -> None:

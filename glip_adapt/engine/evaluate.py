@@ -23,6 +23,7 @@ from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.metrics import METRICS, coco
 from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
+from glip_adapt.engine.ranks import current
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +78,27 @@ def predict_split(
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return the predictions of ``model`` on a split in COCO result form; arguments and errors as ``evaluate``."""
+    """Return the predictions of ``model`` on a split in COCO result form; arguments and errors as ``evaluate``.
+
+    Several ranks divide the images, and each returns all predictions, in the same order.
+    """
     check_scorable(model, split)
     view = view or model.view
     features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
     shown, position = View(view.short_side, flip=False), itertools.count(1)
     model.train(False)
-    predictions: list[dict[str, Any]] = []
-    groups = in_batches((record, features.padded_shape(record, shown)) for record in split.records)
-    for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups):
-        found = detections(model, features.finish(fetched), [r.header.size_hw for r in together], view)
-        for record, detected in zip(together, found, strict=True):
-            predictions += to_coco_results(detected, record.image_id, split.category_ids)
-            if on_image:
-                on_image(next(position), len(split))
-    return predictions
+    predictions: list[list[dict[str, Any]]] = []  # by group
+    ranks = current()
+    with ranks.together():
+        groups = ranks.share(in_batches((record, features.padded_shape(record, shown)) for record in split.records))
+        for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups):
+            predictions.append([])
+            found = detections(model, features.finish(fetched), [r.header.size_hw for r in together], view)
+            for record, detected in zip(together, found, strict=True):
+                predictions[-1] += to_coco_results(detected, record.image_id, split.category_ids)
+                if on_image:
+                    on_image(min(next(position) * ranks.count, len(split)), len(split))
+    return [entry for group in ranks.gather(predictions) for entry in group]
 
 
 def check_scorable(model: Detector, split: Split) -> None:

@@ -17,6 +17,7 @@ from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import image_digest
+from glip_adapt.engine.ranks import current
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,27 @@ class FoldFiles:
 
     def get(self, key: str, compute: Callable[[], Looks]) -> Looks:
         """Return the fold of a key: from its file if that is whole, else computed and kept."""
-        path = self.folder / f"{key}.json"
-        try:
-            return [(steps, factor, entries) for steps, factor, entries in json.loads(path.read_bytes())]
-        except (OSError, ValueError, TypeError):
+        path, ranks = self.folder / f"{key}.json", current()
+        looks = ranks.first(lambda: _read(path))
+        if looks is None:
             looks = compute()
-        try:
-            with written_whole(path) as temporary:
-                temporary.write_text(json.dumps(looks), encoding="utf-8")
-        except OSError as error:  # what it saves is time
-            logger.warning("A finished fold is not kept: %s", error)
+            ranks.first(lambda: _write(looks, path))
         return looks
+
+
+def _read(path: Path) -> Looks | None:
+    try:
+        return [(steps, factor, entries) for steps, factor, entries in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(looks: Looks, path: Path) -> None:
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(looks), encoding="utf-8")
+    except OSError as error:  # what it saves is time
+        logger.warning("A finished fold is not kept: %s", error)
 
 
 def fold_key(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.settings import Precision
+from glip_adapt.engine.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Stepper:
     """AdamW over parameter groups, one step at a time.
 
     The groups are those of ``torch.optim.AdamW``, with their own rates and decays. The precision is that of the forward
-    pass; float16 scales the loss. ``clip_norm`` is the limit of the L2 norm of all gradients together.
+    pass; float16 scales the loss. ``clip_norm`` is the limit of the L2 norm of all gradients together. Each of several
+    ``ranks`` brings its parts of the batch, and takes the same step.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class Stepper:
         precision: Precision,
         clip_norm: float,
         betas: tuple[float, float] = (0.9, 0.999),
+        ranks: Ranks | None = None,
     ) -> None:
         self.optimiser = torch.optim.AdamW(list(groups), betas=betas, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-        self.clip_norm = clip_norm
+        self.clip_norm, self.ranks = clip_norm, ranks or Ranks()
 
     def take(self, step: int, batch: str, parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Step:
         """Take one step on the sum of all losses.
@@ -72,19 +75,22 @@ class Stepper:
         started = time.perf_counter()
         losses: dict[str, float] = {}
         self.optimiser.zero_grad()
-        for what, part in parts:
-            loss = torch.stack(list(part.values())).sum()
-            if not torch.isfinite(loss):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in part.items())
-                raise NonFiniteLossError(
-                    f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
-                    "Lower the learning rate, or look at the boxes of these images."
-                )
-            self.scaler.scale(loss).backward()
-            for name, value in part.items():
-                losses[name] = losses.get(name, 0.0) + value.item()
+        with self.ranks.together():
+            for what, part in parts:
+                loss = torch.stack(list(part.values())).sum()
+                if not torch.isfinite(loss):
+                    values = ", ".join(f"{name} {value.item():.4g}" for name, value in part.items())
+                    raise NonFiniteLossError(
+                        f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
+                        "Lower the learning rate, or look at the boxes of these images."
+                    )
+                self.scaler.scale(loss).backward()
+                for name, value in part.items():
+                    losses[name] = losses.get(name, 0.0) + value.item()
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.ranks.sum_gradients(parameters)
+        losses = self.ranks.sum_losses(losses)
         self.scaler.unscale_(self.optimiser)
-        parameters = (p for group in self.optimiser.param_groups for p in group["params"])
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
         overflowed = not torch.isfinite(norm)
         # The loss scale starts high and is halved at each overflow; at one or below, the scale is not the cause.

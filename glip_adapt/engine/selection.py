@@ -26,6 +26,7 @@ from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
 from glip_adapt.engine.metrics import coco
 from glip_adapt.engine.optimise import Step
+from glip_adapt.engine.ranks import current
 from glip_adapt.engine.train import History, Validation, count_steps, train_model
 from glip_adapt.trunks.released import default_recipe
 
@@ -161,6 +162,7 @@ def cross_validate(
     Raises:
         ValueError, NonFiniteLossError: as ``train_model``.
     """
+    current().copy_first(model.owned_tensors().values())
     parts, start = [_fold(val, train)] if val else _split_up(train, folds, config.seed), model.copy_owned()
     steps = count_steps(config, len(train))
     found = []
@@ -211,6 +213,7 @@ def train_candidate(
     Raises:
         KeyboardInterrupt: on Ctrl-C; the model is as before.
     """
+    current().copy_first(model.owned_tensors().values())
     start, steps = model.copy_owned(), count_steps(config, len(train))
     shown = _counting(on_step, len(found.folds) * steps, (len(found.folds) + 1) * steps)
     history = train_model(model, train, None, config, stop_after=found.chosen.steps, cache=cache, on_step=shown)

@@ -35,6 +35,7 @@ from glip_adapt.engine.features import Fetched, FrozenFeatures
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step, Stepper
+from glip_adapt.engine.ranks import Ranks, current
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ def train_model(
     The seed fixes every draw; on a CPU with one thread also every bit (kernels that add in parallel, on a GPU for
     example, differ in the last ones). Ctrl-C ends training and keeps the best state so far.
 
+    Several ranks (``engine/ranks.py``) divide the images of each batch and take the steps of one process, up to
+    rounding; dropout draws other numbers on each.
+
     Args:
         model: from ``attach``.
         train: images to learn from, with boxes.
@@ -119,21 +123,25 @@ def train_model(
         check_scorable(model, val)
     cache = cache or FeatureCache()
     cache.begin_run()
+    ranks = current()
+    ranks.check_alike(_facts(model, train, config), model.device)
+    ranks.copy_first(model.owned_tensors().values())
     history = History(count_steps(config, len(train)))
     validate_every = config.validate_every or _interval(config, len(train), len(val or ()))
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     groups = parameter_groups(model, config)
-    stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm)
+    stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
-    bad_validations = 0
-    with closing(_batches(train, features, config)) as batches, _training(model, config, history) as keep_state:
+    bad_validations, batches = 0, _batches(train, features, config, ranks)
+    with closing(batches), _training(model, config, history, ranks) as keep_state:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
             if step > 0:
                 with stage("training"):
-                    batch = next(batches)
+                    with ranks.together():  # an image may be unreadable
+                        batch = next(batches)
                     model.train()
                     ids = [sample.record.image_id for sample in batch]
-                    history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch)))
+                    history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch, ranks)))
                 if config.schedule == "cosine":
                     schedule.step()
                 if on_step:
@@ -180,12 +188,22 @@ def _check_trainable(model: AdaptedModel, train: Split) -> None:
     check_scorable(model, train)
 
 
+def _facts(model: AdaptedModel, train: Split, config: FitConfig) -> dict[str, Any]:
+    """Return what all ranks must have alike, by name."""
+    return {
+        "weights": model.trunk.checksum,
+        "classes": repr(model.prompts),
+        "settings": (repr(model.adapter), config),
+        "images": [(record.image_id, train.annotations_of(record)) for record in train.records],
+    }
+
+
 @contextmanager
-def _training(model: AdaptedModel, config: FitConfig, history: History) -> Iterator[Callable[[], None]]:
+def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: Ranks) -> Iterator[Callable[[], None]]:
     """Seed torch, and yield a function that keeps the present state; the end or Ctrl-C restores the last one kept."""
     kept = dict[str, Tensor]()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed + ranks.rank)  # for dropout alone: views have a generator of their own
         model.network.set_recompute(config.recompute)
         try:
             yield lambda: kept.update(model.copy_owned())
@@ -202,7 +220,7 @@ def _training(model: AdaptedModel, config: FitConfig, history: History) -> Itera
 def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: FeatureCache, history: History) -> Validation:
     """Score the model and note the result; as in the public trainer, a tie counts as best."""
     found = predict_split(model, val, config.view, cache=cache)
-    ap = score_ap(found, val) or 0.0
+    ap = current().agreed(score_ap(found, val) or 0.0)  # processors may differ in the last bit
     done = Validation(len(history.steps), ap, is_best=history.best_ap is None or ap >= history.best_ap)
     history.validations.append(done)
     if done.is_best:
@@ -210,13 +228,18 @@ def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: Feature
     return done
 
 
-def _losses(features: FrozenFeatures, batch: Sequence[_Sample]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the name of each part that goes through the network together, and its share of the batch's losses."""
+def _losses(
+    features: FrozenFeatures, batch: Sequence[_Sample], ranks: Ranks
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the name of each part that goes through the network together, and its share of the batch's losses.
+
+    The parts are of the images of this rank, which may be none; their scale is that of the whole batch.
+    """
     model = features.model
     objective = model.network.objective
     scale = objective.scale([sample.prepared for sample in batch])
-    for together in in_batches((sample, sample.padded_hw) for sample in batch):
-        prefix = stack([features.finish(sample.fetched) for sample in together])
+    for together in in_batches((sample, sample.padded_hw) for sample in ranks.share(batch)):
+        prefix = stack([features.finish(sample.fetched) for sample in together if sample.fetched])
         with autocast(model.device, features.precision):
             (output,) = model.finish(prefix)
         names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
@@ -246,15 +269,15 @@ def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, A
 
 @dataclass(frozen=True)
 class _Sample:
-    """An image in one view, and its prepared target."""
+    """An image in one view, and its prepared target; only the rank that takes it has fetched the image."""
 
     record: ImageRecord
-    fetched: Fetched
+    fetched: Fetched | None
     padded_hw: SizeHW
     prepared: Any
 
 
-def _batches(train: Split, features: FrozenFeatures, config: FitConfig) -> Generator[list[_Sample]]:
+def _batches(train: Split, features: FrozenFeatures, config: FitConfig, ranks: Ranks) -> Generator[list[_Sample]]:
     """Yield batches for ever; images are decoded and targets prepared while the network works on earlier ones."""
 
     @functools.lru_cache(maxsize=KEPT_SAMPLES)
@@ -264,11 +287,11 @@ def _batches(train: Split, features: FrozenFeatures, config: FitConfig) -> Gener
         padded_hw = features.padded_shape(record, view)
         return padded_hw, model.network.objective.prepare(target, padded_hw)
 
-    def load(position: int, view: View) -> _Sample:
-        record = train.records[position]
-        return _Sample(record, features.fetch([record], view), *prepare(position, view))
+    def load(number: int, position: int, view: View) -> _Sample:
+        record, is_mine = train.records[position], number in ranks.share(range(config.batch_size))
+        return _Sample(record, features.fetch([record], view) if is_mine else None, *prepare(position, view))
 
-    return ahead(lambda drawn: [load(*one) for one in drawn], _draws(len(train), config))
+    return ahead(lambda drawn: [load(number, *one) for number, one in enumerate(drawn)], _draws(len(train), config))
 
 
 def _draws(images: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:

@@ -17,6 +17,7 @@ from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.memory import estimate_memory
+from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, START, CrossValidation, OnStep, bounded, cross_validate
 
 METHODS = ("prompt", "lora", "full")
@@ -108,10 +109,10 @@ def try_methods(
         on_trial: called with method and forecast in seconds before each trial.
         on_step: called after each step of a trial.
     """
-    started, pace, trials = time.perf_counter(), 1.0, list[Trial]()
+    started, pace, trials, ranks = time.perf_counter(), 1.0, list[Trial](), current()
     for model, given in zip(models, recipes, strict=True):
         trial = Trial(method=model.adapter.name, recipe=bounded(given, len(train)))
-        left = 60 * budget.minutes - (time.perf_counter() - started)
+        left = ranks.agreed(60 * budget.minutes - (time.perf_counter() - started))
         cost = _Cost(trial, train, val, pace * budget.seconds_per_image)
         if not any(earlier.found for earlier in trials):
             trial = _shortened(trial, cost, left, budget, least=len(models) == 1)
@@ -122,9 +123,9 @@ def try_methods(
             continue
         if on_trial:
             on_trial(trial.method, forecast)
-        begun, is_new = time.perf_counter(), kept is None or not kept.folder.exists()
+        begun, is_new = time.perf_counter(), ranks.agreed(kept is None or not kept.folder.exists())
         found = cross_validate(model, train, trial.recipe, val=val, kept=kept, cache=cache, on_step=on_step)
-        seconds = time.perf_counter() - begun
+        seconds = ranks.agreed(time.perf_counter() - begun)
         if is_new or seconds > forecast:  # else folds may have been there already, and tell nothing about the pace
             pace *= seconds / forecast * (len(found.folds) + 1) / len(found.folds)
         trials.append(replace(trial, found=found, expected=found.estimate, seconds=seconds))
@@ -176,7 +177,7 @@ def _reason_against(
         return "one image cannot compare methods"
     if forecast > left:
         return f"it takes about {duration(forecast)}, and {duration(max(left, 0.0))} were left"
-    return _lack_of_memory(model, trial.recipe, train)
+    return current().agreed(_lack_of_memory(model, trial.recipe, train))
 
 
 def best_trial(trials: Sequence[Trial], images: int) -> Trial | None:

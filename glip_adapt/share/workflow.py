@@ -25,6 +25,7 @@ from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
+from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import START, fit, only_scored, train_candidate
 from glip_adapt.engine.train import History
 from glip_adapt.share import trials
@@ -194,7 +195,8 @@ class _Run:
         val, watch, kept = self.data.splits.get("val"), self.observer, FoldFiles(self.out / FOLDS_FOLDER)
         looked_at, before = val or train, time.perf_counter()
         start = self._look(looked_at, recipes[0])
-        budget = Budget(minutes=minutes, seconds_per_image=(time.perf_counter() - before) / len(looked_at))
+        spent = current().agreed(time.perf_counter() - before)
+        budget = Budget(minutes=minutes, seconds_per_image=spent / len(looked_at))
         tried = trials.try_methods(
             models,
             recipes,
@@ -262,7 +264,8 @@ class _Run:
         thresholds = balanced_thresholds(match(outcome.held_out, truth)) | dict.fromkeys(negatives, 1.0)
         by_label = (thresholds[name] for name in outcome.looked_at.classes)  # a prompt may have another name
         model.thresholds = dict(zip(model.class_names, by_label, strict=True))
-        folder = save_somewhere(model, self.out, overwrite)
+        ranks = current()
+        folder = ranks.first(lambda: save_somewhere(model, self.out, overwrite))
         if folder == self.out:
             shutil.rmtree(self.out / FOLDS_FOLDER, ignore_errors=True)
         before = after = None
@@ -279,7 +282,8 @@ class _Run:
         if before and after:
             scores |= {"test AP, zero-shot": before.ap, "test AP": after.ap}
         metrics = {name: ap for name, ap in scores.items() if ap is not None}
-        write_facts(TrainingFacts(data=train.name, shots=train.shots, seed=self.seed, metrics=metrics), folder)
+        facts = TrainingFacts(data=train.name, shots=train.shots, seed=self.seed, metrics=metrics)
+        ranks.first(lambda: write_facts(facts, folder))
         result = AdaptResult(
             model=model,
             history=outcome.history,
@@ -292,7 +296,7 @@ class _Run:
             after=after,
             seconds=seconds,
         )
-        write_page(folder / PAGE_FILE, result.to_page(outcome, train))
+        ranks.first(lambda: write_page(folder / PAGE_FILE, result.to_page(outcome, train)))
         return result
 
     def _look(self, split: Split, recipe: FitConfig) -> list[dict[str, Any]]:
