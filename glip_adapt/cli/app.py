@@ -68,21 +68,20 @@ def _ranks() -> Iterator[None]:
         return
     from glip_adapt.engine.ranks import is_told, joined
 
+    verb, is_silent = next(iter(sys.argv[1:]), ""), False
     try:
         with joined() as ranks:
-            if ranks.rank:
-                terminal.mute()
-            verb = next(iter(sys.argv[1:]), "")
-            if ranks.count > 1 and verb not in DIVIDED:
-                raise ValueError(
-                    f"torchrun is for {' and '.join(DIVIDED)}, which divide their images among processes. Start "
-                    f"`glip-adapt {verb}` without it; `bench` shares its runs by --workers and --ray."
-                )
-            yield
-    except Exception as error:
-        if ranks.rank and is_told(error):
+            is_silent = ranks.rank > 0
+            with terminal.muted(is_silent):
+                if ranks.count > 1 and verb not in DIVIDED:
+                    raise ValueError(
+                        f"torchrun is for {' and '.join(DIVIDED)}, whose images several processes divide. Start "
+                        f"`glip-adapt {verb}` without it; `bench` shares its runs by --workers and --ray."
+                    )
+                yield
+    except (Exception, KeyboardInterrupt) as error:
+        if is_silent and (is_told(error) or isinstance(error, KeyboardInterrupt)):
             sys.exit(1)
-        terminal.unmute()
         raise
 
 

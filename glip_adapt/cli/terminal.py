@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 from rich import progress
@@ -51,14 +51,14 @@ def prepare() -> None:
             stream.reconfigure(errors="replace")
 
 
-def mute() -> None:
-    """Print nothing from now on, whoever prints, until ``unmute``."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
-
-
-def unmute() -> None:
-    """Print again."""
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+@contextmanager
+def muted(is_silent: bool) -> Iterator[None]:
+    """Print nothing within, whoever prints, if ``is_silent``."""
+    if not is_silent:
+        yield
+        return
+    with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+        yield
 
 
 def say(text: str) -> None:

@@ -188,7 +188,7 @@ def cross_validate(
     else:
         chosen = _best(scores, cautious)
         held_out = [fold[_best(_scores(*rest), cautious)] for fold, rest in zip(found, others, strict=True)]
-    return CrossValidation(
+    result = CrossValidation(
         chosen=chosen,
         scores=scores,
         estimate=_pooled_ap(parts, held_out) if len(train) > 1 or val else None,
@@ -197,6 +197,7 @@ def cross_validate(
         folds=tuple(tuple(record.image_id for record in part.held.records) for part in parts),
         scored={record.image_id: part.learned for part in parts for record in part.held.records},
     )
+    return current().agreed(result)  # processors may differ in the last bit
 
 
 def train_candidate(

@@ -1,19 +1,16 @@
 """Two processes at one training against one process: the same losses, tensors, predictions, decisions and errors."""
 
-import json
 import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, write_shapes, write_split
+from conftest import TINY, write_shapes
 
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
@@ -401,28 +398,3 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         with pytest.raises(KeyError), ranks.together():
             raise KeyError
     assert not torch.distributed.is_initialized()
-
-
-@pytest.mark.slow
-def test_adapt_by_torchrun_writes_one_adapter_and_one_page(tmp_path):
-    import numpy as np
-
-    write_split(tmp_path / "photos" / "train", 6, np.random.default_rng(0))
-    written = tmp_path / "photos" / "train" / "annotations_without_background.json"
-    written.rename(written.with_name("_annotations.coco.json"))
-    (tmp_path / "recipe.toml").write_text("max_steps = 4")
-    options = ["--method", "prompt", "--trunk", "glip-nano", "--config", "recipe.toml", "--json"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    found = {}
-    for out, start in (("two", launch), ("one", [sys.executable, "-m"])):
-        command = [*start, "glip_adapt", "adapt", "photos", *options, "--out", out]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-        assert done.returncode == 0, done.stderr
-        found[out] = json.loads(done.stdout)  # one JSON value
-        assert done.stderr.count("trying prompt") == 1
-    files = {path.name for path in (tmp_path / "two").iterdir()}
-    assert files == {"adapter.json", "adapter.safetensors", "index.html", "training.json"}
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "recipe.toml", "one", "two"}
-    for name in ("steps", "zero_shot_ap", "trained_parameters"):
-        assert found["two"][name] == pytest.approx(found["one"][name])
-    assert found["two"]["expected_ap"] == pytest.approx(found["one"]["expected_ap"], abs=0.02)
