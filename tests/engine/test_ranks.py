@@ -292,21 +292,24 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_both_with_its_sentence(pair,
     assert pair(gathered)[0][2] == ["0", "1"]  # they are in step still
 
 
-def test_an_image_that_one_rank_cannot_read_ends_both(pair, folder):
-    first, second = pair(predicted_without_an_image, folder)
+@pytest.mark.parametrize("is_training", [True, False])
+def test_an_image_that_one_rank_cannot_read_ends_both(pair, folder, is_training):
+    first, second = pair(worked_without_an_image, folder, is_training)
     assert isinstance(first, FileNotFoundError)
     assert isinstance(second, FileNotFoundError)
     assert str(first) == str(second)
     assert "gone.png" in str(first)
 
 
-def predicted_without_an_image(ranks, folder):
+def worked_without_an_image(ranks, folder, is_training):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("glip_adapt.engine.batches.BATCH_PIXELS", 1)
         val = load_dataset(str(folder)).val
-        gone = val.records[1]  # of the share of rank 1
+        gone = val.records[1]  # of the share of rank 1 where predictions are made
         assert gone.header  # which all ranks read
         object.__setattr__(gone, "path", Path("gone.png"))
+        if is_training:
+            return train_model(build("prompt"), val, None, CONFIG)
         return predict_split(build("zero_shot"), val)
 
 
