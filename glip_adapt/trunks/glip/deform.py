@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
+from glip_adapt.core.precision import product_dtype
 from glip_adapt.core.structures import SizeHW, split_levels
 from glip_adapt.trunks.linear import linear
 
@@ -65,14 +66,14 @@ def deformable_conv(
     # A position in half precision would be wrong by whole cells, so autocast ends here.
     shift = shift.to(torch.promote_types(shift.dtype, torch.float32)).unflatten(2, (TAPS, 2))
     index, mix = _corners(_sites(tuple(shapes_hw), output_shapes_hw, stride), shift, _over_maps(masks))
-    index = index + rows * torch.arange(batch, dtype=torch.int32).view(-1, 1, 1)
-    output = SampledProduct.apply(
-        cells.flatten(0, 1),
-        index.flatten(0, 1),
-        mix.flatten(0, 1),
-        weight.permute(0, 2, 3, 1).flatten(1),  # taps before channels, as the samples
-        bias,
-    )
+    index = (index + rows * torch.arange(batch, dtype=torch.int32).view(-1, 1, 1)).flatten(0, 1)
+    table, mix = cells.flatten(0, 1), mix.flatten(0, 1)
+    weight = weight.permute(0, 2, 3, 1).flatten(1)  # taps before channels, as the samples
+    if product_dtype(table) is torch.bfloat16 and not torch.is_grad_enabled():
+        table, mix, weight, bias = (x.to(torch.bfloat16) for x in (table, mix, weight, bias))
+        output = _sampled_product(table, index, mix, weight, bias)
+    else:
+        output = SampledProduct.apply(table, index, mix, weight, bias)
     return split_levels(output.unflatten(0, (batch, -1)), output_shapes_hw)
 
 
@@ -147,8 +148,7 @@ class SampledProduct(torch.autograd.Function):
             bias: (C',).
         """
         ctx.save_for_backward(table, index, mix, weight)
-        chunks = zip(index.split(CHUNK), mix.split(CHUNK), strict=True)
-        return torch.cat([linear(_samples(table, rows, weights), weight, bias) for rows, weights in chunks])
+        return _sampled_product(table, index, mix, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -177,6 +177,12 @@ class SampledProduct(torch.autograd.Function):
                 grad_mix += found
         grad_bias = grad.sum(0) if want_bias else None
         return grad_table, None, torch.cat(grad_mix) if want_mix else None, grad_weight, grad_bias
+
+
+def _sampled_product(table: Tensor, index: Tensor, mix: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return (P, C') for the arguments of ``SampledProduct.forward``, chunk by chunk."""
+    chunks = zip(index.split(CHUNK), mix.split(CHUNK), strict=True)
+    return torch.cat([linear(_samples(table, rows, weights), weight, bias) for rows, weights in chunks])
 
 
 def _samples(table: Tensor, index: Tensor, mix: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, split_levels
 from glip_adapt.trunks.glip.deform import TAPS, deformable_conv
 
@@ -53,7 +54,8 @@ class DyHeadBlock(nn.Module):
 
     def _weigh(self, branches: list[Tensor]) -> Tensor:
         """Return the mean of the branches, each scaled by its attention in [0, 1]."""
-        attention = [F.hardsigmoid(F.relu(self.scale_attention(x.mean((2, 3), keepdim=True)))) for x in branches]
+        pooled = [full_precision(x).mean((2, 3), keepdim=True).to(x) for x in branches]
+        attention = [F.hardsigmoid(F.relu(self.scale_attention(x))) for x in pooled]
         total = branches[0] * (attention[0] / len(branches))
         for x, weight in zip(branches[1:], attention[1:], strict=True):
             total = torch.addcmul(total, x, weight / len(branches))  # one pass over the map
@@ -113,6 +115,6 @@ class DynamicReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, h, w)."""
-        coefficients = F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))[..., None, None]
+        coefficients = F.hardsigmoid(self.excite(F.relu(self.squeeze(full_precision(x).mean((2, 3))))))[..., None, None]
         slope_1, shift_1, slope_2, shift_2 = (coefficients - 0.5).chunk(4, dim=1)
         return torch.maximum(torch.addcmul(shift_1, x, 2 * slope_1 + 1), torch.addcmul(shift_2, x, 2 * slope_2))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
 from glip_adapt.trunks.linear import matrix
@@ -89,7 +90,7 @@ class CrossAttention(nn.Module):
 
     def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
-        scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        scores = full_precision(scores).clamp(-SCORE_LIMIT, SCORE_LIMIT)
         over_positions = scores.softmax(1)
         if torch.compiler.is_compiling() or not text_mask.all():  # a graph cannot look at numbers
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
@@ -127,7 +128,9 @@ class FusionLayer(nn.Module):
         """Return fused (B, N, C) and (B, T, D)."""
         image, text = self.norm_image(image), self.norm_text(text)
         to_image, to_text = self.attention(image, text, text_mask)
-        return torch.addcmul(image, self.scale_image, to_image), torch.addcmul(text, self.scale_text, to_text)
+        # Scales of another type than the features would send these through a slow kernel.
+        scale_image, scale_text = self.scale_image.to(image), self.scale_text.to(text)
+        return torch.addcmul(image, scale_image, to_image), torch.addcmul(text, scale_text, to_text)
 
 
 class TextLayer(nn.Module):
