@@ -22,7 +22,7 @@ class ViewConfig:
     max_long_side: int = 1333
     "pixels"
     precision: Precision = "float32"
-    "of large products; bfloat16 or float16 pays on a GPU"
+    "of large products; half precision pays on a GPU, and bfloat16 on CPUs that have instructions for it"
 
     def __post_init__(self) -> None:
         if not 32 <= self.short_side <= self.max_long_side:
@@ -79,7 +79,7 @@ class FitConfig:
     test_short_side: int = 800
     "pixels (configs/odinw_13/*.yaml)"
     precision: Precision = "float32"
-    "of large products; losses and weights stay in float32, and float16 scales the loss; both halves pay on a GPU"
+    "of large products; losses and weights stay in float32, float16 scales the loss; see ``ViewConfig``"
     recompute: bool = False
     "whether blocks are computed again in the backward pass rather than kept; on for full: a third of the memory"
     seed: int = 10
