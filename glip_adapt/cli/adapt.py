@@ -21,6 +21,7 @@ from glip_adapt.cli.options import (
     Checkpoint,
     DatasetName,
     Device,
+    InPrecision,
     Prompts,
     ShortSide,
     Vocabulary,
@@ -148,6 +149,7 @@ def evaluate_adapter(
     ] = None,
     format: FormatName = None,
     short_side: ShortSide = None,
+    precision: InPrecision = None,
     predictions: Annotated[Path | None, typer.Option(help="JSON file to write: predictions in COCO form.")] = None,
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
@@ -171,7 +173,7 @@ def evaluate_adapter(
         from glip_adapt import evaluate
     classes = None if adapter is not None and prompts is None else worded(data, prompts or "names")
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset)
-    view = view_of(model.view, short_side)
+    view = view_of(model.view, short_side, precision)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(model, scored, view, on_image=lambda done, all_: bar.update(task, completed=done, total=all_))

@@ -16,6 +16,7 @@ from glip_adapt.cli.options import (
     Checkpoint,
     Classes,
     Device,
+    InPrecision,
     ShortSide,
     Vocabulary,
     open_model,
@@ -55,6 +56,7 @@ def detect(
         ),
     ] = None,
     short_side: ShortSide = None,
+    precision: InPrecision = None,
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
@@ -87,7 +89,7 @@ def detect(
                 terminal.say(f"{result.image.name}: {counts} → {result.drawing}")
 
         labels = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
-        view = view_of(model.view, short_side)
+        view = view_of(model.view, short_side, precision)
         results = detect_files(model, paths, out, threshold=threshold, view=view, on_file=show, **labels)
     if as_json:
         terminal.print_json([result.to_json() for result in results])

@@ -122,10 +122,14 @@ def machine() -> Rows:
 
 
 def devices() -> Rows:
-    """Yield what torch alone knows: CPU threads that it uses, and the GPUs that it can reach."""
+    """Yield what torch alone knows: CPU threads that it uses, whether bfloat16 pays, and the GPUs that it can reach."""
     import torch
+
+    from glip_adapt.core.precision import cpu_gains_from_bfloat16
 
     properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     gpus = [f"{gpu.name} ({gpu.total_memory / 1e9:.0f} GB)" for gpu in properties]
     yield {"what": "threads", "value": torch.get_num_threads()}
+    gain = "faster than float32" if cpu_gains_from_bfloat16() else "slower than float32"
+    yield {"what": "bfloat16 on the CPU", "value": gain}
     yield {"what": "GPUs", "value": ", ".join(gpus + ["mps"] * torch.backends.mps.is_available()) or "none"}

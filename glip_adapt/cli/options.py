@@ -45,6 +45,12 @@ ShortSide = Annotated[
     int | None,
     typer.Option(min=32, help="Resize the shorter side of each image to this many pixels; default: that of the trunk."),
 ]
+InPrecision = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        "--precision", help="Of large products; default: float32. `glip-adapt doctor` says whether bfloat16 is faster."
+    ),
+]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Local file with the weights, .pth or .safetensors, instead of a download.")
 ]
@@ -191,8 +197,9 @@ def worded(data: Any, prompts: Wording) -> Any:
     return (data.prompts if prompts == "official" else None) or data.classes
 
 
-def view_of(view: Any, short_side: int | None) -> Any:
-    """Return the view of a trunk, with another short side if one is given."""
+def view_of(view: Any, short_side: int | None, precision: str | None = None) -> Any:
+    """Return the view of a trunk, with another precision or another short side if one is given."""
+    view = replace(view, precision=precision or view.precision)
     if short_side is None:
         return view
     return replace(view, short_side=short_side, max_long_side=max(view.max_long_side, short_side))

@@ -365,7 +365,12 @@ def test_doctor_prints_versions(glip):
     code, out, _ = glip("doctor")
     assert code == 0
     assert out.index("torch") < out.index("threads") < out.index("GPUs")
-    assert [row["what"] for row in json.loads(glip("doctor", "--json")[1])][-2:] == ["threads", "GPUs"]
+    assert [row["what"] for row in json.loads(glip("doctor", "--json")[1])][-3:] == [
+        "threads",
+        "bfloat16 on the CPU",
+        "GPUs",
+    ]
+    assert "than float32" in out
 
 
 @pytest.mark.parametrize(

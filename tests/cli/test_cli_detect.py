@@ -83,3 +83,18 @@ def test_a_bar_is_shown_on_a_terminal_and_never_beside_json(coco_folder, tmp_pat
         out, err = capsys.readouterr()
         assert ("3/3" in err) == is_shown
         assert "3/3" not in out
+
+
+def test_detect_in_bfloat16_moves_boxes_a_little_and_refuses_what_it_does_not_know(glip, coco_folder, tmp_path):
+    detect = ("detect", coco_folder / "test" / "0.png", *CLASSES, "--out", tmp_path / "found", "--json", *SMALL)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        code, out, err = glip(*detect, "--precision", precision)
+        assert code == 0, err
+        found[precision] = json.loads(out)[0]["detections"][0]
+    exact, half = found["float32"], found["bfloat16"]
+    assert half["score"] != exact["score"]
+    assert half["score"] == pytest.approx(exact["score"], abs=0.02)
+    assert half["box_xyxy"] == pytest.approx(exact["box_xyxy"], abs=1)
+    code, _, err = glip(*detect, "--precision", "half")
+    assert (code, "bfloat16" in err) == (2, True)
