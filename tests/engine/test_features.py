@@ -158,7 +158,7 @@ def test_a_cached_image_is_not_opened_again(build, data, monkeypatch):
 
 
 def test_in_half_precision_it_still_learns_and_its_losses_are_float32(build, data):
-    """On a CPU, where bfloat16 is slow but the same code runs."""
+    """On a CPU; a GPU runs the same code, but for its kernels."""
     exact, half = (
         train_model(build("prompt"), data.train, data.val, replace(SMALL, precision=precision, learning_rate=0.01))
         for precision in ("float32", "bfloat16")
