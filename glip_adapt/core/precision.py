@@ -13,7 +13,6 @@ from torch import Tensor
 
 from glip_adapt.core.settings import Precision
 
-
 logger = logging.getLogger(__name__)
 
 
