@@ -2,7 +2,7 @@
 
 import torch
 
-from glip_adapt.trunks.glip.anchors import CODEC_WEIGHTS, centres
+from glip_adapt.trunks.glip.anchors import CENTRE_WEIGHT, SIDE_WEIGHT, centres
 
 
 def encode(boxes_xyxy, anchors_xyxy):
@@ -10,4 +10,4 @@ def encode(boxes_xyxy, anchors_xyxy):
     box_size, anchor_size = (x[..., 2:] - x[..., :2] + 1 for x in (boxes_xyxy, anchors_xyxy))
     shift = (centres(boxes_xyxy) - centres(anchors_xyxy)) / anchor_size
     deltas = torch.cat((shift, (box_size / anchor_size).log()), dim=-1)
-    return deltas * deltas.new_tensor(CODEC_WEIGHTS)
+    return deltas * deltas.new_tensor([CENTRE_WEIGHT] * 2 + [SIDE_WEIGHT] * 2)

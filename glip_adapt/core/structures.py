@@ -23,6 +23,21 @@ from glip_adapt.core.sizes import DIVISOR as DIVISOR
 from glip_adapt.core.sizes import SizeHW
 
 
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on ``device``; on the way to a GPU nothing waits, neither for the copy nor for the GPU."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def may_hold_false(mask: Tensor) -> bool:
+    """Tell whether a mask may hold False, without looking where looking has a price.
+
+    Only numbers on a CPU are read: a GPU would have to be waited for, and a graph that is traced has none.
+    """
+    return mask.device.type != "cpu" or torch.compiler.is_compiling() or not bool(mask.all())
+
+
 @dataclass(frozen=True)
 class ImageBatch:
     """RGB images padded on the right and at the bottom to one size.
@@ -42,7 +57,7 @@ class ImageBatch:
 
     def to(self, device: torch.device | str) -> ImageBatch:
         """Return the batch on ``device``."""
-        return ImageBatch(self.pixels.to(device), self.image_sizes_hw)
+        return ImageBatch(send(self.pixels, device), self.image_sizes_hw)
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class Tokens:
 
     def to(self, device: torch.device | str) -> Tokens:
         """Return the tokens on ``device``."""
-        return Tokens(self.ids.to(device), self.mask.to(device), self.token_map.to(device))
+        return Tokens(send(self.ids, device), send(self.mask, device), send(self.token_map, device))
 
 
 @dataclass(frozen=True)
@@ -180,7 +195,7 @@ class Target:
 
     def to(self, device: torch.device | str) -> Target:
         """Return the target on ``device``."""
-        return Target(self.boxes_xyxy.to(device), self.labels.to(device))
+        return Target(send(self.boxes_xyxy, device), send(self.labels, device))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def estimate_memory(
 def _activations(model: AdaptedModel, size_hw: SizeHW) -> int:
     """Return the most bytes alive at once up to the losses; from there on, activations make room for gradients."""
     pixels = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8, device=model.device)
-    target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0])).to(model.device)
+    target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0]))
     trains = model.adapter.stage is not Stage.NONE
     model.train(trains)
     with LiveBytes() as live, torch.set_grad_enabled(trains):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ class Stepper:
     def take(self, step: int, batch: str, parts: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Step:
         """Take one step on the sum of all losses.
 
+        A GPU is waited for once, before the parameters move: all losses and the norm are read together.
+
         Args:
             step: its number, from 1.
             batch: names of its images, for an error message.
@@ -73,33 +76,48 @@ class Stepper:
             NonFiniteLossError: if a loss or gradient is NaN or infinite; the parameters are as before.
         """
         started = time.perf_counter()
-        losses: dict[str, float] = {}
+        names: list[tuple[str, tuple[str, ...]]] = []  # of each part and its losses
+        values: list[Tensor] = []
         self.optimiser.zero_grad()
         with self.ranks.together():
             for what, part in parts:
-                loss = torch.stack(list(part.values())).sum()
-                if not torch.isfinite(loss):
-                    values = ", ".join(f"{name} {value.item():.4g}" for name, value in part.items())
-                    raise NonFiniteLossError(
-                        f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
-                        "Lower the learning rate, or look at the boxes of these images."
-                    )
-                self.scaler.scale(loss).backward()
-                for name, value in part.items():
-                    losses[name] = losses.get(name, 0.0) + value.item()
+                self.scaler.scale(torch.stack(list(part.values())).sum()).backward()
+                names.append((what, tuple(part)))
+                values += [value.detach() for value in part.values()]
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.ranks.sum_gradients(parameters)
-        losses = self.ranks.sum_losses(losses)
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        overflowed = not torch.isfinite(norm)
+        total_norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        *found, norm = torch.stack([*values, total_norm]).tolist()
+        with self.ranks.together():
+            losses = _sum_losses(names, found, step, batch)
+        losses = self.ranks.sum_losses(losses)
+        overflowed = not math.isfinite(norm)
         # The loss scale starts high and is halved at each overflow; at one or below, the scale is not the cause.
         if overflowed and not (self.scaler.is_enabled() and self.scaler.get_scale() > 1):
             raise NonFiniteLossError(
-                f"The gradient of step {step} is not finite ({norm.item()}) although its loss is: {losses}. "
+                f"The gradient of step {step} is not finite ({norm}) although its loss is: {losses}. "
                 f"The batch holds {batch}. Lower the learning rate, or look at their boxes."
             )
         rate = self.optimiser.param_groups[0]["lr"]
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return Step(step, losses, rate, None if overflowed else norm.item(), time.perf_counter() - started)
+        return Step(step, losses, rate, None if overflowed else norm, time.perf_counter() - started)
+
+
+def _sum_losses(
+    names: Sequence[tuple[str, tuple[str, ...]]], found: Sequence[float], step: int, batch: str
+) -> dict[str, float]:
+    """Return the sum of each loss over the parts of a step; the first part with one that is not finite is an error."""
+    numbers, losses = iter(found), dict[str, float]()
+    for what, of_part in names:
+        part = {name: next(numbers) for name in of_part}
+        if not math.isfinite(sum(part.values())):
+            values = ", ".join(f"{name} {value:.4g}" for name, value in part.items())
+            raise NonFiniteLossError(
+                f"The loss of {what} is not finite in step {step}: {values}. The batch holds {batch}. "
+                "Lower the learning rate, or look at the boxes of these images."
+            )
+        for name, value in part.items():
+            losses[name] = losses.get(name, 0.0) + value
+    return losses

@@ -283,7 +283,7 @@ def _batches(train: Split, features: FrozenFeatures, config: FitConfig, ranks: R
     @functools.lru_cache(maxsize=KEPT_SAMPLES)
     def prepare(position: int, view: View) -> tuple[SizeHW, Any]:
         record, model = train.records[position], features.model
-        target = view_target(record.target, record.header.size_hw, view, features.max_long_side).to(model.device)
+        target = view_target(record.target, record.header.size_hw, view, features.max_long_side)
         padded_hw = features.padded_shape(record, view)
         return padded_hw, model.network.objective.prepare(target, padded_hw)
 

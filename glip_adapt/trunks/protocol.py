@@ -43,7 +43,7 @@ class Objective(Protocol):
         """Return everything about a target that can be known before the forward pass.
 
         Args:
-            target: of one image, on the device of the network.
+            target: of one image, on the CPU, where numbers can be looked at without waiting for a GPU.
             padded_hw: (height, width) at which the network sees the image, pixels.
         """
 
@@ -55,7 +55,7 @@ class Objective(Protocol):
 
         Args:
             output: of ``Network.predict`` for some images of a batch.
-            prepared: of ``prepare``, one for each of these images.
+            prepared: of ``prepare``, one for each of these images; what the losses need moves to the device here.
             scale: of ``scale``, for the whole batch.
         """
 

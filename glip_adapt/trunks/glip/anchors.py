@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from glip_adapt.core.structures import SizeHW
 from glip_adapt.trunks.glip.config import ANCHOR_SCALE
 
 STRIDES = (8, 16, 32, 64, 128)  # pixels between cells of each level
-CODEC_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+CENTRE_WEIGHT, SIDE_WEIGHT = 10.0, 5.0  # of the box codec: factors of the deltas of centres and of sides
 MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times the anchor's
 
 
@@ -36,6 +37,13 @@ def anchor_grid(
     return torch.cat(levels)
 
 
+@lru_cache(maxsize=64)  # a handful of image sizes is in use at a time
+@torch.inference_mode(False)  # a tensor of that mode could not take part in training later
+def kept_anchor_grid(level_shapes_hw: tuple[SizeHW, ...], device: torch.device, scale: int) -> Tensor:
+    """Return ``anchor_grid``, made once for each size and device; nobody may write into it."""
+    return anchor_grid(level_shapes_hw, device, scale)
+
+
 def level_shapes(padded_hw: SizeHW) -> tuple[SizeHW, ...]:
     """Return (h, w) of each level for an image padded to ``padded_hw``, multiples of 32."""
     return tuple((-(-padded_hw[0] // stride), -(-padded_hw[1] // stride)) for stride in STRIDES)
@@ -43,7 +51,7 @@ def level_shapes(padded_hw: SizeHW) -> tuple[SizeHW, ...]:
 
 def decode(deltas: Tensor, anchors_xyxy: Tensor) -> Tensor:
     """Return boxes (N, 4) for deltas (N, 4) at anchors (N, 4); sides are limited to 62.5 times the anchor's."""
-    shift, log_scale = (deltas / deltas.new_tensor(CODEC_WEIGHTS)).chunk(2, dim=-1)
+    shift, log_scale = deltas[..., :2] / CENTRE_WEIGHT, deltas[..., 2:] / SIDE_WEIGHT
     anchor_size = anchors_xyxy[..., 2:] - anchors_xyxy[..., :2] + 1
     centre = shift * anchor_size + centres(anchors_xyxy)
     half = 0.5 * (log_scale.clamp(max=MAX_LOG_SCALE).exp() * anchor_size - 1)

@@ -28,10 +28,13 @@ def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     """Return the detections of each image, best first, in pixels of that image as the network saw it.
 
     Boxes include their last pixel here; ``Glip.decode`` turns them into edges. Of an image, ``limit`` boxes are kept,
-    and those that tie with the last of them.
+    and those that tie with the last of them. They are on the CPU.
     """
     class_scores, centerness = class_probabilities(output), output.centerness.float().sigmoid()
-    return [_decode_image(output, i, class_scores[i], centerness[i], limit) for i in range(len(class_scores))]
+    best = [_best(output, i, class_scores[i], centerness[i]) for i in range(len(class_scores))]
+    # Non-maximum suppression depends on numbers at each step. Where they lie on a GPU, it is waited for once, here.
+    columns = (torch.stack(column).cpu() for column in zip(*best, strict=True))
+    return [_suppress(*image, class_scores.shape[2], limit) for image in zip(*columns, strict=True)]
 
 
 def class_probabilities(output: HeadOutput) -> Tensor:
@@ -41,22 +44,31 @@ def class_probabilities(output: HeadOutput) -> Tensor:
     return output.token_logits.float().sigmoid() @ weights.transpose(-1, -2)
 
 
-def _decode_image(output: HeadOutput, row: int, class_scores: Tensor, centerness: Tensor, limit: int) -> Detections:
-    """Decode image ``row``; scores below the threshold become 0, so that the top of a level has a fixed size."""
+def _best(output: HeadOutput, row: int, class_scores: Tensor, centerness: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes (N, 4), scores (N,) and labels (N,) of the best candidates of image ``row``, level by level.
+
+    N is fixed: scores below the threshold become 0, and stand where a level has too few candidates.
+    """
     classes = class_scores.shape[1]
     score = torch.where(class_scores > SCORE_THRESHOLD, class_scores * centerness[:, None], 0.0)
     scores, places, start = [], [], 0
     for level in score.split([h * w for h, w in output.level_shapes_hw]):
         best = F.pad(level.flatten(), (0, CANDIDATES_PER_LEVEL)).topk(CANDIDATES_PER_LEVEL)
         scores.append(best.values)
-        places.append(best.indices + start)
+        places.append(best.indices.clamp(max=level.numel() - 1) + start)  # some may be padding
         start += level.numel()
     score, place = torch.cat(scores), torch.cat(places)
-    score, place = score[score > 0].sqrt(), place[score > 0]
     anchor, labels = place // classes, place % classes
     corners = codec.decode(output.box_deltas[row].float()[anchor], output.anchors_xyxy[anchor]).unflatten(1, (2, 2))
     height, width = output.image_sizes_hw[row]
     boxes_xyxy = torch.stack((corners[..., 0].clamp(0, width - 1), corners[..., 1].clamp(0, height - 1)), -1).flatten(1)
+    return boxes_xyxy, score.sqrt(), labels
+
+
+def _suppress(boxes_xyxy: Tensor, score: Tensor, labels: Tensor, classes: int, limit: int) -> Detections:
+    """Return the detections of one image, of candidates as ``_best`` returns them."""
+    real = score > 0
+    boxes_xyxy, score, labels = boxes_xyxy[real], score[real], labels[real]
     kept = boxes.class_aware_nms(boxes_xyxy, score, labels, classes, NMS_IOU)
     found = Detections(boxes_xyxy[kept], score[kept], labels[kept])
     return found.select(found.scores >= F.pad(found.scores, (0, limit))[limit - 1])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.core.precision import full_precision
-from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures
+from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures, may_hold_false
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
 from glip_adapt.trunks.linear import matrix
 
@@ -92,7 +92,7 @@ class CrossAttention(nn.Module):
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
         scores = full_precision(scores).clamp(-SCORE_LIMIT, SCORE_LIMIT)
         over_positions = scores.softmax(1)
-        if torch.compiler.is_compiling() or not text_mask.all():  # a graph cannot look at numbers
+        if may_hold_false(text_mask):
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         over_tokens = F.dropout(scores.softmax(-1), self.dropout, self.training)
         return over_tokens, F.dropout(over_positions, self.dropout, self.training)

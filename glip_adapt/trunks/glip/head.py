@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.core.structures import Fused, SizeHW
-from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid
+from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, kept_anchor_grid
 from glip_adapt.trunks.linear import matrix
 
 LOGIT_LIMIT = 50_000.0
@@ -74,11 +74,12 @@ class AlignmentHead(nn.Module):
         pyramid, text = fused.pyramid, fused.text
         deltas = _over_cells(self.box_deltas, pyramid.cells)
         per_level = deltas.split([h * w for h, w in pyramid.level_shapes_hw], dim=1)
+        grid = anchor_grid if torch.compiler.is_compiling() else kept_anchor_grid  # sizes may be symbols in a graph
         return HeadOutput(
             token_logits=self._align(pyramid.cells, text.features),
             box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
             centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
-            anchors_xyxy=anchor_grid(pyramid.level_shapes_hw, pyramid.cells.device, self.anchor_scale),
+            anchors_xyxy=grid(pyramid.level_shapes_hw, pyramid.cells.device, self.anchor_scale),
             level_shapes_hw=pyramid.level_shapes_hw,
             token_mask=text.mask,
             token_map=text.token_map,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glip_adapt.core import boxes
-from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.core.structures import SizeHW, Target, send
 from glip_adapt.trunks.glip import anchors as codec
 from glip_adapt.trunks.glip.head import HeadOutput
 
@@ -32,11 +32,27 @@ class Assignment:
 
     Attributes:
         matched: (A,) int64, index of the box, -1 for anchors without one.
-        centerness: (P,) float32 in (0, 1], target of each positive anchor, in anchor order.
+        positive: (P,) int64, the anchors with a box, in anchor order.
+        centerness: (P,) float32 in (0, 1], target of each positive anchor.
+        total: () float32 on the CPU, sum of these targets.
     """
 
     matched: Tensor
+    positive: Tensor
     centerness: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, matched: Tensor, anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Assignment:
+        """Return the assignment (A,) of anchors (A, 4) to boxes (N, 4)."""
+        positive = (matched >= 0).nonzero().flatten()
+        centerness = centerness_targets(anchors_xyxy[positive], boxes_xyxy[matched[positive]])
+        return cls(matched, positive, centerness, centerness.sum().cpu())
+
+    def to(self, device: torch.device | str) -> Assignment:
+        """Return the assignment on ``device``, all but ``total``."""
+        moved = (send(tensor, device) for tensor in (self.matched, self.positive, self.centerness))
+        return Assignment(*moved, self.total)
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class LossScale:
     @classmethod
     def of(cls, assignments: Sequence[Assignment]) -> LossScale:
         """Return the scale of a batch of images."""
-        total = torch.stack([a.centerness.sum() for a in assignments]).sum().item()
+        total = torch.stack([a.total for a in assignments]).sum().item()
         return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
 
 
@@ -64,7 +80,11 @@ Prepared = tuple[Target, Assignment]  # of one image
 
 
 class GlipObjective:
-    """The losses of GLIP; anchors are assigned to boxes before the forward pass."""
+    """The losses of GLIP; anchors are assigned to boxes before the forward pass, on the CPU.
+
+    All that depends on numbers, such as which anchors are positive, is known there. The losses then select by index,
+    so that a GPU is not waited for.
+    """
 
     def __init__(self, anchor_scale: int) -> None:
         """Set the side of an anchor over the stride of its level."""
@@ -72,8 +92,8 @@ class GlipObjective:
 
     def prepare(self, target: Target, padded_hw: SizeHW) -> Prepared:
         """Return the target with its ATSS assignment, for an image padded to ``padded_hw``."""
-        level_shapes_hw = codec.level_shapes(padded_hw)
-        anchors = codec.anchor_grid(level_shapes_hw, target.boxes_xyxy.device, self.anchor_scale)
+        level_shapes_hw, target = codec.level_shapes(padded_hw), target.to("cpu")
+        anchors = codec.kept_anchor_grid(level_shapes_hw, torch.device("cpu"), self.anchor_scale)
         return target, assign(anchors, level_shapes_hw, target)
 
     def scale(self, prepared: Sequence[Prepared]) -> LossScale:
@@ -98,17 +118,21 @@ def detection_loss(
 
     Args:
         output: predictions for B images.
-        targets: ground truth of the B images, on the device of ``output``.
+        targets: ground truth of the B images; on the CPU, their labels are checked.
         scale: of the whole batch, if ``output`` is a part of it; by default that of these B images.
-        assignments: of ``assign`` for each target, if known already.
+        assignments: of ``assign`` for each target, if known already, on any device.
 
     Raises:
         ValueError: if the numbers of targets and images differ, or a label is no class or has no token in its caption.
     """
     if len(targets) != len(output.image_sizes_hw):
         raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} images, got {len(targets)}.")
+    _check_labels(targets, output.token_map)
+    device = output.token_logits.device
+    targets = [target.to(device) for target in targets]
     if assignments is None:
         assignments = [assign(output.anchors_xyxy, output.level_shapes_hw, target) for target in targets]
+    assignments = [assignment.to(device) for assignment in assignments]
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
     logits = _full_precision(output.token_logits)
@@ -130,7 +154,7 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
     """
     matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
     if len(target) == 0:
-        return Assignment(matched, anchors_xyxy.new_empty(0))
+        return Assignment.of(matched, anchors_xyxy, target.boxes_xyxy)
     iou = boxes.pairwise_iou(anchors_xyxy, target.boxes_xyxy)  # (A, N)
     centres = codec.centres(anchors_xyxy)
     # Written out rather than torch.cdist: many anchors are equally far, and ties break on the last bit.
@@ -149,9 +173,24 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
     good &= to_corners.amin(-1) > MIN_INSIDE
     wanted = torch.full_like(iou, -1).scatter(0, candidate, torch.where(good, candidate_iou, -1.0))
     best_iou, best_box = wanted.max(1)
-    matched = torch.where(best_iou >= 0, best_box, matched)
-    positive = matched >= 0
-    return Assignment(matched, centerness_targets(anchors_xyxy[positive], target.boxes_xyxy[matched[positive]]))
+    return Assignment.of(torch.where(best_iou >= 0, best_box, matched), anchors_xyxy, target.boxes_xyxy)
+
+
+def _check_labels(targets: Sequence[Target], token_map: Tensor) -> None:
+    """Raise ValueError if a label is no class or has no token, as far as that can be read without waiting for a GPU.
+
+    ``token_map`` is (B or 1, K, T). A model for the classes of its data has a token for every label.
+    """
+    for target, class_map in zip(targets, token_map.expand(len(targets), -1, -1), strict=True):
+        labels, classes = target.labels, len(class_map)
+        if labels.device.type != "cpu":
+            continue
+        if outside := labels[(labels < 0) | (labels >= classes)].unique().tolist():
+            raise ValueError(f"Labels {outside} are no classes; expected 0 to {classes - 1}.")
+        if class_map.device.type != "cpu":
+            continue
+        if unnamed := labels[~class_map[labels].any(-1)].unique().tolist():
+            raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
 
 
 def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> Tensor:
@@ -163,10 +202,6 @@ def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor
     per_class = output.token_map.float().expand(len(targets), -1, -1)  # (B, K, T)
     rows = []
     for class_targets, target, match in zip(per_class, targets, matched, strict=True):
-        if outside := target.labels[(target.labels < 0) | (target.labels >= len(class_targets))].unique().tolist():
-            raise ValueError(f"Labels {outside} are no classes; expected 0 to {len(class_targets) - 1}.")
-        if unnamed := target.labels[(class_targets[target.labels].sum(-1) == 0)].unique().tolist():
-            raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
         # One more row of zeros, reached by index -1, stands for the anchors without a box.
         per_box = torch.cat((class_targets[target.labels], class_targets.new_zeros(1, class_targets.shape[-1])))
         rows.append(per_box[match])
@@ -186,12 +221,12 @@ def _localisation(
     output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
 ) -> tuple[Tensor, Tensor]:
     """Return box loss weighted by centerness targets, and centerness loss, both summed over the positive anchors."""
-    matched = torch.stack([a.matched for a in assignments])
-    positive = matched >= 0
-    anchors = output.anchors_xyxy.expand(len(targets), -1, -1)[positive]
-    truth = torch.cat([target.boxes_xyxy[m[m >= 0]] for target, m in zip(targets, matched, strict=True)])
-    decoded = codec.decode(_full_precision(output.box_deltas[positive]), anchors)
-    centerness = _full_precision(output.centerness[positive])
+    pairs = list(zip(targets, assignments, strict=True))
+    truth = torch.cat([target.boxes_xyxy[a.matched[a.positive]] for target, a in pairs])
+    anchors = torch.cat([output.anchors_xyxy[a.positive] for a in assignments])
+    rows = torch.cat([a.positive + i * len(output.anchors_xyxy) for i, a in enumerate(assignments)])  # of the batch
+    decoded = codec.decode(_full_precision(output.box_deltas.flatten(0, 1).index_select(0, rows)), anchors)
+    centerness = _full_precision(output.centerness.flatten().index_select(0, rows))
     goal = torch.cat([a.centerness for a in assignments]).to(centerness)
     return (
         ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),

@@ -88,7 +88,7 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor, recompute: bool = False) -> Tensor:
         """Return (B, h, w, C) at the stage's resolution; ``recompute`` keeps no activations inside of blocks."""
         x = self.downsample(x)
-        mask = shifted_window_mask(padded_hw((x.shape[1], x.shape[2]), self.window), self.window).to(x)
+        mask = shifted_window_mask(padded_hw((x.shape[1], x.shape[2]), self.window), self.window, x.device).to(x)
         for block in self.blocks:
             x = checkpoint(block, x, mask, use_reentrant=False) if recompute else block(x, mask)
         return x
@@ -119,11 +119,11 @@ class SwinBlock(nn.Module):
     def _forward_traced(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Compute the block in eval mode, for any size in one graph; the padding goes through the attention too."""
         size_hw = (x.shape[1], x.shape[2])
-        cells, real = shown_cells(size_hw, self.window, self.shift)
+        cells, real = shown_cells(size_hw, self.window, self.shift, x.device)
         rows = x.flatten(1, 2)  # (B, h, w, C) → (B, h·w, C)
         windows = self.norm1(rows)[:, cells] * real.unsqueeze(-1).to(x)
         attended = self.attn(windows.flatten(0, 1), mask).reshape(x.shape[0], -1, x.shape[3])
-        rows = rows + attended[:, places(size_hw, self.window, self.shift)]
+        rows = rows + attended[:, places(size_hw, self.window, self.shift, x.device)]
         return (rows + self.mlp(self.norm2(rows))).view_as(x)
 
     def _forward_in_chunks(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from glip_adapt.core.structures import TextFeatures, Tokens
+from glip_adapt.core.structures import TextFeatures, Tokens, may_hold_false
 
 
 class TextEncoder(nn.Module):
@@ -51,8 +51,9 @@ class TextEncoder(nn.Module):
         mask, positions = None, None
         if self.separators:
             mask, positions = phrase_attention(tokens.ids, self.separators)
-        elif not tokens.mask.all():  # without padding, no mask keeps attention on its fastest path
-            mask = tokens.mask.long()
+        elif may_hold_false(tokens.mask):  # without padding, no mask keeps attention on its fastest path
+            # One row per query: in a mask of one row per image, transformers would look for padding.
+            mask = tokens.mask[:, None, None, :].expand(-1, -1, tokens.mask.shape[1], -1)
         features = self.bert(input_ids=tokens.ids, attention_mask=mask, position_ids=positions).last_hidden_state
         return TextFeatures(features, tokens.mask, tokens.token_map)
 
@@ -62,7 +63,7 @@ def phrase_attention(ids: Tensor, separators: Sequence[int]) -> tuple[Tensor, Te
 
     A separator sees only itself. The tokens after the last one, [PAD] after [SEP], are a phrase like any other.
     """
-    separates = torch.isin(ids, torch.tensor(separators, device=ids.device))
+    separates = torch.stack([ids == separator for separator in separators]).any(0)
     phrase = 2 * separates.cumsum(1) - separates.long()  # odd for separators, even for phrases
     together = phrase[:, None, :, None] == phrase[:, None, None, :]
     place = torch.arange(ids.shape[1], device=ids.device)

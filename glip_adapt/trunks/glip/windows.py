@@ -45,9 +45,8 @@ def window_layout(
 
     Windows have ``window`` cells a side, and are shifted down and to the right by ``shift`` cells.
     """
-    with torch.device("cpu"):
-        cell, real = shown_cells(size_hw, window, shift)
-        first = torch.arange(batch).view(-1, 1, 1) * (size_hw[0] * size_hw[1])
+    cell, real = shown_cells(size_hw, window, shift, "cpu")  # whose numbers decide about sizes
+    first = torch.arange(batch, device="cpu").view(-1, 1, 1) * (size_hw[0] * size_hw[1])
     cells, real = (cell + first).flatten(0, 1), real.repeat(batch, 1)
     source = cells[real]
     slots = tuple(part.flatten().nonzero().flatten().to(device) for part in real.split(chunk))
@@ -60,7 +59,7 @@ def window_layout(
     )
 
 
-def shown_cells(size_hw: SizeHW, window: int, shift: int) -> tuple[Tensor, Tensor]:
+def shown_cells(size_hw: SizeHW, window: int, shift: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return the cell of a map that each cell of each window shows, and whether it is real.
 
     Traceable: arithmetic on indices alone, for sizes that may be symbols.
@@ -69,22 +68,22 @@ def shown_cells(size_hw: SizeHW, window: int, shift: int) -> tuple[Tensor, Tenso
         (windows, cells) int64 in 0 … h·w - 1, and (windows, cells) bool, False where the window shows padding.
     """
     (h, w), (padded_h, padded_w) = size_hw, padded_hw(size_hw, window)
-    row, column = _window_cells((padded_h, padded_w), window)
+    row, column = _window_cells((padded_h, padded_w), window, device)
     row, column = _modulo(row + shift, padded_h), _modulo(column + shift, padded_w)
     return row.clamp(max=h - 1) * w + column.clamp(max=w - 1), (row < h) & (column < w)
 
 
-def places(size_hw: SizeHW, window: int, shift: int) -> Tensor:
+def places(size_hw: SizeHW, window: int, shift: int, device: torch.device | str = "cpu") -> Tensor:
     """Return (h·w,) int64, position of each cell of a map among the cells of all windows; traceable."""
     (h, w), (padded_h, padded_w) = size_hw, padded_hw(size_hw, window)
-    cell = torch.arange(h * w)
+    cell = torch.arange(h * w, device=device)
     row = _modulo(cell // w + padded_h - shift, padded_h)
     column = _modulo(_modulo(cell, w) + padded_w - shift, padded_w)
     place = (row // window * (padded_w // window) + column // window) * window**2
     return place + row % window * window + column % window
 
 
-def shifted_window_mask(size_hw: SizeHW, window: int) -> Tensor:
+def shifted_window_mask(size_hw: SizeHW, window: int, device: torch.device | str = "cpu") -> Tensor:
     """Return (windows, cells, cells) additive scores for windows shifted by half their side; traceable.
 
     They are -100 between cells that were no neighbours before the shift, else 0. ``size_hw`` is a whole number of
@@ -94,10 +93,10 @@ def shifted_window_mask(size_hw: SizeHW, window: int) -> Tensor:
     shift = window // 2
 
     def region(length: int) -> Tensor:
-        position = torch.arange(length)
+        position = torch.arange(length, device=device)
         return (position >= length - window).long() + (position >= length - shift).long()
 
-    row, column = _window_cells(size_hw, window)
+    row, column = _window_cells(size_hw, window, device)
     cells = 3 * region(h)[row] + region(w)[column]
     return (cells[:, None] != cells[:, :, None]) * -100.0
 
@@ -107,10 +106,11 @@ def padded_hw(size_hw: SizeHW, window: int) -> SizeHW:
     return -(-size_hw[0] // window) * window, -(-size_hw[1] // window) * window
 
 
-def _window_cells(size_hw: SizeHW, window: int) -> tuple[Tensor, Tensor]:
+def _window_cells(size_hw: SizeHW, window: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return row and column of each cell of each window, (windows, cells) int64 each."""
     across = size_hw[1] // window
-    place, cell = torch.arange(size_hw[0] // window * across).unsqueeze(1), torch.arange(window**2)
+    place = torch.arange(size_hw[0] // window * across, device=device).unsqueeze(1)
+    cell = torch.arange(window**2, device=device)
     return place // across * window + cell // window, _modulo(place, across) * window + cell % window
 
 
