@@ -83,6 +83,14 @@ def test_a_loss_that_is_not_finite_names_part_step_and_losses_and_moves_nothing(
     assert issubclass(NonFiniteLossError, ArithmeticError)
 
 
+def test_the_first_part_with_a_loss_that_is_not_finite_is_named():
+    x = parameter(1.0)
+    parts = [(f"image {i}", {"token": x[0] * value}) for i, value in enumerate((1.0, math.nan, math.inf))]
+    with pytest.raises(NonFiniteLossError, match="loss of image 1 is not finite in step 1: token nan"):
+        stepper(x).take(1, "three images", parts)
+    assert x.item() == 1.0
+
+
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_moves_nothing():
     x = parameter(0.0)
     with pytest.raises(NonFiniteLossError, match=r"gradient of step 2 is not finite \(inf\).*batch holds images \[3\]"):

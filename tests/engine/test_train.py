@@ -102,7 +102,8 @@ def test_fitting_leaves_every_random_state_of_the_caller_alone(build, data):
 
 
 def test_the_random_state_is_restored_even_after_an_error(build, single, monkeypatch):
-    monkeypatch.setattr(objective, "detection_loss", lambda *_: {"token": torch.rand(()) * torch.nan})
+    loss = torch.tensor(torch.nan, requires_grad=True)
+    monkeypatch.setattr(objective, "detection_loss", lambda *_: {"token": torch.rand(()) * loss})
     before = torch.get_rng_state()
     with pytest.raises(NonFiniteLossError):
         train_model(build(), single, None, ONE_BY_ONE)

@@ -33,8 +33,9 @@ def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     class_scores, centerness = class_probabilities(output), output.centerness.float().sigmoid()
     best = [_best(output, i, class_scores[i], centerness[i]) for i in range(len(class_scores))]
     # Non-maximum suppression depends on numbers at each step. Where they lie on a GPU, it is waited for once, here.
-    columns = (torch.stack(column).cpu() for column in zip(*best, strict=True))
-    return [_suppress(*image, class_scores.shape[2], limit) for image in zip(*columns, strict=True)]
+    boxes_xyxy, scores, labels = (torch.stack(column).cpu() for column in zip(*best, strict=True))
+    images = zip(boxes_xyxy, scores, labels, strict=True)
+    return [_suppress(*candidates, class_scores.shape[2], limit) for candidates in images]
 
 
 def class_probabilities(output: HeadOutput) -> Tensor:

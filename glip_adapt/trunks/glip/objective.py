@@ -51,8 +51,8 @@ class Assignment:
 
     def to(self, device: torch.device | str) -> Assignment:
         """Return the assignment on ``device``, all but ``total``."""
-        moved = (send(tensor, device) for tensor in (self.matched, self.positive, self.centerness))
-        return Assignment(*moved, self.total)
+        matched, positive = send(self.matched, device), send(self.positive, device)
+        return Assignment(matched, positive, send(self.centerness, device), self.total)
 
 
 @dataclass(frozen=True)
