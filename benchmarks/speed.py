@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -38,16 +39,17 @@ from glip_adapt.core.captions import MAX_TOKENS
 from glip_adapt.core.precision import Precision, autocast
 from glip_adapt.core.structures import ImageBatch, Target, TextFeatures, Tokens, split_levels
 from glip_adapt.engine.adapted import AdaptedModel, attach
+from glip_adapt.engine.optimise import Stepper
 from glip_adapt.engine.train import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, random_trunk
 from glip_adapt.trunks.glip import dyhead
 from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.objective import detection_loss
 from glip_adapt.trunks.released import TRUNKS, published_recipe
 
-METHOD_OF = {"inference": "zero_shot", "prompt": "prompt", "linear_probe": "linear_probe", "full": "full"}
+METHODS = ("prompt", "linear_probe", "lora", "full")
+METHOD_OF = {"inference": "zero_shot", **{method: method for method in METHODS}}
 SIDES = ("ours", "reference")
 ORDERS: dict[str, Callable[..., object]] = {
     "auto": CrossAttention.forward,
@@ -141,7 +143,12 @@ class Workload:
         recipe = published_recipe(self.model.adapter.name, 10)
         self.model.train(self.trains)
         self.recompute = recipe.recompute
-        self.optimiser = torch.optim.AdamW(parameter_groups(self.model, recipe), fused=True) if self.trains else None
+        self.stepper: Stepper | None = None
+        if self.trains:
+            groups, clip_norm = parameter_groups(self.model, recipe), math.inf  # both sides leave gradients as they are
+            self.stepper = Stepper(groups, device=self.model.device, precision=self.precision, clip_norm=clip_norm)
+        objective, padded_hw = self.model.network.objective, (self.images.pixels.shape[2], self.images.pixels.shape[3])
+        self.prepared = [objective.prepare(target, padded_hw) for target in self.targets]
         with torch.no_grad(), autocast(self.model.device, self.precision):
             # What ours has at hand in a warm run; for inference that is the text alone, as the picture is new.
             self.prefix = self.model.prefix(self.images) if self.trains else self.images
@@ -150,12 +157,16 @@ class Workload:
     def ours(self) -> HeadOutput:
         """One step from what is kept."""
         self.model.network.set_recompute(self.recompute)
-        if self.optimiser is not None:
-            self.optimiser.zero_grad()  # before the forward pass, as fit does
-        with autocast(self.model.device, self.precision), torch.set_grad_enabled(self.trains):
-            prefix = self.prefix if self.trains else self.model.prefix(self.images)
-            (output,) = self.model.finish(prefix)
-        return self._learn(output)
+        outputs: list[HeadOutput] = []
+
+        def parts() -> Iterator[tuple[str, dict[str, Tensor]]]:
+            outputs.append(self._predict())
+            yield "the batch", self._losses(outputs[0])
+
+        if self.stepper is None:
+            return self._predict()
+        self.stepper.take(1, "noise", parts())
+        return outputs[0]
 
     def reference(self) -> HeadOutput:
         """One step from pixels and token ids."""
@@ -172,20 +183,25 @@ class Workload:
                 offset = F.pad(glip.text_prompt.offset, (0, 0, 0, MAX_TOKENS - self.tokens))
                 text = replace(text, features=text.features + offset)
             output = glip.predict(glip.tower(glip.encode_image(self.images), text))
-        return self._learn(output)
+        if self.stepper is not None:
+            self.stepper.optimiser.zero_grad()  # after the forward pass, as the public trainer does
+            torch.stack(list(self._losses(output).values())).sum().backward()
+            self.stepper.optimiser.step()
+        return output
 
     @property
     def tokens(self) -> int:
         return self.model.captions[0].ids.shape[1]
 
-    def _learn(self, output: HeadOutput) -> HeadOutput:
-        if self.optimiser is not None:
-            self.optimiser.zero_grad()  # after the forward pass, as the public trainer does
-            torch.stack(list(detection_loss(output, self.targets).values())).sum().backward()
-            self.optimiser.step()
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
+    def _predict(self) -> HeadOutput:
+        with autocast(self.model.device, self.precision), torch.set_grad_enabled(self.trains):
+            prefix = self.prefix if self.trains else self.model.prefix(self.images)
+            (output,) = self.model.finish(prefix)
         return output
+
+    def _losses(self, output: HeadOutput) -> dict[str, Tensor]:
+        objective = self.model.network.objective
+        return objective.losses(output, self.prepared, objective.scale(self.prepared))
 
 
 def build_workload(
@@ -200,7 +216,7 @@ def build_workload(
     pixels = torch.zeros(arguments.batch, 3, *padded_hw, dtype=torch.uint8)
     pixels[:, :, :h, :w] = torch.randint(0, 256, (arguments.batch, 3, h, w), dtype=torch.uint8, generator=generator)
     boxes_norm = torch.tensor([[0.1, 0.2, 0.3, 0.5], [0.4, 0.1, 0.9, 0.8], [0.6, 0.6, 0.7, 0.9]])
-    target = Target(boxes_norm * torch.tensor([w, h, w, h]), torch.arange(3) % classes).to(model.device)
+    target = Target(boxes_norm * torch.tensor([w, h, w, h]), torch.arange(3) % classes)
     images = ImageBatch(pixels, (size_hw,) * arguments.batch).to(model.device)
     return Workload(model, images, [target] * arguments.batch, arguments.precision)
 
@@ -242,10 +258,17 @@ def interleaved(sides: dict[str, Callable[[], object]], repeats: int) -> dict[st
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats + 1):
         for name, step in sides.items():
-            started = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(timed(step))
     return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Return the seconds that a step takes, until a GPU has done its part."""
+    started = time.perf_counter()
+    step()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def largest_difference(ours: HeadOutput, reference: HeadOutput, tokens: int) -> float:

@@ -40,12 +40,12 @@ def test_both_sides_predict_the_same(speed, nano, batch):
     assert speed.largest_difference(work.ours(), work.reference(), work.tokens) < 1e-9
 
 
-@pytest.mark.parametrize("task", ["prompt", "linear_probe", "full"])
+@pytest.mark.parametrize("task", ["prompt", "linear_probe", "lora", "full"])
 def test_both_sides_find_the_same_gradient(speed, nano, task):
     found = {}
     for side in speed.SIDES:
         work = workload(speed, nano, task)
-        for group in work.optimiser.param_groups:
+        for group in work.stepper.optimiser.param_groups:
             group["lr"] = 0.0
         work.model.train(False)  # dropout would draw other numbers for 256 tokens
         getattr(work, side)()
@@ -69,7 +69,7 @@ def test_the_reference_arithmetic_ends_with_its_context(speed, nano):
 def test_the_script_prints_one_object_with_all_ratios():
     command = [sys.executable, SCRIPT, "--trunk", "glip-nano", "--size", "64", "96", "--repeats", "1", "--json"]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    tasks = {"inference", "prompt", "linear_probe", "full"}
+    tasks = {"inference", "prompt", "linear_probe", "lora", "full"}
     assert found["ratios"].keys() == found["memory_ratios"].keys() == found["seconds"].keys() == tasks
     assert all(ratio > 0 for ratio in found["ratios"].values())
     assert found["largest_relative_difference"] < 1e-3
