@@ -83,7 +83,7 @@ class AdaptedTrunk:
     def __init__(self, trunk: Trunk, adapter: Adapter) -> None:
         """Attach; see ``adapt``."""
         self.trunk, self.adapter, self.moves = trunk, adapter, 0
-        self._shared = None if adapter.caption_bound else _insert(trunk.network, adapter, _no_tokens())
+        self._shared = None if adapter.caption_bound else _insert(trunk, adapter, _no_tokens())
 
     def for_classes(self, classes: Sequence[str | ClassPrompt]) -> AdaptedModel:
         """Return a model for some classes.
@@ -108,7 +108,7 @@ class AdaptedTrunk:
                 "Use fewer or shorter class names, or zero_shot."
             )
         first = captions[0].to(self.trunk.network.device)
-        network, owned = self._shared or _insert(self.trunk.network, self.adapter, first)
+        network, owned = self._shared or _insert(self.trunk, self.adapter, first)
         return AdaptedModel(self, network, owned, prompts, captions)
 
 
@@ -140,7 +140,7 @@ class AdaptedModel(Detector):
         self.class_counts = tuple(tokens.token_map.shape[1] for tokens in captions)
         # The latest stage output that depends on no owned tensor. Zero-shot, with several captions, stops before text.
         self.frozen_state = {Stage.ENCODE_IMAGE: ImageBatch, Stage.PREDICT: Fused}.get(self.adapter.stage, Pyramid)
-        self.frozen_checksum = self.trunk.checksum
+        self.frozen_checksum = self.trunk.checksum + "-compiled" * self.trunk.compiled  # the last bits differ
         self.text_digest = _text_digest(captions) if self.frozen_state is Fused else ""
         text_encoder = f"{network.seams.text_encoder}."
         self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith(text_encoder)]
@@ -245,10 +245,10 @@ def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
     return tuple(ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
 
 
-def _insert(trunk_network: Network, adapter: Adapter, tokens: Tokens) -> tuple[Network, tuple[str, ...]]:
+def _insert(trunk: Trunk, adapter: Adapter, tokens: Tokens) -> tuple[Network, tuple[str, ...]]:
     """Copy the network, sharing what stays frozen; verify the owned set before anything is made trainable."""
-    shared = {id(tensor): tensor for tensor in (*trunk_network.parameters(), *trunk_network.buffers())}
-    network = copy.deepcopy(trunk_network, dict(shared))
+    shared = {id(tensor): tensor for tensor in (*trunk.network.parameters(), *trunk.network.buffers())}
+    network = copy.deepcopy(trunk.network, dict(shared))
     adapter.insert(network, tokens)
     state = network.state_dict(keep_vars=True)
     owned = tuple(adapter.owned(network))
@@ -263,6 +263,8 @@ def _insert(trunk_network: Network, adapter: Adapter, tokens: Tokens) -> tuple[N
             setattr(network.get_submodule(parent), leaf, copy.deepcopy(state[name]))
         if isinstance(state[name], nn.Parameter):
             network.get_parameter(name).requires_grad_(True)
+    if trunk.compiled:
+        network.compile()
     return network, owned
 
 

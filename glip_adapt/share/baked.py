@@ -171,7 +171,7 @@ def bake(model: AdaptedModel) -> BakedModel:
         method=model.adapter.name,
         # Never Fused, also for a trained head: the pyramid is what all models of the trunk share.
         frozen_state=ImageBatch if model.adapter.stage is Stage.ENCODE_IMAGE else Pyramid,
-        frozen_checksum=model.frozen_checksum,
+        frozen_checksum=model.trunk.checksum,
         prompts=model.prompts,
         texts=texts,
         thresholds=model.thresholds,

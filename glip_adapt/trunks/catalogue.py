@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,14 @@ class Trunk:
         network: frozen and in eval mode; adapters work on copies that share its tensors.
         tokenizer: of its text encoder.
         checksum: SHA-256 over all weights, the same for every file with these weights.
+        compiled: whether the networks of adapted models are compiled by ``torch.compile``.
     """
 
     name: str
     network: Network
     tokenizer: Tokenizer
     checksum: str
+    compiled: bool = False
 
     if not TYPE_CHECKING:
         __getattr__ = renamed(glip="trunk.network")
@@ -69,6 +71,7 @@ def load_trunk(
     checkpoint: str | Path | None = None,
     vocabulary: str | Path | None = None,
     device: torch.device | str | None = None,
+    compile: bool = False,
 ) -> Trunk:
     """Return a trunk with its weights and tokenizer, ``load_trunk("glip-t")``.
 
@@ -80,6 +83,8 @@ def load_trunk(
             in its cache. The weights of the nano trunks come with the package.
         vocabulary: ``vocab.txt`` of bert-base-uncased; without it, fetched from the Hub.
         device: where the network goes; by default the GPU if there is one.
+        compile: whether adapted models run compiled: faster on a GPU, after minutes of compilation at the first step
+            and again at a second size of images; the last bits of results differ.
 
     Raises:
         ValueError: if the name is unknown, or there is no such device.
@@ -89,7 +94,7 @@ def load_trunk(
     trunk, prompt = load_trunk_and_prompt(name, checkpoint=checkpoint, vocabulary=vocabulary, device=device)
     if prompt is not None:
         _warn_of_prompt(checkpoint or trunk.spec.public_file, name)
-    return trunk
+    return replace(trunk, compiled=compile)
 
 
 def load_trunk_and_prompt(

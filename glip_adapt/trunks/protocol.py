@@ -125,6 +125,9 @@ class Network(nn.Module, ABC):
     def set_recompute(self, recompute: bool) -> None:
         """Choose whether blocks are computed again in the backward pass: slower, much less memory. A hint only."""
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the stages in place; the arguments are those of ``torch.compile``. By default none is compiled."""
+
     def forward(self, images: ImageBatch, tokens: Tokens) -> Any:
         """Return raw predictions for B images and one caption, or one caption per image."""
         return self.predict(self.fuse(self.encode_image(images), self.encode_text(tokens)))

@@ -7,6 +7,7 @@ present.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -72,6 +73,11 @@ class Glip(Network):
         for module in self.modules():
             if isinstance(module, SwinBackbone | FusionTower):
                 module.recompute = recompute
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile image encoder, tower and head in place; the arguments are those of ``torch.compile``."""
+        for stage in (self.image_encoder, self.tower, self.head):
+            stage.compile(*args, **options)
 
     def encode_image(self, images: ImageBatch) -> Pyramid:
         """Return five feature maps (B, C, h, w) of strides 8 … 128."""
