@@ -35,6 +35,7 @@ def build(config):
     return Trunk("glip-nano", build_glip(config).requires_grad_(False), load_tokenizer("glip-nano"), "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, TINY], ids=["swin", "timm"])
 def test_each_stage_is_one_graph_and_computes_the_same(config):
     model = attach(build(config), "prompt", classes=CLASSES)
