@@ -11,6 +11,7 @@ from glip_adapt.core.structures import (
     Target,
     TextFeatures,
     Tokens,
+    may_hold_false,
     merge,
     split_levels,
 )
@@ -144,3 +145,9 @@ def test_detections_of_several_captions_are_one_list_best_first_and_ties_in_orde
 
 def test_targets_and_detections_count_their_boxes():
     assert len(Target(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64))) == len(detections()) == 3
+
+
+def test_a_mask_is_looked_at_on_the_cpu_alone():
+    assert not may_hold_false(torch.tensor([True, True]))
+    assert may_hold_false(torch.tensor([True, False]))
+    assert may_hold_false(torch.ones(2, dtype=torch.bool, device="meta"))  # which has no numbers to look at

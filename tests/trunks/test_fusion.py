@@ -10,6 +10,7 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from glip_adapt.core.structures import Pyramid, TextFeatures
+from glip_adapt.trunks.glip import fusion
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
 from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer, FusionTower, TextLayer, TowerBlock
 from glip_adapt.trunks.glip.head import AlignmentHead
@@ -55,6 +56,15 @@ def test_both_orders_agree_in_values_and_in_every_gradient(batch, positions, tok
     dense, reassociated = (values_and_gradients(layer, order, image, text, mask) for order in ORDERS)
     for a, b in zip(dense, reassociated, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_mask_without_padding_which_a_gpu_applies_changes_no_bit(monkeypatch, order):
+    layer = randomised(CrossAttention(**SIZES, dropout=0.0))
+    given = torch.randn(2, 7, 6), torch.randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool)
+    expected = values_and_gradients(layer, order, *given)
+    monkeypatch.setattr(fusion, "may_hold_false", lambda mask: True)
+    assert all(map(torch.equal, values_and_gradients(layer, order, *given), expected))
 
 
 def test_both_orders_agree_where_dropout_has_thinned_the_probabilities():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt, build_caption
 from glip_adapt.core.structures import Tokens
+from glip_adapt.trunks.glip import text
 from glip_adapt.trunks.glip.text import TextEncoder, phrase_attention
 from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, CaptionTooLongError, Tokenizer
 
@@ -176,6 +177,15 @@ def test_caption_padding_changes_nothing_for_real_tokens(encoder):
     torch.testing.assert_close(full.features[:, : tokens.ids.shape[1]], trimmed.features, rtol=1e-5, atol=1e-5)
     assert full.mask is padded.mask
     assert full.token_map is padded.token_map
+
+
+def test_a_mask_without_padding_which_a_gpu_gets_changes_nothing(encoder, monkeypatch):
+    tokens = NANO.encode(build_caption(["cab", "b"]))
+    with torch.no_grad():
+        expected = encoder(tokens).features
+        monkeypatch.setattr(text, "may_hold_false", lambda mask: True)
+        found = encoder(tokens).features
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_each_caption_of_a_batch_is_encoded_alone(encoder):
