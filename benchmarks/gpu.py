@@ -29,7 +29,8 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.train import train_model
-from glip_adapt.trunks.catalogue import ASSETS, TRUNKS, Trunk, default_recipe, random_trunk
+from glip_adapt.trunks.catalogue import ASSETS, TRUNKS, Trunk, random_trunk
+from glip_adapt.trunks.released import default_recipe
 from glip_adapt.trunks.tokenizer import Tokenizer
 
 # Dense peaks in 10¹² operations per second, without sparsity, as the data sheets of NVIDIA state them for the SXM cards
