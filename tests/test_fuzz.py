@@ -241,9 +241,10 @@ def nano():
 
 
 def test_plans(call, nano, monkeypatch, tmp_path):
-    monkeypatch.setattr("glip_adapt.bench.benchmark.load_trunk", lambda name, **settings: nano)
+    monkeypatch.setattr("glip_adapt.trunks.catalogue.load_trunk", lambda name, **settings: nano)
     monkeypatch.setattr(
-        "glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1)
+        "glip_adapt.engine.memory.estimate_memory",
+        lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1, features=1),
     )
     for number in range(MUTATIONS):
         (tmp_path / "outer" / "inside" / "plan.toml").write_bytes(mutate_plan(random.Random(number)))
@@ -251,9 +252,10 @@ def test_plans(call, nano, monkeypatch, tmp_path):
 
 
 def test_records(call, nano, monkeypatch, tmp_path):
-    monkeypatch.setattr("glip_adapt.bench.benchmark.load_trunk", lambda name, **settings: nano)
+    monkeypatch.setattr("glip_adapt.trunks.catalogue.load_trunk", lambda name, **settings: nano)
     monkeypatch.setattr(
-        "glip_adapt.bench.forecast.estimate_memory", lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1)
+        "glip_adapt.engine.memory.estimate_memory",
+        lambda *a, **k: MemoryEstimate(weights=1, trained=1, activations=1, features=1),
     )
     inside = tmp_path / "outer" / "inside"
     (inside / "plan.toml").write_text("\n".join(f"{key} = {toml(value)}" for key, value in PLAN.items()))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_adapt.adapters import ADAPTERS, build_adapter
 from glip_adapt.bench.events import Work
-from glip_adapt.bench.forecast import Forecast, forecast_runs
+from glip_adapt.bench.forecast import Forecast, Sizes, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan
 from glip_adapt.bench.records import RunRecord, read_records
 from glip_adapt.bench.runner import RunSummary, in_process, list_runs, run_plan
@@ -19,7 +19,7 @@ from glip_adapt.core.config import from_mapping, override, read_toml, to_mapping
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
-from glip_adapt.data.odinw import known_datasets
+from glip_adapt.data.odinw import find_spec, known_datasets
 from glip_adapt.trunks.released import TRUNKS, default_recipe, packaged_checksum, trunk_spec
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def preview_benchmark(
     runs = list_runs(
         plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)), update_config
     )
-    return forecast_runs(runs, records), missing
+    sizes = {entry: _sizes_of(entry, is_here=entry not in missing) for entry in plan.datasets}
+    return forecast_runs(runs, records, sizes), missing
 
 
 def update_config(method: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -196,6 +197,20 @@ def _missing_datasets(plan: BenchPlan, where: str) -> dict[str, str]:
             except FileNotFoundError as error:
                 missing[entry] = str(error)
     return missing
+
+
+def _sizes_of(entry: str, is_here: bool) -> Sizes:
+    """Return the sizes of a dataset: those of its files, else those that the paper states."""
+    if is_here:
+        data = load_dataset(entry)
+        counts = {name: len(split) for name, split in data.splits.items()}
+        return Sizes(
+            train=counts.get("train"), val=len(data.selection), test=counts.get("test"), classes=len(data.classes)
+        )
+    facts = find_spec(entry)
+    images = {name: split.images for name, split in facts.splits.items()}
+    val = images.get(facts.early_stopping)
+    return Sizes(train=images.get("train"), val=val, test=images.get("test"), classes=len(facts.classes))
 
 
 @contextlib.contextmanager

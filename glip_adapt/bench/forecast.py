@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +17,18 @@ from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
 
 if TYPE_CHECKING:
+    from glip_adapt.engine.memory import MemoryEstimate
     from glip_adapt.trunks.catalogue import Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Images per split of a dataset, None if unknown, and its number of classes; ``val`` selects."""
+
+    train: int | None
+    val: int | None
+    test: int | None
+    classes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +39,37 @@ class Forecast:
         key: which run.
         state: of the run in the results folder; a failed run is done again.
         seconds: mean over the finished runs of the same trunk, method and shots; None without one.
-        measure: returns ``peak_bytes``.
+        shown: images that the run looks at, once per view; None if the size of a split is unknown.
+        measure: returns the memory of its largest image.
     """
 
     key: RunKey
     state: Literal["done", "failed", "missing"]
     seconds: float | None
-    measure: Callable[[], int] = field(repr=False)
+    shown: int | None
+    measure: Callable[[], MemoryEstimate] = field(repr=False)
 
     @functools.cached_property
-    def peak_bytes(self) -> int:
+    def memory(self) -> MemoryEstimate:
         """Memory of one training step on the largest image that the settings allow, libraries not counted."""
         return self.measure()
 
+    @property
+    def feature_bytes(self) -> int | None:
+        """Most room for the features of the frozen stages, if all are to be kept; None if ``shown`` is unknown."""
+        return None if self.shown is None else self.shown * self.memory.features
 
-def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> list[Forecast]:
-    """Return the forecast of each run of a plan, with the times of the records of the same results folder."""
+
+def forecast_runs(
+    runs: Sequence[PlannedRun], records: Iterable[RunRecord], sizes: Mapping[str, Sizes]
+) -> list[Forecast]:
+    """Return the forecast of each run of a plan.
+
+    Args:
+        runs: of the plan.
+        records: of the same results folder; their times count.
+        sizes: dataset → its sizes.
+    """
     seconds = defaultdict(list)  # runs take about as long that share these coordinates
     for record in records:
         if record.cost is not None:
@@ -57,16 +83,29 @@ def forecast_runs(runs: Sequence[PlannedRun], records: Iterable[RunRecord]) -> l
         return random_trunk(name)  # memory does not depend on the weights
 
     @functools.cache
-    def peak_bytes(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> int:
+    def memory(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> MemoryEstimate:
         from glip_adapt.engine.memory import estimate_memory
 
-        return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[method]).total
+        return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[method])
 
     def forecast(run: PlannedRun) -> Forecast:
         key, view, recipe = run.key, run.config["predict"], run.config["fit"] or {}
         sides = max([view["short_side"], *recipe.get("short_sides", ())]), view["max_long_side"]
-        measure = functools.partial(peak_bytes, key.trunk, key.method, *sides, recipe.get("recompute", False))
-        known = seconds[key.trunk, key.method, key.shots]
-        return Forecast(key=key, state=run.state, seconds=fmean(known) if known else None, measure=measure)
+        measure = functools.partial(memory, key.trunk, key.method, *sides, recipe.get("recompute", False))
+        known, shown = seconds[key.trunk, key.method, key.shots], _count_shown(run, sizes[key.dataset])
+        return Forecast(key=key, state=run.state, seconds=fmean(known) if known else None, shown=shown, measure=measure)
 
     return list(map(forecast, runs))
+
+
+def _count_shown(run: PlannedRun, sizes: Sizes) -> int | None:
+    """Return how many images a run looks at, once per view; of few shots it is at most so many."""
+    shots, recipe, protocol = run.key.shots, run.config["fit"], run.config["protocol"]
+    scored = sizes.test if protocol["test_split"] == "test" else sizes.val
+    if recipe is None:
+        return scored
+    drawn = shots * sizes.classes if shots != "all" else sizes.train
+    held_out = {"best_on_val": sizes.val, "cross_validation": drawn, "last": 0}[protocol["selection"]]
+    if drawn is None or held_out is None or scored is None:
+        return None
+    return drawn * len(recipe["short_sides"]) * (1 + recipe["flip"]) + held_out + scored

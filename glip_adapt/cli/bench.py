@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import typer
@@ -147,26 +148,47 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
         shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
         terminal.print_rows(str(plan), shown, as_json=False)  # at once: memory takes longer
     with terminal.working("measuring the memory of small training steps", hidden=as_json):
-        memory = [round(run.peak_bytes / 1e9, 2) for run in runs]
+        room = [
+            {"memory, GB": _gigabytes(run.memory.total), "features, GB": _gigabytes(run.feature_bytes)} for run in runs
+        ]
     if as_json:
-        rows = [row | {"memory, GB": gigabytes} for row, gigabytes in zip(rows, memory, strict=True)]
+        rows = [row | gigabytes for row, gigabytes in zip(rows, room, strict=True)]
         terminal.print_json({"runs": rows, "missing": missing})
         return
-    steps = sorted({(run.key.trunk, run.key.method, gigabytes) for run, gigabytes in zip(runs, memory, strict=True)})
-    table = [{"trunk": trunk, "method": method, "memory, GB": gigabytes} for trunk, method, gigabytes in steps]
-    terminal.print_rows("a training step", table, as_json=False, decimals=2)
+    steps = {
+        (run.key.trunk, run.key.method): {
+            "trunk": run.key.trunk,
+            "method": run.key.method,
+            "memory, GB": _gigabytes(run.memory.total),
+            "features of an image, MB": run.memory.features / 1e6,
+        }
+        for run in runs
+    }
+    terminal.print_rows("a training step", [steps[key] for key in sorted(steps)], as_json=False, decimals=2)
     left = [run for run in runs if run.state != "done"]
     known = [run.seconds for run in left if run.seconds is not None]
     hours = timedelta(seconds=round(sum(known) / workers))
     time = f"about {hours} (h:mm:ss) for {len(known)} of them, " if known else ""
     unknown = f"time unknown for {len(left) - len(known)}, " if len(known) < len(left) else ""
-    peak = max((run.peak_bytes for run in left), default=0)
+    peak = max((run.memory.total for run in left), default=0)
     terminal.say(
         f"{len(runs)} runs, {len(runs) - len(left)} done, {len(left)} to do: {time}{unknown}"
         f"up to {peak / 1e9:.1f} GB in each of {workers} workers."
     )
+    features = [run.feature_bytes for run in left if run.feature_bytes is not None]
+    if features:
+        terminal.say(
+            f"Features of all images of a run take {median(features) / 1e9:.1f} GB in the middle and "
+            f"{max(features) / 1e9:.1f} GB at most. Without --cache 2 GB stay in memory, with it 20 GB on disk; the rest "
+            "is computed at each use."
+        )
     for why in missing.values():
         terminal.say(why)
+
+
+def _gigabytes(size: int | None) -> float | None:
+    """Return a number of bytes as gigabytes for a table; None stays."""
+    return None if size is None else round(size / 1e9, 2)
 
 
 def _say_report(written: Any) -> None:

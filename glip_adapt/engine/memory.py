@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.structures import ImageBatch, SizeHW, Target
 from glip_adapt.engine.adapted import AdaptedModel, attach
+from glip_adapt.engine.cache_files import size_bytes
 from glip_adapt.trunks.catalogue import Trunk
 
 PROBES_HW = ((256, 384), (384, 512))  # pixels; more cells than the deformable convolution takes at a time
@@ -33,11 +34,13 @@ class MemoryEstimate:
         weights: of the network, in float32.
         trained: gradients, optimiser state and best state of the owned tensors.
         activations: of one image; the images of a batch go through one by one, so their number does not matter.
+        features: of the frozen stages for one image in one view, as the cache keeps them; not part of ``total``.
     """
 
     weights: int
     trained: int
     activations: int
+    features: int
 
     @property
     def total(self) -> int:
@@ -65,26 +68,32 @@ def estimate_memory(
     """
     model = attach(trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(classes)], settings=settings)
     model.network.set_recompute(recompute)
-    small, large = (_activations(model, probe) for probe in PROBES_HW)
-    slope = (large - small) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
-    activations = small + slope * (math.prod(size_hw) - math.prod(PROBES_HW[0]))
+    small, large = (_measure(model, probe) for probe in PROBES_HW)
+    share = (math.prod(size_hw) - math.prod(PROBES_HW[0])) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
+    activations, features = (round(least + share * (most - least)) for least, most in zip(small, large, strict=True))
     parameters = {id(p): p.nbytes for p in (*trunk.network.parameters(), *model.network.parameters())}
     trained = sum(t.nbytes for t in model.owned_tensors().values() if t.requires_grad)
-    return MemoryEstimate(weights=sum(parameters.values()), trained=COPIES * trained, activations=round(activations))
+    return MemoryEstimate(
+        weights=sum(parameters.values()), trained=COPIES * trained, activations=activations, features=features
+    )
 
 
-def _activations(model: AdaptedModel, size_hw: SizeHW) -> int:
-    """Return the most bytes alive at once up to the losses; from there on, activations make room for gradients."""
+def _measure(model: AdaptedModel, size_hw: SizeHW) -> tuple[int, int]:
+    """Return the most bytes alive at once up to the losses, and those of the frozen features.
+
+    From the losses on, activations make room for gradients.
+    """
     pixels = torch.randint(0, 256, (1, 3, *size_hw), dtype=torch.uint8, device=model.device)
     target = Target(torch.tensor([[16.0, 16.0, 120.0, 120.0]]), torch.tensor([0]))
     trains = model.adapter.stage is not Stage.NONE
     model.train(trains)
     with LiveBytes() as live, torch.set_grad_enabled(trains):
-        output, *_ = model.finish(model.prefix(ImageBatch(pixels, (size_hw,))))
+        prefix = model.prefix(ImageBatch(pixels, (size_hw,)))
+        output, *_ = model.finish(prefix)
         prepared = [model.network.objective.prepare(target, size_hw)]
         model.network.objective.losses(output, prepared, model.network.objective.scale(prepared))
     model.train(False)
-    return live.peak
+    return live.peak, size_bytes(prefix)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -255,11 +255,16 @@ def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):
     """585 adapted runs and 13 of zero-shot, and of each dataset the command that fetches it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
-    monkeypatch.setattr(memory, "estimate_memory", lambda *given: MemoryEstimate(weights=1, trained=2, activations=3))
+    estimate = MemoryEstimate(weights=1, trained=2, activations=3, features=4)
+    monkeypatch.setattr(memory, "estimate_memory", lambda *given: estimate)
     runs, missing = preview_benchmark(BenchPlan(trunks=("glip-nano",)), "out")
     assert len(runs) == 598
     assert {run.state for run in runs} == {"missing"}
-    assert {(run.seconds, run.peak_bytes) for run in runs} == {(None, 6)}
+    assert {(run.seconds, run.memory.total) for run in runs} == {(None, 6)}
+    shown = {(run.key.dataset, run.key.shots): run.shown for run in runs if run.key.method in ("zero_shot", "full")}
+    assert (shown["Raccoon", 0], shown["Raccoon", 1]) == (17, 7 + 29 + 17)  # full sees seven sizes
+    assert shown["Raccoon", "all"] == 150 * 7 + 29 + 17
+    assert {run.feature_bytes for run in runs if run.key.dataset == "Raccoon" and run.key.shots == 0} == {4 * 17}
     assert len(missing) == 13
     assert "glip-adapt data fetch PascalVOC" in missing["PascalVOC"]
     assert not Path("out").exists()
@@ -273,7 +278,7 @@ def test_a_preview_knows_times_from_runs_alike_and_memory_from_the_method(plan, 
     assert [run.state for run in runs] == ["done"] * 2 + ["missing"] * 2
     cost = {record.key.method: record.cost for record in read_records(out)}
     assert [run.seconds for run in runs[2:]] == [cost[run.key.method].seconds for run in runs[2:]]
-    peaks = [run.peak_bytes for run in runs]  # the first of all also makes the anchors, which are kept
+    peaks = [run.memory.total for run in runs]  # the first of all also makes the anchors, which are kept
     expected = estimate_memory(random_trunk("glip-nano"), "prompt", (64, 80)).total
     assert [peak for run, peak in zip(runs, peaks, strict=True) if run.key.method == "prompt"] == [expected] * 2
     with pytest.raises(ValueError, match=r"finished with other settings: fit\.max_steps"):

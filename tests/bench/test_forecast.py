@@ -2,7 +2,7 @@ import dataclasses
 
 from fake_runs import PLAN, outcome
 
-from glip_adapt.bench.forecast import forecast_runs
+from glip_adapt.bench.forecast import Sizes, forecast_runs
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import list_runs
@@ -24,12 +24,13 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
 
     def estimate(trunk, method, size_hw, recompute, settings):
         asked.append((trunk, method, size_hw, recompute, settings))
-        return MemoryEstimate(weights=1, trained=2, activations=3)
+        return MemoryEstimate(weights=1, trained=2, activations=3, features=4)
 
     monkeypatch.setattr(catalogue, "random_trunk", lambda name: name)
     monkeypatch.setattr(memory, "estimate_memory", estimate)
-    recipe = {"short_sides": [480, 960], "recompute": True}
-    common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe}
+    recipe = {"short_sides": [480, 960], "recompute": True, "flip": True}
+    protocol = {"test_split": "test", "selection": "best_on_val"}
+    common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe, "protocol": protocol}
     adapters = {"prompt": {"settings": {}}, "full": {"settings": {"frozen": ["text_encoder"]}}}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
     runs = list_runs(plan, tmp_path, lambda key, given: common | adapters[key.method])
@@ -37,14 +38,19 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         key=RunKey("glip-t", "c", "full", 3, 3), config={}, status="failed", error="no", environment={}, created=""
     )
     records = [record("prompt", 1, 10.0), record("prompt", 1, 20.0, seed=30), record("full", 1, 100.0), failed]
-    forecasts = forecast_runs(runs, records)
+    sizes = {"a": Sizes(train=50, val=7, test=9, classes=2), "b": Sizes(train=50, val=7, test=None, classes=2)}
+    forecasts = forecast_runs(runs, records, sizes)
     found = {(f.key.dataset, f.key.method, f.key.shots): f.seconds for f in forecasts}
     for dataset in ("a", "b"):
         assert found[dataset, "prompt", 1] == 15.0
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
+    shown = {(f.key.dataset, f.key.shots): f.shown for f in forecasts}
+    assert (shown["a", 1], shown["a", 3]) == (2 * 4 + 7 + 9, 6 * 4 + 7 + 9)  # two sizes, each mirrored as well
+    assert shown["b", 1] is None  # the size of its test split is unknown
     assert asked == []  # not yet
-    assert {f.peak_bytes for f in forecasts} == {6}
+    assert {f.memory.total for f in forecasts} == {6}
+    assert {f.feature_bytes for f in forecasts if f.key.shots == 1} == {24 * 4, None}
     assert asked == [  # once per method
         ("glip-t", "prompt", (960, 1333), True, {}),
         ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),

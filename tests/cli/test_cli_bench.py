@@ -17,7 +17,7 @@ def bench(glip, monkeypatch, coco_folder, tmp_path):
         f'trunks = ["glip-nano"]\ndatasets = ["{coco_folder}", "Packages"]\nmethods = ["prompt"]\nshots = [0, 1]\n'
         "seeds = [3]\n[fit]\nmax_steps = 1\nshort_sides = [64]\ntest_short_side = 64\n"
     )
-    gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8)
+    gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8, features=10**7)
     monkeypatch.setattr(memory, "estimate_memory", lambda *given: gigabytes)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
@@ -35,8 +35,11 @@ def test_a_dry_run_lists_runs_memory_and_the_command_for_missing_data(bench, tmp
     assert code == 0, err
     assert "glip-nano--shapes--prompt--1--3" in out
     assert "4 runs, 0 done, 4 to do: time unknown for 4, up to 1.5 GB in each of 2 workers." in out
+    assert "Features of all images of a run take" in out
     assert "`glip-adapt data fetch Packages` gets it" in out
     rows = json.loads(bench("--dry-run", "--json")[1])
+    assert rows["runs"][0]["memory, GB"] == 1.5
+    assert rows["runs"][0]["features, GB"] > 0
     assert [row["state"] for row in rows["runs"]] == ["missing", "missing", "no data", "no data"]
     assert list(rows["missing"]) == ["Packages"]
     assert not (tmp_path / "out").exists()
