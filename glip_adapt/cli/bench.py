@@ -179,8 +179,8 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
     if features:
         terminal.say(
             f"Features of all images of a run take {median(features) / 1e9:.1f} GB in the middle and "
-            f"{max(features) / 1e9:.1f} GB at most. Without --cache 2 GB stay in memory, with it 20 GB on disk; the rest "
-            "is computed at each use."
+            f"{max(features) / 1e9:.1f} GB at most. Without --cache 2 GB stay in memory, with it 20 GB on disk; the "
+            "rest is computed at each use."
         )
     for why in missing.values():
         terminal.say(why)
