@@ -13,8 +13,9 @@ from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.optimise import Stepper
 from glip_adapt.engine.train import parameter_groups, train_model
-from glip_adapt.trunks.catalogue import default_recipe, load_trunk
+from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip.deform import deformable_conv
+from glip_adapt.trunks.released import default_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

@@ -163,7 +163,6 @@ def evaluate_adapter(
     """
     from glip_adapt import load_dataset
     from glip_adapt.core.files import check_room, written_whole
-    from glip_adapt.engine.ranks import current
 
     if predictions is not None:
         check_room(predictions.parent, 1)
@@ -171,6 +170,7 @@ def evaluate_adapter(
     scored = getattr(data, split)
     with terminal.working(IMPORTING):
         from glip_adapt import evaluate
+        from glip_adapt.engine.ranks import current
     classes = None if adapter is not None and prompts is None else worded(data, prompts or "names")
     model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset)
     view = view_of(model.view, short_side, precision)

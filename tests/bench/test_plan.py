@@ -139,7 +139,8 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     assert configs["prompt"]["checkpoint"] == str(weights)
     assert configs["prompt"]["protocol"] == {
         "test_split": "test", "prompts": "official", "few_shot_source": "official", "selection": "best_on_val",
-        "folds": 3, "backgrounds": 0, "negatives": [], "annotation_ids": "renumbered", "retention": [],
+        "folds": 3, "backgrounds": 0, "negatives": [], "kept_features": "float32",
+        "annotation_ids": "renumbered", "retention": [],
     }  # fmt: skip
 
 
