@@ -1,19 +1,20 @@
-"""Work ahead of the network: in order, a bounded number early, errors at their place, and threads that end."""
+"""Work ahead of the network: in order, a bounded number early, errors at their place, without more threads."""
 
 import itertools
 import threading
 
 import pytest
+import torch
 
 from glip_adapt.core.timing import recorded
-from glip_adapt.engine.feeding import AHEAD, ahead
+from glip_adapt.engine.feeding import AHEAD, THREADS, ahead
 
 
 def test_results_come_in_the_order_of_the_items_whichever_is_ready_first():
     later = threading.Event()
 
     def slow_first(item):
-        if item == 0 and AHEAD > 2:
+        if item == 0 and THREADS > 1:
             later.wait(5)
         later.set()
         return item * item
@@ -48,12 +49,13 @@ def test_an_error_of_the_items_themselves_passes_through():
         list(ahead(lambda item: item, items()))
 
 
-def test_threads_end_with_the_generator():
-    results = ahead(lambda item: item, itertools.count())
-    next(results)
-    assert any(thread.name.startswith("feeding") for thread in threading.enumerate())
-    results.close()
-    assert not any(thread.name.startswith("feeding") for thread in threading.enumerate())
+def test_torch_takes_no_more_threads_in_them_and_as_many_as_before_elsewhere():
+    count, elsewhere = torch.get_num_threads(), []
+    assert set(ahead(lambda item: torch.get_num_threads(), range(20))) == {1}
+    thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert (torch.get_num_threads(), elsewhere) == (count, [count])
 
 
 def test_waiting_counts_as_decoding():
