@@ -141,7 +141,7 @@ class Detector(ABC):
             opened = _open(image)
             return view_image(opened, shown, view.max_long_side), (opened.height, opened.width)
 
-        resized = ahead(open_and_resize, images)
+        resized = ahead(open_and_resize, images, self.device)
         for batch in in_batches((one, padded_shape((one[0].shape[1], one[0].shape[2]))) for one in resized):
             pixels, sizes_hw = zip(*batch, strict=True)
             with autocast(self.device, view.precision):

@@ -91,7 +91,7 @@ def predict_split(
     ranks = current()
     with ranks.together():
         groups = ranks.share(in_batches((record, features.padded_shape(record, shown)) for record in split.records))
-        for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups):
+        for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups, model.device):
             predictions.append([])
             found = detections(model, features.finish(fetched), [r.header.size_hw for r in together], view)
             for record, detected in zip(together, found, strict=True):

@@ -278,7 +278,7 @@ class _Sample:
 
 
 def _batches(train: Split, features: FrozenFeatures, config: FitConfig, ranks: Ranks) -> Generator[list[_Sample]]:
-    """Yield batches for ever; images are decoded and targets prepared while the network works on earlier ones."""
+    """Yield batches for ever; beside a GPU, images and targets are prepared while it works on earlier ones."""
 
     @functools.lru_cache(maxsize=KEPT_SAMPLES)
     def prepare(position: int, view: View) -> tuple[SizeHW, Any]:
@@ -291,7 +291,10 @@ def _batches(train: Split, features: FrozenFeatures, config: FitConfig, ranks: R
         record, is_mine = train.records[position], number in ranks.share(range(config.batch_size))
         return _Sample(record, features.fetch([record], view) if is_mine else None, *prepare(position, view))
 
-    return ahead(lambda drawn: [load(number, *one) for number, one in enumerate(drawn)], _draws(len(train), config))
+    def load_batch(drawn: Sequence[tuple[int, View]]) -> list[_Sample]:
+        return [load(number, *one) for number, one in enumerate(drawn)]
+
+    return ahead(load_batch, _draws(len(train), config), features.model.device)
 
 
 def _draws(images: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:

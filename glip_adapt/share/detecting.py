@@ -118,7 +118,7 @@ def detect_files(
         place_yolo_labels(as_yolo, images)
     limits = (model.thresholds or dict.fromkeys(model.class_names, THRESHOLD)) if threshold is None else threshold
     results = []
-    for path, target, opened in zip(images, targets, ahead(_try_open, images), strict=True):
+    for path, target, opened in zip(images, targets, ahead(_try_open, images, model.device), strict=True):
         results.append(_detect_one(model, path, opened, target, limits, view))
         if on_file:
             on_file(results[-1])

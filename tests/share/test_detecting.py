@@ -28,6 +28,8 @@ FOUND = Detections(
 class Fixed:
     """A detector that always finds the same."""
 
+    device = torch.device("cpu")
+
     class_names: tuple[str, ...] = NAMES
     thresholds: Mapping[str, float] = field(default_factory=dict)
 

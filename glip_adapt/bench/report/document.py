@@ -36,7 +36,7 @@ _TEXTS: Mapping[str, str] = {
     ),
     "Where the time goes": (
         "Seconds of a run by stage, means over datasets and seeds. Decoding is time that the network waited for "
-        "images; most of it happens beside the other stages."
+        "images; beside a GPU, threads do most of it meanwhile."
     ),
     "Zero-shot retention": (
         "AP on the other datasets before adapting to one (zero-shot) and after, mean over runs and other datasets."
