@@ -47,8 +47,8 @@ from glip_adapt.engine.cache_files import CacheKey
 from glip_adapt.engine.optimise import Stepper
 from glip_adapt.engine.train import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
+from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip.decode import decode
-from glip_adapt.trunks.glip.fusion import CrossAttention
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
 from glip_adapt.trunks.glip.objective import detection_loss

@@ -42,8 +42,8 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.optimise import Stepper
 from glip_adapt.engine.train import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, random_trunk
+from glip_adapt.trunks.cross_attention import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip import dyhead
-from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip.head import HeadOutput
 from glip_adapt.trunks.glip.network import Glip
 from glip_adapt.trunks.released import TRUNKS, published_recipe

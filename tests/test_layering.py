@@ -147,8 +147,8 @@ PLANTED = {
 }
 SOUND = {
     "lower floors": ("engine/train.py", "from glip_adapt.adapters.lora import Lora\nfrom glip_adapt.core import boxes"),
-    "its own room": ("trunks/glip/network.py", "from glip_adapt.trunks.glip import fusion\nfrom .head import Head"),
-    "homes": ("trunks/glip/text.py", "import torch\nfrom transformers import BertModel"),
+    "its own room": ("trunks/glip/network.py", "from glip_adapt.trunks.glip import tower\nfrom .head import Head"),
+    "homes": ("trunks/bert.py", "import torch\nfrom transformers import BertModel"),
     "another package of the same beginning": ("engine/train.py", "import richer\nimport timmy.layers"),
     "everything below the command line": ("cli/app.py", "import glip_adapt\nfrom glip_adapt.bench.plan import RunKey"),
     "a method called print": ("engine/train.py", "console.print('hello')"),

@@ -10,8 +10,8 @@ import pytest
 from conftest import load_benchmark
 
 from glip_adapt.trunks.catalogue import random_trunk
+from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip import deform, dyhead
-from glip_adapt.trunks.glip.fusion import CrossAttention
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "speed.py"
 

@@ -17,9 +17,9 @@ from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.share.peft import merge, save_for_peft
+from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO_A, GLIP_T
-from glip_adapt.trunks.glip.fusion import CrossAttention
 from glip_adapt.trunks.linear import matrix
 from glip_adapt.trunks.weights import weights_checksum
 

@@ -22,8 +22,8 @@ from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import SwinConfig
 from glip_adapt.trunks.glip.deform import deformable_conv
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
-from glip_adapt.trunks.glip.swin import SwinBackbone
 from glip_adapt.trunks.released import trunk_spec
+from glip_adapt.trunks.swin import SwinBackbone
 
 CLASSES = ("red box", "blue box", "raccoon")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")

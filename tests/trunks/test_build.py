@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from glip_adapt.adapters.full import Full
+from glip_adapt.trunks.backbones import TimmBackbone
+from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_T, GLIP_T_A, GlipConfig, SwinConfig, TextConfig
-from glip_adapt.trunks.glip.fpn import DropBlock, TimmBackbone
-from glip_adapt.trunks.glip.fusion import CrossAttention
+from glip_adapt.trunks.glip.fpn import DropBlock
 from glip_adapt.trunks.glip.names import public_name, public_names
-from glip_adapt.trunks.glip.swin import SwinBackbone
 from glip_adapt.trunks.released import trunk_spec
+from glip_adapt.trunks.swin import SwinBackbone
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
 SMALL = GlipConfig(

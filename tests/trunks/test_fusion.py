@@ -10,10 +10,11 @@ from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
 from glip_adapt.core.structures import Pyramid, TextFeatures
-from glip_adapt.trunks.glip import fusion
+from glip_adapt.trunks import cross_attention
+from glip_adapt.trunks.cross_attention import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
-from glip_adapt.trunks.glip.fusion import CrossAttention, FusionLayer, FusionTower, TextLayer, TowerBlock
 from glip_adapt.trunks.glip.head import AlignmentHead
+from glip_adapt.trunks.glip.tower import FusionTower, TextLayer, TowerBlock
 
 SIZES = {"image_width": 6, "text_width": 5, "joint_width": 16, "heads": 2}
 ORDERS = ("dense", "reassociated")
@@ -63,7 +64,7 @@ def test_a_mask_without_padding_which_a_gpu_applies_changes_no_bit(monkeypatch, 
     layer = randomised(CrossAttention(**SIZES, dropout=0.0))
     given = torch.randn(2, 7, 6), torch.randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool)
     expected = values_and_gradients(layer, order, *given)
-    monkeypatch.setattr(fusion, "may_hold_false", lambda mask: True)
+    monkeypatch.setattr(cross_attention, "may_hold_false", lambda mask: True)
     assert all(map(torch.equal, values_and_gradients(layer, order, *given), expected))
 
 

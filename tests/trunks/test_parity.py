@@ -19,11 +19,11 @@ from glip_adapt.core.structures import Tokens
 from glip_adapt.engine.adapted import attach
 from glip_adapt.share.baked import bake, load_baked
 from glip_adapt.trunks.catalogue import Trunk, read_checkpoint
+from glip_adapt.trunks.cross_attention import FusionLayer
 from glip_adapt.trunks.glip import decode as decoding
 from glip_adapt.trunks.glip import dyhead, text
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.fpn import ImageEncoder
-from glip_adapt.trunks.glip.fusion import FusionLayer
 from glip_adapt.trunks.released import TRUNKS
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"

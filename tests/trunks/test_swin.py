@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import DropPath
 
-from glip_adapt.trunks.glip import swin as swin_file
-from glip_adapt.trunks.glip.swin import SwinBackbone, SwinBlock, SwinStage
-from glip_adapt.trunks.glip.windows import shifted_window_mask
+from glip_adapt.trunks import swin as swin_file
+from glip_adapt.trunks.swin import SwinBackbone, SwinBlock, SwinStage
+from glip_adapt.trunks.windows import shifted_window_mask
 
 WINDOW = 4
 

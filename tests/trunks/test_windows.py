@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.trunks.glip.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
+from glip_adapt.trunks.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
 
 SIZES = st.tuples(st.integers(1, 11), st.integers(1, 11))
 CPU = torch.device("cpu")

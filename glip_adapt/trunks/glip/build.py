@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from torch import nn
 
-from glip_adapt.trunks.glip.config import GlipConfig, SwinConfig
+from glip_adapt.trunks.backbones import build_backbone
+from glip_adapt.trunks.cross_attention import FusionLayer
+from glip_adapt.trunks.glip.config import GlipConfig
 from glip_adapt.trunks.glip.dyhead import DyHeadBlock
-from glip_adapt.trunks.glip.fpn import FeaturePyramid, ImageEncoder, TimmBackbone
-from glip_adapt.trunks.glip.fusion import FusionLayer, FusionTower, TextLayer, TowerBlock
+from glip_adapt.trunks.glip.fpn import FeaturePyramid, ImageEncoder
 from glip_adapt.trunks.glip.head import AlignmentHead
 from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.swin import SwinBackbone
 from glip_adapt.trunks.glip.text import TextEncoder
+from glip_adapt.trunks.glip.tower import FusionTower, TextLayer, TowerBlock
 
 
 def build_glip(config: GlipConfig, *, text_encoder: nn.Module | None = None) -> Glip:
     """Return a detector with random weights, in eval mode; ``text_encoder`` may take the place of the config's."""
-    if isinstance(config.backbone, SwinConfig):
-        backbone: SwinBackbone | TimmBackbone = SwinBackbone(**vars(config.backbone))
-    else:
-        backbone = TimmBackbone(config.backbone)
+    backbone = build_backbone(config.backbone)
     text = config.text
     encoder_sizes = {name: size for name, size in vars(text).items() if name != "dropout"}  # that is the tower's
     glip = Glip(

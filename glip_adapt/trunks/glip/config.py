@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from glip_adapt.trunks.encoder_config import BERT_BASE, SWIN_T, SwinConfig, TextConfig
+
 ANCHOR_SCALE = 8  # side of an anchor over the stride of its level
 # FREEZE_CONV_BODY_AT 2 of README.md of the public code (maskrcnn_benchmark/modeling/backbone/swint.py): the stem and
 # the first stage of a Swin backbone, with the merging of patches after it; here that starts the next stage.
@@ -18,48 +20,12 @@ PUBLISHED_FROZEN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwinConfig:
-    """Swin Transformer backbone."""
-
-    width: int = 96
-    "channels of the first stage"
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    "blocks per stage"
-    heads: tuple[int, ...] = (3, 6, 12, 24)
-    "attention heads per stage"
-    window: int = 7
-    "side of an attention window, cells"
-    drop_path: float = 0.2
-    "stochastic depth of the last block while training"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """BERT text encoder; its layer sizes are also those of the tower's text layers."""
-
-    vocabulary_size: int = 30_522
-    "WordPiece entries"
-    width: int = 768
-    "channels"
-    layers: int = 12
-    "encoder layers"
-    heads: int = 12
-    "attention heads"
-    hidden_width: int = 3072
-    "channels of the feed-forward layer"
-    dropout: float = 0.1
-    "in the tower's text layers while training"
-    separators: tuple[int, ...] = ()
-    "WordPiece ids between which a phrase is read by itself; without, the whole caption is read as one"
-
-
-@dataclass(frozen=True, kw_only=True)
 class GlipConfig:
     """All sizes of one detector; the defaults are GLIP-T."""
 
-    backbone: SwinConfig | str = SwinConfig()
+    backbone: SwinConfig | str = SWIN_T
     "Swin, or the name of a timm model with feature strides 8, 16, 32"
-    text: TextConfig = TextConfig()
+    text: TextConfig = BERT_BASE
     "text encoder"
     image_width: int = 256
     "channels of the pyramid, the tower and the head"

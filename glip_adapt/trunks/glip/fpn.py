@@ -1,4 +1,4 @@
-"""Encode images as a feature pyramid: pixel statistics, a backbone (Swin, or any of timm), FPN.
+"""Encode images as a feature pyramid: pixel statistics, a backbone, FPN.
 
 FPN as in maskrcnn_benchmark/modeling/backbone/fpn.py of the public GLIP code.
 
@@ -8,14 +8,14 @@ Shape letters: B batch, C channels, H W pixels, h w feature cells.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.core.structures import ImageBatch, Pyramid
+from glip_adapt.trunks.backbones import normalised
 
 # Statistics of the public configs (configs/pretrain/*.yaml): channels in BGR order, range 0–255.
 PIXEL_MEAN_BGR = (103.53, 116.28, 123.675)
@@ -39,45 +39,12 @@ class ImageEncoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD_BGR).view(3, 1, 1), persistent=False)
 
     def normalise(self, images: ImageBatch) -> Tensor:
-        """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding.
-
-        Computed in float32 for any type of the network, and converted at the end.
-        """
-        mean, std = self.pixel_mean.float(), self.pixel_std.float()
-        pixels = ((images.pixels.flip(1).to(mean) - mean) / std).to(self.pixel_mean)
-        for image, (height, width) in zip(pixels, images.image_sizes_hw, strict=True):
-            image[:, height:] = 0
-            image[:, :, width:] = 0
-        return pixels
+        """Return (B, 3, H, W) float, BGR, zero mean and unit variance, exactly zero in the padding."""
+        return normalised(replace(images, pixels=images.pixels.flip(1)), self.pixel_mean, self.pixel_std)
 
     def forward(self, images: ImageBatch) -> Pyramid:
         """Return five feature maps of strides 8 … 128."""
         return Pyramid.from_levels(self.fpn(self.backbone(self.normalise(images))), images.image_sizes_hw)
-
-
-class TimmBackbone(nn.Module):
-    """A timm backbone by name, with feature maps of strides 8, 16 and 32."""
-
-    def __init__(self, name: str) -> None:
-        """Create the backbone with random weights.
-
-        Raises:
-            RuntimeError: if timm has no model of that name.
-            ValueError: if the model has no feature maps of strides 8, 16 and 32.
-        """
-        super().__init__()
-        self.body = timm.create_model(name, pretrained=False, features_only=True)
-        info: Any = self.body.feature_info
-        strides = info.reduction()
-        if not {8, 16, 32}.issubset(strides):
-            raise ValueError(f"timm model {name!r} has feature strides {strides}, but 8, 16 and 32 are needed.")
-        self.indices = [strides.index(stride) for stride in (8, 16, 32)]
-        self.output_widths = tuple(info.channels()[i] for i in self.indices)
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""
-        maps = self.body(pixels)
-        return tuple(maps[i] for i in self.indices)
 
 
 class FeaturePyramid(nn.Module):

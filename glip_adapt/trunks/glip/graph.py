@@ -16,8 +16,8 @@ from glip_adapt.core import boxes
 from glip_adapt.core.structures import DIVISOR, Pyramid, TextFeatures, merge
 from glip_adapt.trunks.glip.anchors import STRIDES
 from glip_adapt.trunks.glip.decode import decode
-from glip_adapt.trunks.glip.swin import SwinBlock
 from glip_adapt.trunks.protocol import Network
+from glip_adapt.trunks.swin import SwinBlock
 
 
 class DetectionGraph(nn.Module):

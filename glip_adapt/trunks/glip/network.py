@@ -15,12 +15,12 @@ from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
 from glip_adapt.trunks.glip.decode import decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
-from glip_adapt.trunks.glip.fusion import FusionTower
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.head import AlignmentHead, HeadOutput
 from glip_adapt.trunks.glip.objective import GlipObjective
-from glip_adapt.trunks.glip.swin import SwinBackbone
+from glip_adapt.trunks.glip.tower import FusionTower
 from glip_adapt.trunks.protocol import Network, Seams
+from glip_adapt.trunks.swin import SwinBackbone
 
 CROSS_ATTENTION = ("query_image", "key_text", "value_image", "value_text", "out_image", "out_text")
 TEXT_LAYER = ("query", "key", "value", "out", "hidden", "hidden_out")

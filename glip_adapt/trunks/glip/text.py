@@ -1,6 +1,6 @@
-"""Encode tokens as text features. The only home of transformers.
+"""Encode tokens as text features.
 
-BERT (arXiv 1810.04805) as in maskrcnn_benchmark/modeling/language_backbone/bert_model.py of the public GLIP code.
+BERT as in maskrcnn_benchmark/modeling/language_backbone/bert_model.py of the public GLIP code.
 
 Shape letters: B batch, T tokens, D text channels.
 """
@@ -13,38 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.core.structures import TextFeatures, Tokens, may_hold_false
+from glip_adapt.trunks.bert import build_bert
 
 
 class TextEncoder(nn.Module):
     """BERT; the features are its last hidden layer."""
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        hidden_width: int,
-        separators: Sequence[int] = (),
-    ) -> None:
-        """Build with random weights; the arguments are fields of ``build.TextConfig``.
+    def __init__(self, *, separators: Sequence[int] = (), **sizes: int) -> None:
+        """Build with random weights; the arguments are fields of ``TextConfig``.
 
         With ``separators``, attention and positions stay within a phrase. A name then has the same features in every
         caption, as in Grounding DINO (arXiv 2303.05499, section 3.4).
         """
         super().__init__()
         self.separators = tuple(separators)
-        from transformers import BertConfig, BertModel  # takes seconds, and a baked model does without
-
-        config = BertConfig(
-            vocab_size=vocabulary_size,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=hidden_width,
-        )
-        self.bert = BertModel(config, add_pooling_layer=False)
+        self.bert = build_bert(**sizes)
 
     def forward(self, tokens: Tokens) -> TextFeatures:
         """Return the features of each token, (B or 1, T, D)."""

@@ -17,19 +17,26 @@ from timm.models.swin_transformer import PatchMerging, get_relative_position_ind
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glip_adapt.trunks.glip.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
 from glip_adapt.trunks.linear import Linear
+from glip_adapt.trunks.windows import padded_hw, places, shifted_window_mask, shown_cells, window_layout
 
 CPU_CELLS = 4800  # per chunk on a CPU: the widest layer of GLIP-T then takes 7 MB, and stays in the cache
 
 
 class SwinBackbone(nn.Module):
-    """Swin Transformer for images of any size; returns the last three stages, each with its own LayerNorm."""
+    """Swin Transformer for images of any size; returns its last stages, each with its own LayerNorm."""
 
     def __init__(
-        self, *, width: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float = 0.0
+        self,
+        *,
+        width: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        drop_path: float = 0.0,
+        outputs: int = 3,
     ) -> None:
-        """Build the stages with random weights; the arguments are the fields of ``build.SwinConfig``."""
+        """Build the stages with random weights; the arguments are the fields of ``SwinConfig``."""
         super().__init__()
         widths = [width * 2**i for i in range(len(depths))]
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
@@ -44,18 +51,18 @@ class SwinBackbone(nn.Module):
             )
             for i in range(len(depths))
         )
-        self.output_norms = nn.ModuleList(nn.LayerNorm(w) for w in widths[1:])
+        self.output_widths = tuple(widths[-outputs:])
+        self.output_norms = nn.ModuleList(nn.LayerNorm(w) for w in self.output_widths)
         self.recompute = False
-        self.output_widths = tuple(widths[1:])
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Return three maps (B, C, h, w) of strides 8, 16, 32 for normalised (B, 3, H, W) pixels."""
-        x = self.stages[0](self.patch_embed(pixels), self.recompute)
-        outputs = []
-        for stage, norm in zip(list(self.stages)[1:], self.output_norms, strict=True):
+        """Return maps (B, C, h, w), of strides 8, 16, 32 for three outputs, for normalised (B, 3, H, W) pixels."""
+        x, maps = self.patch_embed(pixels), []
+        for stage in self.stages:
             x = stage(x, self.recompute)
-            outputs.append(norm(x).permute(0, 3, 1, 2))  # (B, h, w, C) → (B, C, h, w)
-        return tuple(outputs)
+            maps.append(x)
+        last = zip(maps[-len(self.output_norms) :], self.output_norms, strict=True)
+        return tuple(norm(x).permute(0, 3, 1, 2) for x, norm in last)  # (B, h, w, C) → (B, C, h, w)
 
 
 class PatchEmbed(nn.Module):

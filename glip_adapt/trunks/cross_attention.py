@@ -1,7 +1,7 @@
-"""Deep fusion: attention in both directions between all image positions and the caption, and the tower around it.
+"""Attention in both directions between all image positions and the caption, with one score matrix.
 
 GLIP, arXiv 2112.03857, section 3.2; behaviour follows ``BiMultiHeadAttention`` and ``BiAttentionBlock`` in
-maskrcnn_benchmark/utils/fuse_helper.py and ``VLDyHead`` in maskrcnn_benchmark/modeling/rpn/vldyhead.py.
+maskrcnn_benchmark/utils/fuse_helper.py. Grounding DINO (arXiv 2303.05499) took it over.
 
 Shape letters: B batch, N image positions over all levels, T tokens, C visual channels, D text channels, E joint
 channels, k heads, d = E / k.
@@ -9,16 +9,12 @@ channels, k heads, d = E / k.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.core.precision import full_precision
-from glip_adapt.core.structures import Fused, Pyramid, SizeHW, TextFeatures, may_hold_false
-from glip_adapt.trunks.glip.dyhead import DyHeadBlock
+from glip_adapt.core.structures import may_hold_false
 from glip_adapt.trunks.linear import matrix
 
 SCORE_LIMIT = 50_000.0  # the public code clamps scores against overflow in half precision
@@ -58,7 +54,7 @@ class CrossAttention(nn.Module):
         over_tokens, over_positions = self._probabilities((query @ key.transpose(-1, -2)).transpose(1, 2), text_mask)
         to_image = over_tokens.transpose(1, 2) @ self._split_heads(self.value_text(text))  # (B, k, N, d)
         to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
-        return self.out_image(_merge_heads(to_image)), self.out_text(_merge_heads(to_text))
+        return self.out_image(merge_heads(to_image)), self.out_text(merge_heads(to_text))
 
     def reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply the factors of size T first, without tensors of size N × E; arguments as for ``forward``."""
@@ -86,7 +82,7 @@ class CrossAttention(nn.Module):
         to_text = pooled @ weight.unflatten(0, heads).transpose(1, 2)  # (B, k, T, d)
         total = over_positions.sum(-1).view(batch, self.heads, tokens, 1)
         to_text = to_text + total * bias.view(self.heads, 1, -1)
-        return to_image, self.out_text(_merge_heads(to_text))
+        return to_image, self.out_text(merge_heads(to_text))
 
     def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
@@ -105,8 +101,9 @@ class CrossAttention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, n, E) → (B, k, n, d)
 
 
-def _merge_heads(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(2)  # (B, k, n, d) → (B, n, E)
+def merge_heads(x: Tensor) -> Tensor:
+    """Return (B, n, E) for (B, k, n, d)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 class FusionLayer(nn.Module):
@@ -131,74 +128,3 @@ class FusionLayer(nn.Module):
         # Scales of another type than the features would send these through a slow kernel.
         scale_image, scale_text = self.scale_image.to(image), self.scale_text.to(text)
         return torch.addcmul(image, scale_image, to_image), torch.addcmul(text, scale_text, to_text)
-
-
-class TextLayer(nn.Module):
-    """One BERT encoder layer (arXiv 1810.04805) with clamped attention scores.
-
-    Written out because transformers' own layer has no clamp (maskrcnn_benchmark/modeling/rpn/modeling_bert.py).
-    """
-
-    def __init__(self, width: int, *, heads: int, hidden_width: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
-        self.out_norm = nn.LayerNorm(width, eps=1e-12)
-        self.hidden = nn.Linear(width, hidden_width)
-        self.hidden_out = nn.Linear(hidden_width, width)
-        self.hidden_norm = nn.LayerNorm(width, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Return (B, T, D) for (B, T, D) tokens, of which only those in ``text_mask`` (B, T) are attended to."""
-        query, key, value = (
-            projection(text).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection in (self.query, self.key, self.value)
-        )  # (B, k, T, d)
-        scores = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-        attention = self.dropout(scores.masked_fill(~text_mask[:, None, None, :], float("-inf")).softmax(-1))
-        text = self.out_norm(text + self.dropout(self.out(_merge_heads(attention @ value))))
-        return self.hidden_norm(text + self.dropout(self.hidden_out(F.gelu(self.hidden(text)))))
-
-
-class TowerBlock(nn.Module):
-    """One block of the tower: cross attention between the modalities, then layers within each.
-
-    Without deep fusion (GLIP (A)) ``fusion`` and ``text_layer`` are absent and text passes unchanged.
-    """
-
-    def __init__(self, dyhead: DyHeadBlock, fusion: FusionLayer | None, text_layer: TextLayer | None) -> None:
-        super().__init__()
-        self.fusion = fusion
-        self.text_layer = text_layer
-        self.dyhead = dyhead
-
-    def forward(
-        self, image: Tensor, level_shapes_hw: tuple[SizeHW, ...], text: Tensor, text_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the next image (B, N, C) and text (B, T, D)."""
-        if self.fusion is not None and self.text_layer is not None:
-            image, text = self.fusion(image, text, text_mask)
-            text = self.text_layer(text, text_mask)
-        return self.dyhead(image, level_shapes_hw), text
-
-
-class FusionTower(nn.Module):
-    """All blocks, one after the other."""
-
-    def __init__(self, blocks: list[TowerBlock]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.recompute = False
-
-    def forward(self, pyramid: Pyramid, text: TextFeatures) -> Fused:
-        """Return both modalities after all blocks; one caption for the whole batch is repeated per image."""
-        image, batch = pyramid.cells, len(pyramid.image_sizes_hw)
-        features, mask = text.features.expand(batch, -1, -1), text.mask.expand(batch, -1)
-        for block in self.blocks:
-            inputs = (image, pyramid.level_shapes_hw, features, mask)
-            image, features = checkpoint(block, *inputs, use_reentrant=False) if self.recompute else block(*inputs)
-        return Fused(replace(pyramid, cells=image), TextFeatures(features, mask, text.token_map))
