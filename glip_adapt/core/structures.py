@@ -140,11 +140,13 @@ class TextFeatures:
         features: (B or 1, T, D) float, last hidden layer of the text encoder.
         mask: (B or 1, T) bool, carried from ``Tokens``.
         token_map: (B or 1, K, T) bool, carried from ``Tokens``.
+        phrases: (B or 1, T) int64, the phrase of each token, where a network reads each by itself; else None.
     """
 
     features: Tensor
     mask: Tensor
     token_map: Tensor
+    phrases: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,9 @@ def _read_entry(path: Path, key: CacheKey, *, verify: bool) -> FrozenState:
             return packed
         kind, values = KINDS[packed["kind"]], {name: _as_tuples(value) for name, value in packed["fields"].items()}
         for field in dataclasses.fields(kind):
-            expected = KINDS.get(str(field.type), Tensor if field.type == "Tensor" else tuple)
+            if field.default is None and values.get(field.name) is None:
+                continue
+            expected = KINDS.get(str(field.type), Tensor if str(field.type).startswith("Tensor") else tuple)
             if not isinstance(values[field.name], expected):
                 raise ValueError(f"{packed['kind']}.{field.name} is a {type(values[field.name]).__name__}")
         return kind(**values)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
     spec = trunk_spec(description.trunk.name)
     with torch.device("meta"):  # neither memory nor time for weights that are replaced at once
         network = spec.family.build(spec.config, with_text=False)
-        blank = [_blank_text(caption, network.text_width) for caption in description.captions]
+        blank = [_blank_text(caption, network) for caption in description.captions]
     expected = _all_tensors(network) | _text_tensors(blank)
     tensors = storage.read_tensors(folder / storage.BAKED_TENSORS_FILE, expected, description.sha256, device)
     _fill(network, tensors)
@@ -226,7 +226,7 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
         frozen_checksum=description.sha256,
         prompts=description.classes,
         texts=[
-            replace(text, **{entry.name: tensors[f"text.{i}.{entry.name}"] for entry in fields(text)})
+            replace(text, **{name: tensors[f"text.{i}.{name}"] for name in _present(text)})
             for i, text in enumerate(blank)
         ],
         thresholds=description.thresholds,
@@ -239,15 +239,21 @@ def _all_tensors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _text_tensors(texts: Sequence[TextFeatures]) -> dict[str, Tensor]:
-    return {
-        f"text.{i}.{entry.name}": getattr(text, entry.name) for i, text in enumerate(texts) for entry in fields(text)
-    }
+    return {f"text.{i}.{name}": tensor for i, text in enumerate(texts) for name, tensor in _present(text).items()}
 
 
-def _blank_text(caption: CaptionSize, width: int) -> TextFeatures:
-    mask = torch.empty(1, caption.tokens, dtype=torch.bool)
-    token_map = torch.empty(1, caption.classes, caption.tokens, dtype=torch.bool)
-    return TextFeatures(torch.empty(1, caption.tokens, width), mask, token_map)
+def _present(text: TextFeatures) -> dict[str, Tensor]:
+    """Return the tensors of text features by name; families differ in which there are."""
+    return {name: tensor for name, tensor in vars(text).items() if tensor is not None}
+
+
+def _blank_text(caption: CaptionSize, network: Network) -> TextFeatures:
+    return TextFeatures(
+        torch.empty(1, caption.tokens, network.text_width),
+        torch.empty(1, caption.tokens, dtype=torch.bool),
+        torch.empty(1, caption.classes, caption.tokens, dtype=torch.bool),
+        torch.empty(1, caption.tokens, dtype=torch.int64) if network.reads_phrases else None,
+    )
 
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor]) -> None:

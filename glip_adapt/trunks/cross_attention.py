@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import may_hold_false
@@ -36,27 +37,38 @@ class CrossAttention(nn.Module):
         for name, parameter in self.named_parameters():
             (nn.init.zeros_ if name.endswith(".bias") else nn.init.xavier_uniform_)(parameter)
 
-    def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the updates of image (B, N, C) and text (B, T, D), by the order with fewer multiplications.
 
-        ``text_mask`` is (B, T) bool, True for real tokens.
+        Args:
+            image: (B, N, C).
+            text: (B, T, D).
+            text_mask: (B, T) bool, True for real tokens.
+            image_mask: (B, N) bool, True for positions that text reads; None if it reads all, padding too.
         """
         tokens, width, joint_width = text.shape[1], image.shape[2], self.query_image.out_features
         # Multiplications per position, in units of three: scores, to image, to text. The public sizes favour the first.
         if width * self.heads * tokens <= joint_width * (width + tokens):
-            return self.reassociated(image, text, text_mask)
-        return self.dense(image, text, text_mask)
+            return self.reassociated(image, text, text_mask, image_mask)
+        return self.dense(image, text, text_mask, image_mask)
 
-    def dense(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def dense(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Project every image position to E channels, as the public code does; arguments as for ``forward``."""
         query = self._split_heads(self.query_image(image)) * self._scale
         key = self._split_heads(self.key_text(text))
-        over_tokens, over_positions = self._probabilities((query @ key.transpose(-1, -2)).transpose(1, 2), text_mask)
+        scores = (query @ key.transpose(-1, -2)).transpose(1, 2)
+        over_tokens, over_positions = self._probabilities(scores, text_mask, image_mask)
         to_image = over_tokens.transpose(1, 2) @ self._split_heads(self.value_text(text))  # (B, k, N, d)
         to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
         return self.out_image(merge_heads(to_image)), self.out_text(merge_heads(to_text))
 
-    def reassociated(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def reassociated(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Multiply the factors of size T first, without tensors of size N × E; arguments as for ``forward``."""
         batch, tokens = text.shape[:2]
         heads = (self.heads, -1)  # the joint channels of a weight, head by head
@@ -67,7 +79,8 @@ class CrossAttention(nn.Module):
         score_weight = key @ weight.unflatten(0, heads)  # (B, k, T, C)
         score_bias = (key @ bias.view(self.heads, -1, 1)).view(batch, 1, -1)  # (B, 1, k·T)
         scores = torch.baddbmm(score_bias, image, score_weight.flatten(1, 2).transpose(1, 2))  # (B, N, k·T)
-        over_tokens, over_positions = self._probabilities(scores.unflatten(-1, (self.heads, tokens)), text_mask)
+        scores = scores.unflatten(-1, (self.heads, tokens))
+        over_tokens, over_positions = self._probabilities(scores, text_mask, image_mask)
 
         # A (L Wo): the value of each token goes through the output matrix before it meets the positions.
         value = self._split_heads(self.value_text(text))  # (B, k, T, d)
@@ -84,10 +97,11 @@ class CrossAttention(nn.Module):
         to_text = to_text + total * bias.view(self.heads, 1, -1)
         return to_image, self.out_text(merge_heads(to_text))
 
-    def _probabilities(self, scores: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _probabilities(self, scores: Tensor, text_mask: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
         scores = full_precision(scores).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-        over_positions = scores.softmax(1)
+        read = scores if image_mask is None else scores.masked_fill(~image_mask[:, :, None, None], float("-inf"))
+        over_positions = read.softmax(1)
         if may_hold_false(text_mask):
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         over_tokens = F.dropout(scores.softmax(-1), self.dropout, self.training)
@@ -110,9 +124,19 @@ class FusionLayer(nn.Module):
     """Cross attention with residuals on the *normalised* inputs, each scaled by a learned vector."""
 
     def __init__(
-        self, *, image_width: int, text_width: int, joint_width: int, heads: int, dropout: float, initial_scale: float
+        self,
+        *,
+        image_width: int,
+        text_width: int,
+        joint_width: int,
+        heads: int,
+        initial_scale: float,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
+        """Build with random weights; ``drop_path`` is the share of images whose update is left out in training."""
         super().__init__()
+        self.drop_path = drop_path
         self.norm_image = nn.LayerNorm(image_width)
         self.norm_text = nn.LayerNorm(text_width)
         self.attention = CrossAttention(
@@ -121,10 +145,13 @@ class FusionLayer(nn.Module):
         self.scale_image = nn.Parameter(torch.full((image_width,), initial_scale))
         self.scale_text = nn.Parameter(torch.full((text_width,), initial_scale))
 
-    def forward(self, image: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return fused (B, N, C) and (B, T, D)."""
         image, text = self.norm_image(image), self.norm_text(text)
-        to_image, to_text = self.attention(image, text, text_mask)
+        updates = self.attention(image, text, text_mask, image_mask)
+        to_image, to_text = (stochastic_depth(x, self.drop_path, "row", self.training) for x in updates)
         # Scales of another type than the features would send these through a slow kernel.
         scale_image, scale_text = self.scale_image.to(image), self.scale_text.to(text)
         return torch.addcmul(image, scale_image, to_image), torch.addcmul(text, scale_text, to_text)

@@ -66,11 +66,13 @@ class Network(nn.Module, ABC):
     Attributes:
         text_prompt: seam for a learned prompt, text features → text features; the identity in a trunk.
         text_width: channels D of the text features.
+        reads_phrases: whether text features say which phrase each token is of.
         objective: the losses of training.
     """
 
     text_prompt: nn.Module
     text_width: int
+    reads_phrases: bool = False
     objective: Objective
 
     @property

@@ -11,6 +11,15 @@ from safetensors import safe_open
 
 from glip_adapt.core.config import unknown_name
 from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
+from glip_adapt.trunks.dino.config import (
+    GROUNDING_DINO_B,
+    GROUNDING_DINO_T,
+    MM_GROUNDING_DINO_B,
+    MM_GROUNDING_DINO_L,
+    MM_GROUNDING_DINO_T,
+    DinoConfig,
+)
+from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.family import Family
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
@@ -18,13 +27,18 @@ from glip_adapt.trunks.recipes import NANO, PUBLISHED, Recipes
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
-_GLIP = GlipFamily()
+_GLIP, _DINO = GlipFamily(), DinoFamily()
 _PARAMETERS = {  # building a network to count them takes seconds
     GLIP_NANO: 3_341_292,
     GLIP_NANO_A: 2_769_900,
     GLIP_T_A: 151_409_966,
     GLIP_T: 231_759_662,
     GLIP_L: 430_401_824,
+    GROUNDING_DINO_T: 172_249_090,
+    GROUNDING_DINO_B: 232_313_216,
+    MM_GROUNDING_DINO_T: 172_912_157,
+    MM_GROUNDING_DINO_B: 232_976_283,
+    MM_GROUNDING_DINO_L: 343_052_631,
 }
 
 
@@ -84,6 +98,23 @@ def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **f
     )
 
 
+def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
+    """Return the row of a trunk of the Grounding DINO family, from its conversion for transformers on the Hub."""
+    row: dict[str, Any] = {"memory_gb": 3, **facts}
+    return TrunkSpec(
+        family=_DINO,
+        config=config,
+        public_file="model.safetensors",
+        parameters=_PARAMETERS[config],
+        deep_fusion=True,
+        data=data,
+        repository=repository,
+        licence="Apache-2.0",
+        purpose=purpose,
+        **row,
+    )
+
+
 def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
     """Return the row of a nano trunk, whose weights come with the package."""
     return TrunkSpec(
@@ -110,9 +141,56 @@ TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
     "glip-t": _released(
         *(GLIP_T, "glip_tiny_model_o365_goldg_cc_sbu.pth", "O365, GoldG, CC3M, SBU", "for photographs"), download_gb=3.7
     ),
+    "grounding-dino-t": _on_transformers(
+        *(GROUNDING_DINO_T, "IDEA-Research/grounding-dino-tiny", "O365, GoldG, Cap4M", "to compare families"),
+        download_gb=0.69,
+    ),
     "glip-l": _released(
         *(GLIP_L, "glip_large_model.pth", "FourODs, GoldG, CC3M+12M, SBU", "for photographs: more accurate, slower"),
         memory_gb=5,
+    ),
+    "mm-grounding-dino-t": _on_transformers(
+        *(MM_GROUNDING_DINO_T, "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit_v3det"),
+        *("O365, GoldG, GRIT, V3Det", "for photographs: accurate and small"),
+        download_gb=0.69,
+    ),
+    "llmdet-t": _on_transformers(
+        *(MM_GROUNDING_DINO_T, "iSEE-Laboratory/llmdet_tiny", "O365, GoldG, GRIT, V3Det, GroundingCap"),
+        "for photographs with rare classes",
+        download_gb=0.69,
+    ),
+    "grounding-dino-b": _on_transformers(
+        *(
+            GROUNDING_DINO_B,
+            "IDEA-Research/grounding-dino-base",
+            "COCO, O365, GoldG, Cap4M, OpenImages, ODinW-35, RefCOCO",
+        ),
+        "has seen ODinW and COCO in training: not for tests on these",
+        download_gb=0.93,
+    ),
+    "mm-grounding-dino-b": _on_transformers(
+        *(MM_GROUNDING_DINO_B, "openmmlab-community/mm_grounding_dino_base_o365v1_goldg_v3det", "O365, GoldG, V3Det"),
+        "for photographs: more accurate, slower",
+        download_gb=0.93,
+    ),
+    "llmdet-b": _on_transformers(
+        *(MM_GROUNDING_DINO_B, "iSEE-Laboratory/llmdet_base", "O365, GoldG, V3Det, GroundingCap"),
+        "for photographs with rare classes: more accurate, slower",
+        download_gb=0.93,
+    ),
+    "mm-grounding-dino-l": _on_transformers(
+        *(
+            MM_GROUNDING_DINO_L,
+            "openmmlab-community/mm_grounding_dino_large_o365v2_oiv6_goldg",
+            "O365 v2, OpenImages, GoldG",
+        ),
+        "for photographs: the most accurate, slowest",
+        **{"memory_gb": 6, "download_gb": 1.37},
+    ),
+    "llmdet-l": _on_transformers(
+        *(MM_GROUNDING_DINO_L, "iSEE-Laboratory/llmdet_large", "O365 v2, OpenImages, GoldG, GroundingCap"),
+        "for photographs with rare classes: the most accurate, slowest",
+        **{"memory_gb": 6, "download_gb": 1.37},
     ),
 }
 DEFAULT, PACKAGED = "glip-t", "glip-nano"  # without a choice: to download, and without a network

@@ -7,6 +7,7 @@ Shape letters: T tokens, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+HUB_VOCABULARY = ("google-bert/bert-base-uncased", "vocab.txt")
+FULL_STOP = "."
+PHRASE_ENDS = str.maketrans(".?", "  ")
 
 
 class CaptionTooLongError(GlipAdaptError, ValueError):
@@ -30,8 +34,13 @@ class CaptionTooLongError(GlipAdaptError, ValueError):
 class Tokenizer:
     """Uncased WordPiece with the class → token map of GLIP."""
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Sequence[str], *, closed: bool = False) -> None:
         """Build from WordPiece entries in id order.
+
+        Args:
+            vocabulary: the entries.
+            closed: whether names are phrases that a full stop ends, as Grounding DINO reads them: one is put behind the
+                caption, and marks that would end a phrase within a name are read as spaces.
 
         Raises:
             ValueError: if one of the special tokens of BERT is missing.
@@ -44,11 +53,11 @@ class Tokenizer:
         from tokenizers.implementations import BertWordPieceTokenizer  # a baked model does without
 
         self._tokenizer = BertWordPieceTokenizer({token: i for i, token in enumerate(vocabulary)}, lowercase=True)
-        self.size = len(vocabulary)
+        self.size, self._closed = len(vocabulary), closed
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Return the tokenizer of a ``vocab.txt``: one entry per line, UTF-8.
+    def from_file(cls, path: str | Path, *, closed: bool = False) -> Tokenizer:
+        """Return the tokenizer of a ``vocab.txt``: one entry per line, UTF-8; ``closed`` as above.
 
         Raises:
             FileNotFoundError: if the file is missing.
@@ -58,7 +67,7 @@ class Tokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"No vocabulary at {path}. Name the vocab.txt of bert-base-uncased.")
         try:
-            return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"))
+            return cls(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), closed=closed)
         except ValueError as error:
             raise ValueError(f"{path} is not a vocabulary: {error}") from error
 
@@ -69,12 +78,12 @@ class Tokenizer:
             CaptionTooLongError: if there are more than 256 tokens with [CLS] and [SEP].
             ValueError: if a class name maps to no token.
         """
-        encoding = self._tokenizer.encode(caption.text)
+        encoding = self._tokenizer.encode(_closed(caption) if self._closed else caption.text)
         if len(encoding.ids) > MAX_TOKENS:
             lengths = [len(span_to_tokens(encoding, span)) for span in caption.spans]
             longest = caption.names[lengths.index(max(lengths))]
             raise CaptionTooLongError(
-                f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; GLIP reads "
+                f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; the model reads "
                 f"{MAX_TOKENS - 2}. The longest name, {_short(longest)}, has {max(lengths)}. Shorten the names or "
                 "prompts, or split the classes over several runs."
             )
@@ -137,6 +146,50 @@ class Tokenizer:
     def words(self, tokens: Tokens) -> list[str]:
         """Return the WordPiece of each id of the first caption."""
         return [self._tokenizer.id_to_token(i) or "[UNK]" for i in tokens.ids[0].tolist()]
+
+
+def read_vocabulary(path: Path | None, size: int, *, closed: bool = False) -> Tokenizer:
+    """Return the tokenizer of a ``vocab.txt``, by default that of bert-base-uncased on the Hub.
+
+    Args:
+        path: of the file.
+        size: entries that the text encoder has.
+        closed: as for ``Tokenizer``.
+
+    Raises:
+        FileNotFoundError: if the file is missing, or the Hub cannot be reached.
+        ValueError: if the vocabulary has another size.
+    """
+    from glip_adapt.trunks.weights import fetch
+
+    tokenizer = Tokenizer.from_file(path or fetch(*HUB_VOCABULARY, option="--vocabulary"), closed=closed)
+    if tokenizer.size != size:
+        raise ValueError(
+            f"The vocabulary has {tokenizer.size} entries, the text encoder {size}. "
+            "Name the vocab.txt that the trunk was trained with."
+        )
+    return tokenizer
+
+
+def made_up_tokenizer(size: int, separators: Sequence[int] = (2, 3, 5), *, closed: bool = False) -> Tokenizer:
+    """Return a tokenizer of the words ``w0 w1 …``, for measurements without files.
+
+    Args:
+        size: entries.
+        separators: ids of [CLS], [SEP], the full stop and further marks.
+        closed: as for ``Tokenizer``.
+    """
+    fixed = {0: "[PAD]", **dict(zip(separators, ("[CLS]", "[SEP]", FULL_STOP, "?"), strict=False))}
+    rest = itertools.chain(("[UNK]", "[MASK]"), (f"w{i}" for i in itertools.count()))
+    return Tokenizer([fixed.get(i) or next(rest) for i in range(size)], closed=closed)
+
+
+def _closed(caption: Caption) -> str:
+    """Return the text with a full stop behind it and none within a name; no character moves."""
+    text = caption.text
+    for start, end in caption.spans:
+        text = text[:start] + text[start:end].translate(PHRASE_ENDS) + text[end:]
+    return text + FULL_STOP
 
 
 def _short(text: str) -> str:

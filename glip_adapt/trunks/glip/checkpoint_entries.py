@@ -14,8 +14,7 @@ from glip_adapt.core.plain_text import excerpt
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GlipConfig
 from glip_adapt.trunks.glip.names import PROMPT_TABLE, in_our_names, is_ignored, our_names
-
-Shape = tuple[int, ...]
+from glip_adapt.trunks.matching import Shape, fits, is_float_tensor, kind, misfit, shapes_of
 
 
 @dataclass(frozen=True)
@@ -44,14 +43,14 @@ def match_entries(
     ``network`` may have any weights, and ``config`` is its own. Entries of the detectors of ``others`` are refused, not
     left out.
     """
-    expected = _shapes(network)
+    expected = shapes_of(network)
     stored = in_our_names(entries, expected, config)
     unknown = [key for key in stored if key not in expected and not is_ignored(key)]
-    problems = [misfit for key, shape in expected.items() if (misfit := _misfit(key, stored.get(key), shape))]
+    problems = [line for key, shape in expected.items() if (line := misfit(key, stored.get(key), shape))]
     if len(stored) < len(entries):
         problems.append(f"twice: {len(entries) - len(stored)} entries, under two forms of their names")
     if unknown and (problems or not _needed_by(others).isdisjoint(unknown)):
-        problems += [f"unexpected: {excerpt(key)} {_kind(stored[key])}" for key in unknown]
+        problems += [f"unexpected: {excerpt(key)} {kind(stored[key])}" for key in unknown]
     table: Any = stored.get(PROMPT_TABLE)
     return Match(
         weights={key: stored[key].detach().float() for key in expected if is_float_tensor(stored.get(key))},
@@ -67,40 +66,9 @@ def resembled(entries: Mapping[str, Any], configs: Mapping[str, GlipConfig]) -> 
     for name, config in configs.items():
         needed = _shapes_of(config)
         stored = in_our_names(entries, needed, config)
-        if needed.items() <= {key: tuple(x.shape) for key, x in stored.items() if is_float_tensor(x)}.items():
+        if fits(stored, needed):
             found[name] = len(needed)
     return [name for name, size in found.items() if size == max(found.values())]
-
-
-def is_float_tensor(value: Any) -> bool:
-    """Return whether a value is a dense tensor of floats in memory."""
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and not value.is_nested
-        and not value.is_meta
-    )
-
-
-def _misfit(key: str, value: Any, shape: Shape) -> str | None:
-    """Return why a value cannot be the weights ``key``."""
-    if value is None:
-        return f"missing: {key} {shape}"
-    if not is_float_tensor(value):
-        return f"wrong type: {key} {_kind(value)}, expected a tensor of floats"
-    if tuple(value.shape) != shape:
-        return f"wrong shape: {key} {tuple(value.shape)}, expected {shape}"
-    if not all(extreme.isfinite() for extreme in value.float().aminmax()):
-        return f"not finite: {key} holds NaN or infinity"
-    return None
-
-
-def _kind(value: Any) -> str:
-    """Return the shape of a tensor of floats, or the type of anything else, as text."""
-    if is_float_tensor(value):
-        return str(tuple(value.shape))
-    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _needed_by(configs: Iterable[GlipConfig]) -> set[str]:
@@ -112,12 +80,8 @@ def _needed_by(configs: Iterable[GlipConfig]) -> set[str]:
     return needed
 
 
-def _shapes(network: nn.Module) -> dict[str, Shape]:
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
-
-
 @cache
 def _shapes_of(config: GlipConfig) -> dict[str, Shape]:
     """Return name → shape of a detector's weights, without memory for them."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return _shapes(build_glip(config))
+        return shapes_of(build_glip(config))

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glip_adapt.core import boxes
+from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, Target, send
+from glip_adapt.trunks.alignment import check_labels, focal_loss
 from glip_adapt.trunks.glip import anchors as codec
 from glip_adapt.trunks.glip.head import HeadOutput
 
 CANDIDATES_PER_LEVEL = 9
 MIN_INSIDE = 0.01  # pixels that an anchor centre lies inside its box
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 BOX_LOSS_WEIGHT = 2.0
 
 
@@ -125,9 +126,7 @@ def detection_loss(
     Raises:
         ValueError: if the numbers of targets and images differ, or a label is no class or has no token in its caption.
     """
-    if len(targets) != len(output.image_sizes_hw):
-        raise ValueError(f"Expected one target for each of {len(output.image_sizes_hw)} images, got {len(targets)}.")
-    _check_labels(targets, output.token_map)
+    check_labels(targets, output.token_map, len(output.image_sizes_hw))
     device = output.token_logits.device
     targets = [target.to(device) for target in targets]
     if assignments is None:
@@ -135,7 +134,7 @@ def detection_loss(
     assignments = [assignment.to(device) for assignment in assignments]
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
-    logits = _full_precision(output.token_logits)
+    logits = full_precision(output.token_logits)
     token = focal_loss(logits, token_targets(output, targets, matched).to(logits), output.token_mask)
     box, centerness = _localisation(output, targets, assignments)
     return {
@@ -176,23 +175,6 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
     return Assignment.of(torch.where(best_iou >= 0, best_box, matched), anchors_xyxy, target.boxes_xyxy)
 
 
-def _check_labels(targets: Sequence[Target], token_map: Tensor) -> None:
-    """Raise ValueError if a label is no class or has no token, as far as that can be read without waiting for a GPU.
-
-    ``token_map`` is (B or 1, K, T). A model for the classes of its data has a token for every label.
-    """
-    for target, class_map in zip(targets, token_map.expand(len(targets), -1, -1), strict=True):
-        labels, classes = target.labels, len(class_map)
-        if labels.device.type != "cpu":
-            continue
-        if outside := labels[(labels < 0) | (labels >= classes)].unique().tolist():
-            raise ValueError(f"Labels {outside} are no classes; expected 0 to {classes - 1}.")
-        if class_map.device.type != "cpu":
-            continue
-        if unnamed := labels[~class_map[labels].any(-1)].unique().tolist():
-            raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
-
-
 def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> Tensor:
     """Return (B, A, T) float, 1 where a positive anchor should align with a token of its class, else 0.
 
@@ -208,15 +190,6 @@ def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor
     return torch.stack(rows)
 
 
-def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor) -> Tensor:
-    """Return the summed binary focal loss (arXiv 1708.02002) of (B, A, T) logits over real tokens."""
-    probability = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    agreement = probability * targets + (1 - probability) * (1 - targets)
-    weight = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-    return (weight * (1 - agreement) ** FOCAL_GAMMA * cross_entropy * token_mask.unsqueeze(1)).sum()
-
-
 def _localisation(
     output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
 ) -> tuple[Tensor, Tensor]:
@@ -225,18 +198,13 @@ def _localisation(
     truth = torch.cat([target.boxes_xyxy[a.matched[a.positive]] for target, a in pairs])
     anchors = torch.cat([output.anchors_xyxy[a.positive] for a in assignments])
     rows = torch.cat([a.positive + i * len(output.anchors_xyxy) for i, a in enumerate(assignments)])  # of the batch
-    decoded = codec.decode(_full_precision(output.box_deltas.flatten(0, 1).index_select(0, rows)), anchors)
-    centerness = _full_precision(output.centerness.flatten().index_select(0, rows))
+    decoded = codec.decode(full_precision(output.box_deltas.flatten(0, 1).index_select(0, rows)), anchors)
+    centerness = full_precision(output.centerness.flatten().index_select(0, rows))
     goal = torch.cat([a.centerness for a in assignments]).to(centerness)
     return (
         ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),
         F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum"),
     )
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    """Return half precision as float32, and the rest as it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def centerness_targets(anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Tensor:

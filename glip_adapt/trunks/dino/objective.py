@@ -1,0 +1,126 @@
+"""The losses of Grounding DINO: each box is matched with one query, in every decoder layer and among the proposals.
+
+Set matching: DETR, arXiv 2005.12872, section 3.1. Costs and weights are those of transformers (GroundingDinoConfig,
+loss/loss_grounding_dino.py), with three corrections: captions of a batch may differ, proposals learn, and the scores of
+proposals are those that chose them.
+
+Shape letters: B batch, Q queries, T tokens, K classes, N boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou
+
+from glip_adapt.core import boxes
+from glip_adapt.core.precision import full_precision
+from glip_adapt.core.structures import SizeHW, Target
+from glip_adapt.trunks.alignment import FOCAL_ALPHA, FOCAL_GAMMA, check_labels, focal_loss
+from glip_adapt.trunks.dino.output import DinoOutput, QueryOutput
+
+TOKEN_COST, BOX_COST, GIOU_COST = 1.0, 5.0, 2.0  # of a pair of box and query
+TOKEN_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0  # of the losses
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Boxes of one image, as the losses see them.
+
+    Attributes:
+        boxes: (N, 4) float, (centre x, centre y, width, height) in shares of the image without padding.
+        tokens: (N, T) bool, True for the tokens of the class of each box.
+    """
+
+    boxes: Tensor
+    tokens: Tensor
+
+
+class DinoObjective:
+    """The losses of a batch; boxes are matched after the forward pass."""
+
+    def prepare(self, target: Target, padded_hw: SizeHW) -> Target:  # boxes are in shares of the image
+        """Return the target on the CPU: nothing else is known before the forward pass."""
+        return target.to("cpu")
+
+    def scale(self, prepared: Sequence[Target]) -> int:
+        """Return the number of boxes of a batch, at least 1."""
+        return max(1, sum(map(len, prepared)))
+
+    def losses(self, output: DinoOutput, prepared: Sequence[Target], scale: int) -> dict[str, Tensor]:
+        """Return the losses ``token``, ``box`` (L1) and ``giou``, each summed over decoder layers and proposals.
+
+        Raises:
+            ValueError: if the numbers of targets and images differ, or a label is no class or has no token.
+        """
+        check_labels(prepared, output.token_map, len(output.image_sizes_hw))
+        truths = truths_of(output, prepared)
+        stages = (output.proposals, *output.layers)
+        matches = match(stages, truths)
+        pairs = zip(stages, matches, strict=True)
+        parts = [query_losses(stage, truths, found, output.token_mask) for stage, found in pairs]
+        token, box, giou = (torch.stack(column).sum() / scale for column in zip(*parts, strict=True))
+        return {"token": TOKEN_WEIGHT * token, "box": BOX_WEIGHT * box, "giou": GIOU_WEIGHT * giou}
+
+
+Match = tuple[Tensor, Tensor]  # indices of queries and of their boxes, int64 each
+
+
+def truths_of(output: DinoOutput, targets: Sequence[Target]) -> list[Truth]:
+    """Return the boxes of each image in shares of it, and the tokens of their classes."""
+    like, truths = output.layers[-1].boxes, []
+    maps = output.token_map.expand(len(targets), -1, -1)
+    for target, (height, width), token_map in zip(targets, output.image_sizes_hw, maps, strict=True):
+        edges = boxes.to_edges(target.boxes_xyxy.to(like)) / like.new_tensor((width, height)).repeat(2)
+        truths.append(Truth(box_convert(edges, "xyxy", "cxcywh"), token_map[target.labels.to(token_map.device)]))
+    return truths
+
+
+@torch.no_grad()
+def match(stages: Sequence[QueryOutput], truths: Sequence[Truth]) -> list[list[Match]]:
+    """Return for each stage and image the queries whose pairs with the boxes cost least in all.
+
+    Numbers decide here, so that a GPU is waited for: once, for all stages and images.
+    """
+    costs = [[cost(s.logits[i], s.boxes[i], truth) for i, truth in enumerate(truths)] for s in stages]
+    flat = torch.cat([c.flatten() for row in costs for c in row]).cpu()
+    parts = iter(flat.split([c.numel() for row in costs for c in row]))
+    device = stages[0].boxes.device
+    return [[_assign(next(parts).view(c.shape), device) for c in row] for row in costs]
+
+
+def _assign(costs: Tensor, device: torch.device) -> Match:
+    query, box = (torch.as_tensor(rows, dtype=torch.int64) for rows in linear_sum_assignment(costs.numpy()))
+    return query.to(device), box.to(device)
+
+
+def cost(logits: Tensor, query_boxes: Tensor, truth: Truth) -> Tensor:
+    """Return (Q, N), the cost of each pair of a query and a box, for logits (Q, T) and boxes (Q, 4)."""
+    probability, query_boxes = full_precision(logits).sigmoid(), full_precision(query_boxes)
+    as_other = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -(1 - probability + 1e-8).log()
+    as_own = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -(probability + 1e-8).log()
+    tokens = truth.tokens.to(probability)
+    token = (as_own - as_other) @ (tokens / tokens.sum(-1, keepdim=True)).transpose(0, 1)
+    distance = (query_boxes[:, None] - truth.boxes).abs().sum(-1)
+    overlap = generalized_box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (query_boxes, truth.boxes)))
+    total = TOKEN_COST * token + BOX_COST * distance - GIOU_COST * overlap
+    highest = torch.finfo(total.dtype).max  # of pairs that cannot be measured: taken last
+    return total.nan_to_num(highest, highest, highest)
+
+
+def query_losses(
+    stage: QueryOutput, truths: Sequence[Truth], matches: Sequence[Match], token_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses of one stage over all images, not yet divided: tokens, boxes by L1, boxes by GIoU."""
+    logits, predicted = full_precision(stage.logits), full_precision(stage.boxes)
+    wanted = torch.zeros_like(logits)
+    for i, (truth, (query, box)) in enumerate(zip(truths, matches, strict=True)):
+        wanted[i, query] = truth.tokens[box].to(wanted)
+    own = torch.cat([predicted[i, query] for i, (query, _) in enumerate(matches)])
+    goal = torch.cat([truth.boxes[box] for truth, (_, box) in zip(truths, matches, strict=True)]).to(own)
+    overlap = generalized_box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (own, goal))).diagonal()
+    return focal_loss(logits, wanted, token_mask), (own - goal).abs().sum(), (1 - overlap).sum()
