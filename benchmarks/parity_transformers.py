@@ -40,7 +40,6 @@ from transformers import (
     MMGroundingDinoConfig,
     MMGroundingDinoForObjectDetection,
 )
-from transformers import SwinConfig as PublicSwinConfig
 from transformers.loss import loss_grounding_dino
 
 from glip_adapt.core.structures import ImageBatch, SizeHW, Target, Tokens
@@ -165,46 +164,42 @@ def public_network(config: DinoConfig) -> nn.Module:
     """Return transformers' network of the same sizes, with all tensors moved away from their start."""
     swin, text = config.backbone, config.text
     assert isinstance(swin, SwinConfig)
-    is_mm = config.scaled_scores
-    kind, settings = (
-        (MMGroundingDinoForObjectDetection, MMGroundingDinoConfig)
-        if is_mm
-        else (
-            GroundingDinoForObjectDetection,
-            GroundingDinoConfig,
-        )
-    )
-    network = kind(
-        settings(
-            backbone_config=PublicSwinConfig(
-                embed_dim=swin.width,
-                depths=list(swin.depths),
-                num_heads=list(swin.heads),
-                window_size=swin.window,
-                out_features=[f"stage{5 - i}" for i in range(swin.outputs, 0, -1)],
-            ),
-            text_config=BertConfig(
-                vocab_size=text.vocabulary_size,
-                hidden_size=text.width,
-                num_hidden_layers=text.layers,
-                num_attention_heads=text.heads,
-                intermediate_size=text.hidden_width,
-            ),
-            d_model=config.width,
-            encoder_layers=config.encoder_layers,
-            decoder_layers=config.decoder_layers,
-            encoder_attention_heads=config.heads,
-            decoder_attention_heads=config.heads,
-            encoder_ffn_dim=config.hidden_width,
-            decoder_ffn_dim=config.hidden_width,
-            encoder_n_points=config.points,
-            decoder_n_points=config.points,
-            num_queries=config.queries,
-            num_feature_levels=len(config.strides),
-            auxiliary_loss=True,
-            **({"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False} if is_mm else {}),
-        )
-    ).eval()
+    settings: dict[str, Any] = {
+        "backbone_config": {
+            "model_type": "swin",
+            "embed_dim": swin.width,
+            "depths": list(swin.depths),
+            "num_heads": list(swin.heads),
+            "window_size": swin.window,
+            "out_features": [f"stage{5 - i}" for i in range(swin.outputs, 0, -1)],
+        },
+        "text_config": BertConfig(
+            vocab_size=text.vocabulary_size,
+            hidden_size=text.width,
+            num_hidden_layers=text.layers,
+            num_attention_heads=text.heads,
+            intermediate_size=text.hidden_width,
+        ),
+        "d_model": config.width,
+        "encoder_layers": config.encoder_layers,
+        "decoder_layers": config.decoder_layers,
+        "encoder_attention_heads": config.heads,
+        "decoder_attention_heads": config.heads,
+        "encoder_ffn_dim": config.hidden_width,
+        "decoder_ffn_dim": config.hidden_width,
+        "encoder_n_points": config.points,
+        "decoder_n_points": config.points,
+        "num_queries": config.queries,
+        "num_feature_levels": len(config.strides),
+        "auxiliary_loss": True,
+        "decoder_bbox_embed_share": config.shared_boxes,
+    }
+    network: Any
+    if config.scaled_scores:
+        network = MMGroundingDinoForObjectDetection(MMGroundingDinoConfig(**settings, decoder_cls_embed_share=False))
+    else:
+        network = GroundingDinoForObjectDetection(GroundingDinoConfig(**settings))
+    network.eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -226,12 +221,9 @@ def tokenize(caption: str) -> Tokens:
     """Return tokens of a caption with made-up ids; a class is what stands between two full stops or question marks."""
     text = caption.strip()
     text = text if text.endswith((".", "?")) else f"{text}."
-    ids, rows, row = [CLS], [], [0]
+    ids = [CLS]
     for word in "".join(f" {c} " if c in MARKS else c for c in text.lower()).split():
         ids.append(MARKS.get(word) or FIRST_WORD + zlib.crc32(word.encode()) % WORDS)
-        if word in ".?":
-            rows, row = [*rows, row], []
-        row = [*row, 0]
     return _with_map(torch.tensor([[*ids, SEP]]))
 
 

@@ -185,12 +185,14 @@ TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
             "O365 v2, OpenImages, GoldG",
         ),
         "for photographs: the most accurate, slowest",
-        **{"memory_gb": 6, "download_gb": 1.37},
+        memory_gb=6,
+        download_gb=1.37,
     ),
     "llmdet-l": _on_transformers(
         *(MM_GROUNDING_DINO_L, "iSEE-Laboratory/llmdet_large", "O365 v2, OpenImages, GoldG, GroundingCap"),
         "for photographs with rare classes: the most accurate, slowest",
-        **{"memory_gb": 6, "download_gb": 1.37},
+        memory_gb=6,
+        download_gb=1.37,
     ),
 }
 DEFAULT, PACKAGED = "glip-t", "glip-nano"  # without a choice: to download, and without a network
