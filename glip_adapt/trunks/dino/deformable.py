@@ -9,9 +9,13 @@ Shape letters: B batch, Q queries, A cells over all levels, L levels, k heads, P
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +25,7 @@ from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW
 
 CHUNK = 512  # queries per step on a CPU: the places of their heads stay in the cache
-CORNERS = 4  # of a bilinear sample
+EDGE = 2  # cells of zeros around each map: a place beyond them is moved there, where all four neighbours are zero
 
 
 class DeformableAttention(nn.Module):
@@ -61,36 +65,35 @@ class DeformableAttention(nn.Module):
         if real is not None:
             values = values.masked_fill(~real.unsqueeze(-1), 0)
         heads, levels, points = self.heads, self.levels, self.points
+        sizes = places.new_tensor([(w, h) for h, w in level_shapes_hw])
         offsets = full_precision(self.offsets(query)).unflatten(-1, (heads, levels, points, 2))
         weights = full_precision(self.weights(query)).unflatten(-1, (heads, levels * points)).softmax(-1)
-        places = places[:, :, None, :, None]
-        if places.shape[-1] == 2:
-            locations = places + offsets / _sizes_wh(level_shapes_hw, offsets)
-        else:
-            locations = places[..., :2] + offsets / points * places[..., 2:] * 0.5
-        read = sample(values.unflatten(-1, (heads, -1)), level_shapes_hw, locations, weights)
+        if places.shape[-1] == 4:
+            offsets = offsets / points * (places[..., 2:] * sizes * 0.5)[:, :, None, :, None]
+        positions = offsets + (places[..., :2] * sizes - 0.5)[:, :, None, :, None]
+        read = sample(values.unflatten(-1, (heads, -1)), level_shapes_hw, positions, weights)
         return self.out(read.to(values.dtype))
 
 
-def sample(values: Tensor, level_shapes_hw: Sequence[SizeHW], locations: Tensor, weights: Tensor) -> Tensor:
+def sample(values: Tensor, level_shapes_hw: Sequence[SizeHW], positions: Tensor, weights: Tensor) -> Tensor:
     """Return (B, Q, C): for each head the weighted sum of bilinear samples; outside of a map is zero.
 
     Args:
         values: (B, A, k, d), the maps one after the other.
         level_shapes_hw: (h, w) of each map.
-        locations: (B, Q, k, L, P, 2) as (x, y) in shares of the map.
+        positions: (B, Q, k, L, P, 2) as (x, y) in cells; (0, 0) is the centre of the first cell.
         weights: (B, Q, k, L·P).
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        values = values.to(locations.dtype)
-        return _WeightedRows.apply(values, locations, weights, tuple(level_shapes_hw))
-    return sample_by_grid(values, level_shapes_hw, locations, weights)
+        return _WeightedRows.apply(values.to(positions.dtype), positions, weights, tuple(level_shapes_hw))
+    return sample_by_grid(values, level_shapes_hw, positions, weights)
 
 
-def sample_by_grid(values: Tensor, level_shapes_hw: Sequence[SizeHW], locations: Tensor, weights: Tensor) -> Tensor:
+def sample_by_grid(values: Tensor, level_shapes_hw: Sequence[SizeHW], positions: Tensor, weights: Tensor) -> Tensor:
     """Return ``sample`` by ``grid_sample``, map by map."""
-    batch, queries, heads = locations.shape[:3]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1).to(values)  # (B·k, Q, L, P, 2)
+    batch, queries, heads = positions.shape[:3]
+    sizes = positions.new_tensor([(w, h) for h, w in level_shapes_hw]).unsqueeze(1)
+    grids = ((2 * positions + 1) / sizes - 1).transpose(1, 2).flatten(0, 1).to(values)  # (B·k, Q, L, P, 2)
     samples = []
     for level, (map_values, (h, w)) in enumerate(
         zip(values.split([h * w for h, w in level_shapes_hw], dim=1), level_shapes_hw, strict=True)
@@ -103,90 +106,169 @@ def sample_by_grid(values: Tensor, level_shapes_hw: Sequence[SizeHW], locations:
 
 
 class _WeightedRows(torch.autograd.Function):
-    """``sample`` as weighted sums of rows of a table; the backward pass works the places out again."""
+    """``sample`` as weighted sums of rows of a table; the backward pass works the places out again.
+
+    The table has a border of zeros around each map, so that places outside need no rule of their own.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, locations: Tensor, weights: Tensor, level_shapes_hw: tuple[SizeHW, ...]
+        ctx: Any, values: Tensor, positions: Tensor, weights: Tensor, level_shapes_hw: tuple[SizeHW, ...]
     ) -> Tensor:
         """Return (B, Q, C); arguments as for ``sample``."""
-        ctx.save_for_backward(values, locations, weights)
+        ctx.save_for_backward(values, positions, weights)
         ctx.level_shapes_hw = level_shapes_hw
         parts = []
-        for table, places, shares in zip(values, locations, weights, strict=True):
+        for table, places, shares in zip(_bordered(values, level_shapes_hw), positions, weights, strict=True):
             rows = table.flatten(0, 1)
             for chunk in zip(places.split(CHUNK), shares.split(CHUNK), strict=True):
-                index, mix = _corners(level_shapes_hw, *chunk)
-                parts.append(F.embedding_bag(index, rows, mode="sum", per_sample_weights=mix))
-        return torch.cat(parts).view(*locations.shape[:2], -1)
+                corners = Corners.of(level_shapes_hw, *chunk)
+                parts.append(F.embedding_bag(corners.index, rows, mode="sum", per_sample_weights=corners.mix))
+        return torch.cat(parts).view(*positions.shape[:2], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``forward``'s arguments."""
-        values, locations, weights = ctx.saved_tensors
-        grad = grad.unflatten(-1, values.shape[2:])  # (B, Q, k, d)
-        columns: list[tuple[Tensor, ...]] = []
-        for table, places, shares, pull in zip(values, locations, weights, grad, strict=True):
-            rows, entries = table.flatten(0, 1), []
-            for chunk in zip(places.split(CHUNK), shares.split(CHUNK), pull.split(CHUNK), strict=True):
-                entries.append(_pull(ctx.level_shapes_hw, rows, *chunk))
-            index, mix, *moved = (torch.cat(column) for column in zip(*entries, strict=True))
-            with torch.enable_grad():
-                rows = rows.detach().requires_grad_()
-                read = F.embedding_bag(index, rows, mode="sum", per_sample_weights=mix)
-            (grad_rows,) = torch.autograd.grad(read, rows, pull.flatten(0, 1))
-            columns.append((grad_rows.view_as(table), *moved))
-        return *(torch.stack(column) for column in zip(*columns, strict=True)), None
+        values, positions, weights = ctx.saved_tensors
+        grad = grad.unflatten(-1, values.shape[2:]).contiguous()  # (B, Q, k, d)
+        tables, images = _bordered(values, ctx.level_shapes_hw), []
+        for table, places, shares, pull in zip(tables, positions, weights, grad, strict=True):
+            rows, chunks = table.flatten(0, 1), []
+            for part in zip(places.split(CHUNK), shares.split(CHUNK), pull.split(CHUNK), strict=True):
+                corners = Corners.of(ctx.level_shapes_hw, *part[:2])
+                grad_mix = _products(part[2].flatten(0, 1), rows, corners.index)
+                chunks.append((corners.index, corners.mix, *corners.pull(part[1], grad_mix)))
+            index, mix, moved, shared = (torch.cat(column) for column in zip(*chunks, strict=True))
+            images.append((_transposed_product(index, mix, pull, table.shape[1]), moved, shared))
+        grad_tables, moved, shared = (torch.stack(column) for column in zip(*images, strict=True))
+        return _without_border(grad_tables, ctx.level_shapes_hw), moved, shared, None
 
 
-def _pull(
-    level_shapes_hw: Sequence[SizeHW], rows: Tensor, places: Tensor, shares: Tensor, pull: Tensor
-) -> tuple[Tensor, ...]:
-    """Return index and mix of ``_corners``, and the gradients of places and shares, for a gradient (Q, k, d)."""
-    with torch.enable_grad():
-        places, shares = places.detach().requires_grad_(), shares.detach().requires_grad_()
-        index, mix = _corners(level_shapes_hw, places, shares)
-        leaf = mix.detach().requires_grad_()
-        read = F.embedding_bag(index, rows, mode="sum", per_sample_weights=leaf)
-    (grad_mix,) = torch.autograd.grad(read, leaf, pull.flatten(0, 1))
-    return index, mix.detach(), *torch.autograd.grad(mix, (places, shares), grad_mix)
+@dataclass(frozen=True)
+class Corners:
+    """The four cells around each of L·P places of k heads of Q queries: up left, up right, down left, down right.
 
-
-def _corners(level_shapes_hw: Sequence[SizeHW], places: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows (cell · k + head) that each head of Q queries reads, and their weights, zero outside of a map.
-
-    They are (Q·k, L·P·4), int32 and float. ``places`` are (Q, k, L, P, 2), ``shares`` (Q, k, L·P).
+    Attributes:
+        index: (Q·k, L·P·4) int32, rows of the table with borders, head · A' + cell.
+        mix: (Q·k, L·P·4) float, their weights.
+        fraction: (Q, k, L, P, 2) float in [0, 1), how far a place lies beyond its upper left cell.
     """
-    heads = places.shape[1]
-    sizes = _sizes_wh(level_shapes_hw, places)  # (L, 1, 2)
-    x, y = (places * sizes - 0.5).unbind(-1)
-    (left, right, share_left, share_right), (up, down, share_up, share_down) = (
-        _neighbours(position, size) for position, size in ((x, sizes[..., 0]), (y, sizes[..., 1]))
-    )
-    shares = shares.view_as(x)
-    share_up, share_down = share_up * shares, share_down * shares
-    mix = torch.stack(
-        (share_up * share_left, share_up * share_right, share_down * share_left, share_down * share_right), dim=-1
-    )
-    with torch.no_grad():
-        starts = sizes.new_tensor([sum(h * w for h, w in level_shapes_hw[:i]) for i in range(len(sizes))])
-        up, down = (row * sizes[..., 0] + starts.unsqueeze(-1) for row in (up, down))
-        cell = torch.stack((up + left, up + right, down + left, down + right), dim=-1)
-        index = cell.int() * heads + torch.arange(heads, dtype=torch.int32).view(-1, 1, 1, 1)
-    return index.flatten(0, 1).flatten(1), mix.flatten(0, 1).flatten(1)
+
+    index: Tensor
+    mix: Tensor
+    fraction: Tensor
+
+    @classmethod
+    def of(cls, level_shapes_hw: Sequence[SizeHW], places: Tensor, shares: Tensor) -> Corners:
+        """Return the corners of places (Q, k, L, P, 2), in cells, with weights (Q, k, L·P)."""
+        heads, points = places.shape[1], places.shape[3]
+
+        def of_places(numbers: Sequence[float]) -> Tensor:
+            """Return (L, P) from one number a map: short rows would keep the processor from its wide steps."""
+            return places.new_tensor(numbers).repeat_interleave(points).view(-1, points)
+
+        wide_hw = _wide(level_shapes_hw)
+        *starts, cells = itertools.accumulate((h * w for h, w in wide_hw), initial=0)
+        widths = [w for _, w in wide_hw]
+        edge = torch.stack([of_places([size[axis] for size in level_shapes_hw]) for axis in (1, 0)], dim=-1)
+        # A place that is no number reads the border, with a weight that is none either.
+        position = places.clamp(min=-EDGE).minimum(edge).nan_to_num_(-EDGE)
+        near = position.floor()
+        fraction = position.sub_(near)
+        first = of_places([start + EDGE * (width + 1) for start, width in zip(starts, widths, strict=True)])
+        cell = torch.addcmul(near[..., 0] + first, near[..., 1], of_places(widths))
+        steps = torch.tensor([(0, 1, width, width + 1) for width in widths], dtype=torch.int32)
+        index = (cell.int() + cells * torch.arange(heads, dtype=torch.int32).view(-1, 1, 1)).unsqueeze(-1)
+        right, down = fraction.unbind(-1)
+        lower = shares.view_as(right) * down
+        upper = shares.view_as(right) - lower
+        lower_right, upper_right = lower * right, upper * right
+        mix = torch.stack((upper.sub_(upper_right), upper_right, lower.sub_(lower_right), lower_right), dim=-1)
+        rows = len(places) * heads
+        return cls((index + steps.unsqueeze(1)).view(rows, -1), mix.view(rows, -1), fraction)
+
+    def pull(self, shares: Tensor, grad_mix: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of places (Q, k, L, P, 2) and shares (Q, k, L·P), for one of ``mix``."""
+        right, down = self.fraction.unbind(-1)
+        grad_upper, grad_upper_right, grad_lower, grad_lower_right = grad_mix.view(*right.shape, 4).unbind(-1)
+        across_upper, across_lower = grad_upper_right - grad_upper, grad_lower_right - grad_lower
+        upper = torch.addcmul(grad_upper, right, across_upper)
+        downward = torch.addcmul(grad_lower, right, across_lower).sub_(upper)
+        across = torch.addcmul(across_upper, down, across_lower.sub_(across_upper))
+        moved = torch.stack((across, downward), dim=-1) * shares.view_as(right).unsqueeze(-1)
+        return moved, torch.addcmul(upper, down, downward).flatten(2)
 
 
-def _neighbours(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the whole positions below and above, moved into 0 … size - 1, and their linear weights."""
-    with torch.no_grad():
-        below = position.floor().nan_to_num(0, 0, 0)  # a position that is not finite still names a cell
-        low, high = below.clamp(min=0).minimum(size - 1), (below + 1).clamp(min=0).minimum(size - 1)
-        low_inside, high_inside = low == below, high == below + 1
-    fraction = position - below
-    return low, high, (1 - fraction) * low_inside, fraction * high_inside
+def _wide(level_shapes_hw: Sequence[SizeHW]) -> list[SizeHW]:
+    return [(h + 2 * EDGE, w + 2 * EDGE) for h, w in level_shapes_hw]
 
 
-def _sizes_wh(level_shapes_hw: Sequence[SizeHW], like: Tensor) -> Tensor:
-    """Return (L, 1, 2) as (width, height) in cells."""
-    return like.new_tensor([(w, h) for h, w in level_shapes_hw]).unsqueeze(1)
+def _bordered(values: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Tensor:
+    """Return (B, k, A', d), head by head the values (B, A, k, d) with a border of zeros around each map."""
+    maps = values.transpose(1, 2).split([h * w for h, w in level_shapes_hw], dim=2)
+    wide = (F.pad(x.unflatten(2, hw), (0, 0, *[EDGE] * 4)) for x, hw in zip(maps, level_shapes_hw, strict=True))
+    return torch.cat([x.flatten(2, 3) for x in wide], dim=2)
+
+
+def _without_border(tables: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Tensor:
+    """Return (B, A, k, d) for (B, k, A', d), the inverse of ``_bordered``."""
+    wide_hw = _wide(level_shapes_hw)
+    maps = tables.split([h * w for h, w in wide_hw], dim=2)
+    inner = (x.unflatten(2, hw)[:, :, EDGE:-EDGE, EDGE:-EDGE] for x, hw in zip(maps, wide_hw, strict=True))
+    return torch.cat([x.flatten(2, 3) for x in inner], dim=2).transpose(1, 2)
+
+
+def _products(pull: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Return (N, n), for each of N vectors (N, d) its dot products with n rows of (R, d); ``index`` is (N, n)."""
+    if torch.backends.mkl.is_available():  # a third of the time
+        picked = _sparse_rows(index, torch.ones(index.shape, dtype=pull.dtype), len(rows))
+        return torch.sparse.sampled_addmm(picked, pull, rows.T, beta=0).values().view(index.shape)
+    leaf = rows.new_zeros(index.shape, requires_grad=True)
+    with torch.enable_grad():
+        read = F.embedding_bag(index, rows, mode="sum", per_sample_weights=leaf)
+    return torch.autograd.grad(read, leaf, pull)[0]
+
+
+def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, cells: int) -> Tensor:
+    """Return (k, A', d), for each row of the table the weighted sum of the gradients that its readers receive.
+
+    torch's own backward pass of ``embedding_bag`` adds reader by reader, and takes four times as long.
+
+    Args:
+        index: (Q·k, n) int32, rows head · A' + cell.
+        mix: (Q·k, n), weights.
+        pull: (Q, k, d), gradients of the readers.
+        cells: A' of the table.
+    """
+    queries, heads = pull.shape[:2]
+    index, mix = index.view(queries, heads, -1), mix.view(queries, heads, -1)
+    reader = torch.arange(queries, dtype=torch.int32).repeat_interleave(index.shape[2])
+    columns = []
+    for head in range(heads):
+        cell = (index[:, head] - head * cells).flatten()
+        order = torch.from_numpy(_stable_order(cell.numpy()))
+        ends = F.pad(torch.bincount(cell, minlength=cells).cumsum(0), (1, 0)).int()
+        matrix = _csr(ends, reader[order], mix[:, head].flatten()[order], (cells, queries))
+        columns.append(matrix @ pull[:, head].contiguous())
+    return torch.stack(columns)
+
+
+def _sparse_rows(index: Tensor, values: Tensor, columns: int) -> Tensor:
+    """Return a sparse matrix (N, columns) with ``values`` (N, n) at ``index`` (N, n)."""
+    ends = torch.arange(0, index.numel() + 1, index.shape[1], dtype=torch.int32)
+    return _csr(ends, index.flatten(), values.flatten(), (len(index), columns))
+
+
+def _csr(ends: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # of its being in beta
+        return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
+
+
+def _stable_order(keys: np.ndarray) -> np.ndarray:
+    """Return the order that sorts whole numbers from 0 on; numpy sorts 16 bits at a time in linear time."""
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if len(keys) and keys.max() >= 2**16:
+        order = order[np.argsort((keys[order] >> 16).astype(np.uint16), kind="stable")]
+    return order

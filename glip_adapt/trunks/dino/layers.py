@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from glip_adapt.trunks.dino.config import DinoConfig
 from glip_adapt.trunks.dino.deformable import DeformableAttention
 from glip_adapt.trunks.dino.geometry import Geometry
 from glip_adapt.trunks.linear import Linear
+
+CPU_ROWS = 512  # of a feed-forward layer at a time on a CPU, where nothing is kept for a backward pass
 
 
 class Attention(nn.Module):
@@ -55,7 +58,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
-        return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x)))))
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x)))))
+        rows = x.flatten(0, -2)  # the widest tensor of a layer stays in the processor's cache
+        parts = [part + self.out(self.hidden(part).relu_()) for part in rows.split(CPU_ROWS)]
+        return self.norm(torch.cat(parts).view_as(x))
 
 
 class TextLayer(nn.Module):
