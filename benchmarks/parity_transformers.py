@@ -245,7 +245,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _inputs(ours: Dino, batch: ImageBatch, text: Tokens, dtype: torch.dtype) -> dict[str, Tensor]:
+def inputs_of(ours: Dino, batch: ImageBatch, text: Tokens, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the arguments of transformers' forward pass."""
     encoder, count = ours.image_encoder, len(batch.image_sizes_hw)
     mask = torch.zeros(count, *batch.pixels.shape[2:], dtype=torch.long)
@@ -265,7 +265,7 @@ def their_quantities(
 ) -> dict[str, Tensor]:
     """Return transformers' results by name, and the ranking of its cells."""
     with _default_dtype(dtype):
-        found = public(**_inputs(ours, batch, text, dtype))
+        found = public(**inputs_of(ours, batch, text, dtype))
     real, words = _real(ours, batch), text.mask.expand(len(batch.image_sizes_hw), -1)
     tokens = words.shape[1]
     likeness = found.enc_outputs_class.amax(-1)
@@ -312,7 +312,7 @@ def _real(ours: Dino, batch: ImageBatch) -> Tensor:
     return torch.ones(pyramid.cells.shape[:2], dtype=torch.bool) if real is None else real
 
 
-def _targets(text: Tokens, images: Sequence[SizeHW]) -> list[Target]:
+def targets_of(text: Tokens, images: Sequence[SizeHW]) -> list[Target]:
     """Return made-up boxes for each image: one of each class, of which the first image has two more."""
     classes, targets = text.token_map.shape[1], []
     for i, (height, width) in enumerate(images):
@@ -333,7 +333,7 @@ def their_losses(
 ) -> dict[str, Tensor]:
     """Return transformers' losses of all decoder layers; those of its proposals are wrong, and left out."""
     labels = []
-    for target, (height, width) in zip(_targets(text, batch.image_sizes_hw), batch.image_sizes_hw, strict=True):
+    for target, (height, width) in zip(targets_of(text, batch.image_sizes_hw), batch.image_sizes_hw, strict=True):
         edges = (target.boxes_xyxy + torch.tensor((0, 0, 1, 1))).to(dtype)
         near, far = edges[:, :2], edges[:, 2:]
         boxes = torch.cat(((near + far) / 2, far - near), dim=-1) / torch.tensor((width, height) * 2, dtype=dtype)
@@ -344,7 +344,7 @@ def their_losses(
         return focal_loss(inputs, targets.to(inputs), *rest, **options)  # targets in float32 round float64 losses
 
     with _default_dtype(dtype), mock.patch.object(loss_grounding_dino, "sigmoid_focal_loss", in_one_dtype):
-        found = public(**_inputs(ours, batch, text, dtype), labels=labels).loss_dict
+        found = public(**inputs_of(ours, batch, text, dtype), labels=labels).loss_dict
     layers = ours.config.decoder_layers
     suffixes = [*(f"_{i}" for i in range(layers - 1)), ""]
     names = {"token": "loss_ce", "box": "loss_bbox", "giou": "loss_giou"}
@@ -355,7 +355,7 @@ def our_losses(ours: Dino, batch: ImageBatch, text: Tokens) -> dict[str, Tensor]
     """Return our losses of all decoder layers, before they are weighed."""
     with torch.enable_grad():  # the earlier layers predict only then
         output = ours(batch, text)
-    targets, objective = _targets(text, batch.image_sizes_hw), DinoObjective()
+    targets, objective = targets_of(text, batch.image_sizes_hw), DinoObjective()
     prepared = [objective.prepare(target, (1, 1)) for target in targets]
     truths = truths_of(output, prepared)
     found = [

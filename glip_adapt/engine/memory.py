@@ -108,11 +108,16 @@ class LiveBytes(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the operator and count the memory of its results."""
-        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if _is_dense(leaf)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in given:
+            if _is_dense(leaf) and (storage := leaf.untyped_storage())._cdata not in given:
                 self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self._storages = {key: entry for key, entry in self._storages.items() if not entry[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._storages.values()))
         return result
+
+
+def _is_dense(leaf: Any) -> bool:
+    """Return whether a value has memory of its own; the parts of a sparse tensor are tensors that have."""
+    return isinstance(leaf, Tensor) and leaf.layout is torch.strided

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW
+from glip_adapt.trunks.linear import Linear
 
 CHUNK = 512  # queries per step on a CPU: the places of their heads stay in the cache
 EDGE = 2  # cells of zeros around each map: a place beyond them is moved there, where all four neighbours are zero
@@ -34,10 +35,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, *, heads: int, levels: int, points: int) -> None:
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.offsets = nn.Linear(width, heads * levels * points * 2)
-        self.weights = nn.Linear(width, heads * levels * points)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.offsets = Linear(width, heads * levels * points * 2)
+        self.weights = Linear(width, heads * levels * points)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.weights.weight)
         nn.init.zeros_(self.weights.bias)
@@ -132,17 +133,21 @@ class _WeightedRows(torch.autograd.Function):
         """Return the gradients of ``forward``'s arguments."""
         values, positions, weights = ctx.saved_tensors
         grad = grad.unflatten(-1, values.shape[2:]).contiguous()  # (B, Q, k, d)
-        tables, images = _bordered(values, ctx.level_shapes_hw), []
-        for table, places, shares, pull in zip(tables, positions, weights, grad, strict=True):
-            rows, chunks = table.flatten(0, 1), []
-            for part in zip(places.split(CHUNK), shares.split(CHUNK), pull.split(CHUNK), strict=True):
-                corners = Corners.of(ctx.level_shapes_hw, *part[:2])
-                grad_mix = _products(part[2].flatten(0, 1), rows, corners.index)
-                chunks.append((corners.index, corners.mix, *corners.pull(part[1], grad_mix)))
-            index, mix, moved, shared = (torch.cat(column) for column in zip(*chunks, strict=True))
-            images.append((_transposed_product(index, mix, pull, table.shape[1]), moved, shared))
-        grad_tables, moved, shared = (torch.stack(column) for column in zip(*images, strict=True))
-        return _without_border(grad_tables, ctx.level_shapes_hw), moved, shared, None
+        tables, grad_tables = _bordered(values, ctx.level_shapes_hw), []
+        grad_positions, grad_weights = torch.empty_like(positions), torch.empty_like(weights)
+        for i, (table, pull) in enumerate(zip(tables, grad, strict=True)):
+            index = torch.empty(weights.shape[2], len(pull), 4 * weights.shape[3], dtype=torch.int32)
+            mix = weights.new_empty(index.shape)
+            for start in range(0, len(pull), CHUNK):
+                part = slice(start, start + CHUNK)
+                corners = Corners.of(ctx.level_shapes_hw, positions[i, part], weights[i, part])
+                grad_mix = _products(pull[part].flatten(0, 1), table.flatten(0, 1), corners.index)
+                grad_positions[i, part], grad_weights[i, part] = corners.pull(weights[i, part], grad_mix)
+                by_head = (len(pull[part]), -1, index.shape[2])
+                index[:, part] = corners.index.view(by_head).transpose(0, 1)
+                mix[:, part] = corners.mix.view(by_head).transpose(0, 1)
+            grad_tables.append(_transposed_product(index, mix, pull, table.shape[1]))
+        return _without_border(torch.stack(grad_tables), ctx.level_shapes_hw), grad_positions, grad_weights, None
 
 
 @dataclass(frozen=True)
@@ -236,20 +241,19 @@ def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, cells: int) ->
     torch's own backward pass of ``embedding_bag`` adds reader by reader, and takes four times as long.
 
     Args:
-        index: (Q·k, n) int32, rows head · A' + cell.
-        mix: (Q·k, n), weights.
+        index: (k, Q, n) int32, rows head · A' + cell.
+        mix: (k, Q, n), weights.
         pull: (Q, k, d), gradients of the readers.
         cells: A' of the table.
     """
-    queries, heads = pull.shape[:2]
-    index, mix = index.view(queries, heads, -1), mix.view(queries, heads, -1)
-    reader = torch.arange(queries, dtype=torch.int32).repeat_interleave(index.shape[2])
+    heads, queries, read = index.shape
+    reader = torch.arange(queries, dtype=torch.int32).repeat_interleave(read)
     columns = []
     for head in range(heads):
-        cell = (index[:, head] - head * cells).flatten()
+        cell = index[head].flatten() - head * cells
         order = torch.from_numpy(_stable_order(cell.numpy()))
         ends = F.pad(torch.bincount(cell, minlength=cells).cumsum(0), (1, 0)).int()
-        matrix = _csr(ends, reader[order], mix[:, head].flatten()[order], (cells, queries))
+        matrix = _csr(ends, reader[order], mix[head].flatten()[order], (cells, queries))
         columns.append(matrix @ pull[:, head].contiguous())
     return torch.stack(columns)
 
