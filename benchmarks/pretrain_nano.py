@@ -1,8 +1,10 @@
-"""Pre-train glip-nano (deep fusion) or glip-nano-a (none) on rendered scenes, and write the weights that ship.
+"""Pre-train a nano trunk on rendered scenes, and write the weights that ship.
 
     python benchmarks/pretrain_nano.py --trunk glip-nano --out runs/pretrain/first
     python benchmarks/pretrain_nano.py --trunk glip-nano --out runs/pretrain/second --seed 1 --steps 2000 \\
         --start runs/pretrain/first/glip-nano.safetensors
+
+glip-nano has deep fusion, glip-nano-a none; dino-nano is a small Grounding DINO.
 
 A scene holds 3 to 9 pictograms of ``glip_adapt.data.glyphs``. Its caption is, seven times of ten, a list of names with
 what is there and much that is not, shuffled; else a sentence of what is there. The second stage cuts some of the lists
@@ -21,7 +23,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,10 @@ from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, 
 from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine.optimise import Step, Stepper
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
-from glip_adapt.trunks.glip.build import build_glip
-from glip_adapt.trunks.glip.network import Glip
-from glip_adapt.trunks.glip.objective import detection_loss
-from glip_adapt.trunks.released import trunk_spec
+from glip_adapt.trunks.dino.config import DINO_NANO
+from glip_adapt.trunks.dino.family import DinoFamily
+from glip_adapt.trunks.protocol import Network
+from glip_adapt.trunks.released import TRUNKS, trunk_spec
 from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glip_adapt.trunks.weights import save_tensors, weights_checksum
 
@@ -65,8 +67,8 @@ AVERAGED = 0.997  # decay of the exponential moving average of the weights
 LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 25, 250, 1000  # steps
 CARD = """# {trunk}
 
-A GLIP detector of {parameters:.1f} million parameters with {fusion}, for trying glip_adapt without a download. It knows
-synthetic pictograms and nothing else: it is not a detector for photographs.
+A {kind} detector of {parameters:.1f} million parameters with {fusion}, for trying glip_adapt without a download. It
+knows synthetic pictograms and nothing else: it is not a detector for photographs.
 
 - **File**: `{trunk}.safetensors`, float16, {size:.1f} MiB. Checksum of the weights: `{checksum}`.
 - **Data**: {scenes} scenes of 160 × 160 pixels, rendered from the fonts that matplotlib ships
@@ -91,6 +93,7 @@ START = """
 - **First stage**: 64000 scenes more, by the same script with its defaults (4000 steps, seed 0, captions uncut), gave
   the weights that this one began with, FIRST, checksum `{}`."""
 TEST_VIEW = ViewConfig(short_side=SIDE, max_long_side=2 * SIDE)
+TRUNKS.setdefault("dino-nano", replace(TRUNKS["glip-nano"], family=DinoFamily(), config=DINO_NANO))
 
 
 def main() -> None:
@@ -114,7 +117,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trunk", choices=("glip-nano", "glip-nano-a"), default="glip-nano")
+    parser.add_argument("--trunk", choices=("glip-nano", "glip-nano-a", "dino-nano"), default="glip-nano")
     parser.add_argument("--out", type=Path, help="folder of the run", default=Path("runs/pretrain/glip-nano"))
     parser.add_argument("--steps", type=int, default=2 * CYCLE, help="length of the run, whole cycles")
     parser.add_argument("--until", type=int, help="stop after this step of it, to go on later")
@@ -261,7 +264,7 @@ class PreTraining:
         self.device = torch.device(device)
         self.tokenizer = load_tokenizer(trunk)
         torch.manual_seed(seed)
-        self.network = build_glip(trunk_spec(trunk).config).to(self.device)
+        self.network = self.build().to(self.device)
         self.recipe = {"trunk": trunk, "steps": steps, "batch": batch, "seed": seed}
         if start is not None:
             first = load_trunk(trunk, checkpoint=start)
@@ -276,6 +279,11 @@ class PreTraining:
         self.schedule = LambdaLR(self.stepper.optimiser, lambda step: peak * self.rate_at(step))
         self.done, self.seconds = 0, 0.0
         self.random: torch.Tensor | None = None
+
+    def build(self) -> Network:
+        """Return the network with random weights."""
+        spec = trunk_spec(self.trunk)
+        return spec.family.build(spec.config)
 
     @property
     def precision(self) -> Any:
@@ -359,14 +367,17 @@ class PreTraining:
         """Yield the losses of a batch, all scenes at once."""
         with autocast(self.device, self.precision):
             output = self.network(batch.images.to(self.device), batch.tokens.to(self.device))
-        yield "the scenes", detection_loss(output, [target.to(self.device) for target in batch.targets])
+        objective, padded_hw = self.network.objective, (batch.images.pixels.shape[2], batch.images.pixels.shape[3])
+        prepared = [objective.prepare(target, padded_hw) for target in batch.targets]
+        yield "the scenes", objective.losses(output, prepared, objective.scale(prepared))
 
     def averaged(self) -> Trunk:
         """Return the averaged weights, rounded as they are shipped, as a trunk."""
         with torch.random.fork_rng(devices=[]):
-            glip = build_glip(trunk_spec(self.trunk).config)
-        glip.load_state_dict({name: tensor.float() for name, tensor in self.rounded().items()})
-        return Trunk(self.trunk, glip.requires_grad_(False).to(self.device), self.tokenizer, weights_checksum(glip))
+            network = self.build()
+        network.load_state_dict({name: tensor.float() for name, tensor in self.rounded().items()})
+        checksum = weights_checksum(network)
+        return Trunk(self.trunk, network.requires_grad_(False).to(self.device), self.tokenizer, checksum)
 
     def rounded(self) -> dict[str, torch.Tensor]:
         """Return the averaged weights in float16: half the size of the package, no figure changes."""
@@ -379,6 +390,7 @@ class PreTraining:
         scores = zero_shot(trunk, "test")
         card = CARD.format(
             trunk=self.trunk,
+            kind="GLIP" if self.trunk.startswith("glip") else "Grounding DINO",
             fusion="deep fusion" if trunk_spec(self.trunk).config.deep_fusion else "no fusion",
             parameters=sum(p.numel() for p in trunk.network.parameters()) / 1e6,
             size=path.stat().st_size / 2**20,
@@ -404,10 +416,10 @@ class PreTraining:
             file.write(json.dumps(entry) + "\n")
 
 
-def decay_groups(glip: Glip) -> list[dict[str, Any]]:
+def decay_groups(network: Network) -> list[dict[str, Any]]:
     """Return AdamW groups: vectors and single numbers (biases, norms, scales) without weight decay."""
-    matrices = [p for p in glip.parameters() if p.ndim > 1]
-    others = [p for p in glip.parameters() if p.ndim <= 1]
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
     return [
         {"params": matrices, "lr": LEARNING_RATE, "weight_decay": DECAY},
         {"params": others, "lr": LEARNING_RATE, "weight_decay": 0.0},

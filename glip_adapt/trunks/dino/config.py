@@ -63,3 +63,19 @@ GROUNDING_DINO_B = DinoConfig(backbone=_SWIN_B)
 MM_GROUNDING_DINO_T = DinoConfig(shared_boxes=False, scaled_scores=True)
 MM_GROUNDING_DINO_B = replace(MM_GROUNDING_DINO_T, backbone=_SWIN_B)
 MM_GROUNDING_DINO_L = replace(MM_GROUNDING_DINO_T, backbone=_SWIN_L)
+DINO_NANO = DinoConfig(
+    backbone="edgenext_xx_small",
+    text=TextConfig(
+        vocabulary_size=950, width=128, layers=2, heads=4, hidden_width=512, dropout=0.0, separators=(2, 3, 5)
+    ),
+    width=96,
+    encoder_layers=2,
+    decoder_layers=3,
+    heads=4,
+    hidden_width=384,
+    queries=60,
+    dropout=0.0,
+    fusion_drop_path=0.0,
+    shared_boxes=False,
+    scaled_scores=True,
+)
