@@ -143,11 +143,14 @@ def compare(
             batch = collate(pictures)
             text = Tokens.stack(words)
             theirs = their_quantities(public, ours, batch, text, dtype)
-            found, swapped = our_quantities(ours, batch, text, theirs.pop("selection"), dtype)
+            ranking = theirs.pop("selection")
+            with selected_as(ranking if dtype is torch.float32 else None) as own:
+                found = our_quantities(ours, batch, text)
+                if len(words) == 1:
+                    theirs |= their_losses(public, ours, batch, text, dtype)
+                    found |= our_losses(ours, batch, text)
+            swapped = int((own[0] != ranking).sum()) if dtype is torch.float32 else 0
             note = f"{swapped} ranks swapped by rounding" if swapped else ""
-            if len(words) == 1:
-                theirs |= their_losses(public, ours, batch, text, dtype)
-                found |= our_losses(ours, batch, text)
             for quantity, expected in theirs.items():
                 error = ((found[quantity] - expected).norm() / expected.norm()).item()
                 yield {
@@ -279,21 +282,25 @@ def their_quantities(
     }
 
 
-@torch.no_grad()
-def our_quantities(
-    ours: Dino, batch: ImageBatch, text: Tokens, ranking: Tensor, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], int]:
-    """Return our results by the same names, and how many ranks differ from ``ranking``."""
-    fused = ours.fuse(ours.encode_image(batch), ours.encode_text(text))
+@contextlib.contextmanager
+def selected_as(ranking: Tensor | None) -> Iterator[list[Tensor]]:
+    """Have our decoder take cells by ``ranking`` if there is one, and yield what it would have taken itself."""
     own: list[Tensor] = []
     select = Decoder.select
 
-    def select_as_theirs(decoder: Decoder, likeness: Tensor) -> Tensor:
+    def select_and_note(decoder: Decoder, likeness: Tensor) -> Tensor:
         own.append(select(decoder, likeness))
-        return own[-1] if dtype is torch.float64 else ranking
+        return own[-1] if ranking is None else ranking
 
-    with mock.patch.object(Decoder, "select", select_as_theirs):
-        output = ours.predict(fused)
+    with mock.patch.object(Decoder, "select", select_and_note):
+        yield own
+
+
+@torch.no_grad()
+def our_quantities(ours: Dino, batch: ImageBatch, text: Tokens) -> dict[str, Tensor]:
+    """Return our results by the same names."""
+    fused = ours.fuse(ours.encode_image(batch), ours.encode_text(text))
+    output = ours.predict(fused)
     words = fused.text.mask
     last = output.layers[-1]
     return {
@@ -302,7 +309,7 @@ def our_quantities(
         "boxes of proposals": output.proposals.boxes,
         "token logits": last.logits[words.unsqueeze(1).expand(-1, last.logits.shape[1], -1)],
         "boxes": last.boxes,
-    }, int((own[0] != ranking).sum()) if dtype is torch.float32 else 0
+    }
 
 
 def _real(ours: Dino, batch: ImageBatch) -> Tensor:
