@@ -109,7 +109,7 @@ def test_hand_computed_tokens():
 def test_254_tokens_fit_and_255_do_not():
     longest = ["a"] * 126 + ["ab"]  # 126 × (letter and separator) + 2
     assert NANO.encode(build_caption(longest)).ids.shape == (1, MAX_TOKENS)
-    with pytest.raises(CaptionTooLongError, match=r"127 classes has 255 tokens; GLIP reads 254.*[Ss]horten.*split"):
+    with pytest.raises(CaptionTooLongError, match=r"127 classes has 255 tokens; the model reads 254.*Shorten.*split"):
         NANO.encode(build_caption([*longest[:-1], "abc"]))
 
 
