@@ -78,9 +78,10 @@ class Tokenizer:
             CaptionTooLongError: if there are more than 256 tokens with [CLS] and [SEP].
             ValueError: if a class name maps to no token.
         """
-        encoding = self._tokenizer.encode(_closed(caption) if self._closed else caption.text)
+        read = _closed(caption) if self._closed else caption
+        encoding = self._tokenizer.encode(read.text)
         if len(encoding.ids) > MAX_TOKENS:
-            lengths = [len(span_to_tokens(encoding, span)) for span in caption.spans]
+            lengths = [len(span_to_tokens(encoding, span)) for span in read.spans]
             longest = caption.names[lengths.index(max(lengths))]
             raise CaptionTooLongError(
                 f"The caption of {len(caption.names)} classes has {len(encoding.ids) - 2} tokens; the model reads "
@@ -88,7 +89,7 @@ class Tokenizer:
                 "prompts, or split the classes over several runs."
             )
         token_map = torch.zeros(len(caption.names), len(encoding.ids), dtype=torch.bool)
-        for row, span, name in zip(token_map, caption.spans, caption.names, strict=True):
+        for row, span, name in zip(token_map, read.spans, caption.names, strict=True):
             tokens = span_to_tokens(encoding, span)
             if not tokens:
                 raise ValueError(
@@ -184,12 +185,18 @@ def made_up_tokenizer(size: int, separators: Sequence[int] = (2, 3, 5), *, close
     return Tokenizer([fixed.get(i) or next(rest) for i in range(size)], closed=closed)
 
 
-def _closed(caption: Caption) -> str:
-    """Return the text with a full stop behind it and none within a name; no character moves."""
-    text = caption.text
+def _closed(caption: Caption) -> Caption:
+    """Return the caption with a full stop behind it and none within a name; no character moves.
+
+    A span leaves out the spaces around its name, of which there may be more than ``span_to_tokens`` skips.
+    """
+    text, spans = caption.text, []
     for start, end in caption.spans:
-        text = text[:start] + text[start:end].translate(PHRASE_ENDS) + text[end:]
-    return text + FULL_STOP
+        name = text[start:end].translate(PHRASE_ENDS)
+        text = text[:start] + name + text[end:]
+        first = start + len(name) - len(name.lstrip())
+        spans.append((first, first + len(name.strip())) if name.strip() else (start, end))
+    return Caption(text + FULL_STOP, tuple(spans), caption.names)
 
 
 def _short(text: str) -> str:
