@@ -1,4 +1,4 @@
-"""A tiny random Glip and a generated COCO folder: all that the default tests need."""
+"""Tiny random detectors and a generated COCO folder: all that the default tests need."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ import torch
 from huggingface_hub import constants
 from hypothesis import settings
 from PIL import Image
-from public_files import SMALL, add_trunk, public_state, save_public
+from public_files import SMALL, VOCABULARY, add_trunk, public_state, save_public
 
 from glip_adapt import cli
 from glip_adapt.cli import terminal
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
+from glip_adapt.trunks.dino.config import DinoConfig
+from glip_adapt.trunks.dino.family import DinoFamily
+from glip_adapt.trunks.encoder_config import SwinConfig
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO, TextConfig
 from glip_adapt.trunks.glip.network import Glip
@@ -36,6 +39,20 @@ TINY = replace(
     joint_width=64,
     joint_heads=2,
     fusion_dropout=0.1,
+)
+DINO = DinoConfig(
+    backbone=SwinConfig(width=8, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=4, drop_path=0.1),
+    # [CLS], [SEP] and the full stop of the vocabulary of glip-nano
+    text=TextConfig(
+        vocabulary_size=950, width=16, layers=2, heads=2, hidden_width=32, dropout=0.1, separators=(2, 3, 5)
+    ),
+    width=32,
+    encoder_layers=2,
+    decoder_layers=2,
+    heads=4,
+    hidden_width=48,
+    points=2,
+    queries=15,
 )
 # Continuous integration draws the same examples each time and keeps none; elsewhere each run may find new ones.
 settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
@@ -74,6 +91,20 @@ def tiny_trunk() -> Trunk:
     with torch.no_grad():  # random heads score everything near the prior; spread them so that decoding has work
         glip.head.bias0.fill_(0.0)
     return Trunk("glip-nano", glip, load_tokenizer("glip-nano"), weights_checksum(glip))
+
+
+@pytest.fixture(scope="session")
+def dino_trunk() -> Trunk:
+    """A trunk of the Grounding DINO family, with noise on every tensor: what starts at zero hides whether it is used.
+
+    It has the vocabulary of glip-nano, and the row of grounding-dino-t; shared, so never train it.
+    """
+    torch.manual_seed(0)
+    family = DinoFamily()
+    network = family.build(DINO).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return Trunk("grounding-dino-t", network, family.tokenizer(DINO, VOCABULARY), weights_checksum(network))
 
 
 @pytest.fixture
