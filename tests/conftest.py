@@ -46,7 +46,7 @@ DINO = DinoConfig(
     text=TextConfig(
         vocabulary_size=950, width=16, layers=2, heads=2, hidden_width=32, dropout=0.1, separators=(2, 3, 5)
     ),
-    width=32,
+    width=64,  # two channels a group, so that a map may be one cell
     encoder_layers=2,
     decoder_layers=2,
     heads=4,
