@@ -81,6 +81,7 @@ _RENAMES = tuple(
         (r"(boxes.*)\.layers\.2", r"\1.4"),
     )
 )
+_PUBLIC = ("model.", "bbox_embed.", "class_embed.")  # what public names begin with, and ours do not
 _NORMS = re.compile(r"^image_encoder\.backbone\.hidden_states_norms\.stage(\d+)")
 _MERGING = re.compile(r"^(image_encoder\.backbone\.stages)\.(\d+)\.downsample")
 # Entries that the network does not need.
@@ -104,19 +105,20 @@ def in_our_names(entries: Mapping[str, Tensor], outputs: int) -> dict[str, Tenso
         entries: by their names in the file.
         outputs: maps of the backbone, of which the last one is of its fourth stage.
     """
-    found: dict[str, Tensor] = {}
-    for name, value in entries.items():
-        for pattern, ours in _RENAMES:
-            name = pattern.sub(ours, name)
-        # Ours merges patches at the start of a stage, theirs at the end of the one before.
-        name = _MERGING.sub(lambda m: f"{m[1]}.{int(m[2]) + 1}.downsample", name)
-        name = _NORMS.sub(lambda m: f"image_encoder.backbone.output_norms.{int(m[1]) - 5 + outputs}", name)
-        found[name] = value
+    found = {_renamed(name, outputs) if name.startswith(_PUBLIC) else name: value for name, value in entries.items()}
     for name in [name for name in found if ".attn.query." in name]:
         parts = [found.pop(name.replace("query", part), None) for part in ("query", "key", "value")]
         if all(isinstance(part, Tensor) for part in parts):
             found[name.replace("query", "qkv")] = torch.cat([part for part in parts if part is not None])
     return _with_copies(found)
+
+
+def _renamed(name: str, outputs: int) -> str:
+    for pattern, ours in _RENAMES:
+        name = pattern.sub(ours, name)
+    # Ours merges patches at the start of a stage, theirs at the end of the one before.
+    name = _MERGING.sub(lambda m: f"{m[1]}.{int(m[2]) + 1}.downsample", name)
+    return _NORMS.sub(lambda m: f"image_encoder.backbone.output_norms.{int(m[1]) - 5 + outputs}", name)
 
 
 def _with_copies(found: dict[str, Tensor]) -> dict[str, Tensor]:
