@@ -2,9 +2,7 @@
 
 import copy
 import dataclasses
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -22,13 +20,8 @@ from glip_adapt.data.transforms import View, collate, view_image
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.train import train_model
-from glip_adapt.trunks.catalogue import Trunk
-from glip_adapt.trunks.glip.build import build_glip
-from glip_adapt.trunks.glip.config import GLIP_T
-from glip_adapt.trunks.glip.names import public_name, public_names
 from glip_adapt.trunks.weights import weights_checksum
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "parity" / "tuning_modes.json").read_text())["glip_tiny"]
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
 CONFIG = FitConfig(short_sides=(64,), batch_size=2, epochs=1, learning_rate=1e-2, text_learning_rate=1e-2)
 BOTTOM = ("image_encoder.backbone", "tower.blocks.0.text_layer.hidden")  # beside it: hidden_out, hidden_norm
@@ -291,47 +284,6 @@ def test_the_frozen_prefix_carries_no_gradient_and_the_rest_does(fitted):
     assert all(state[name].grad is None for name in frozen)
     for tensor in fitted.model.owned_tensors().values():
         tensor.grad = None
-
-
-@pytest.fixture(scope="module")
-def glip_t(tiny_trunk):
-    """The sizes of GLIP-T without their numbers."""
-    with torch.device("meta"):
-        glip = build_glip(GLIP_T)
-    return Trunk("glip-t", glip.requires_grad_(False), tiny_trunk.tokenizer, "")
-
-
-@pytest.mark.parametrize(
-    ("method", "mode", "tensors", "numbers"),
-    [
-        ("full", "full", 726, 231_759_662),
-        ("linear_probe", "linear_prob", 9, 198_919),
-        ("text_encoder", "language_prompt_v1", 197, 108_891_648),
-    ],
-)
-def test_on_glip_t_a_method_trains_as_much_as_the_public_mode(glip_t, method, mode, tensors, numbers):
-    settings = {"frozen": ()} if method == "full" else {}  # the golden counts were made without FREEZE_CONV_BODY_AT
-    model = attach(glip_t, method, classes=CLASSES, settings=settings)
-    golden = GOLDEN[mode]
-    assert (len(model.owned), model.trained_parameters) == (tensors, numbers)
-    assert (golden["num_tensors"], golden["num_parameters"]) == (tensors, numbers)
-    table = public_names(GLIP_T)
-    mine = {public_name(name, table) for name in model.owned}
-    if golden["names"] is not None:
-        assert mine == set(golden["names"])
-    state, counts = model.owned_tensors(), dict.fromkeys(golden["prefix_counts"], 0)
-    for name, tensor in state.items():
-        counts[".".join(public_name(name, table).split(".")[:2])] += tensor.numel()
-    assert counts == golden["prefix_counts"]
-
-
-def test_on_glip_t_a_prompt_owns_the_rows_of_the_public_table_that_its_caption_uses(glip_t):
-    model = attach(glip_t, "prompt", classes=CLASSES)
-    tokens = model.captions[0].ids.shape[1]
-    (offset,) = model.owned_tensors().values()
-    assert offset.shape == (tokens, 768)
-    assert GOLDEN["language_prompt_v2"]["num_parameters"] == 1000 * offset.shape[1]
-    assert tokens == glip_t.tokenizer.encode(build_caption(CLASSES)).ids.shape[1]
 
 
 def test_the_same_picture_under_another_view_is_another_prefix(trunk, dataset):
