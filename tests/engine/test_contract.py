@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_split
+from contract_rows import BOTTOM, COUNTS, DINO, GLIP, ROWS, TRAINED, settings_of
 
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.adapters.protocol import Adapter, Stage
@@ -24,36 +25,10 @@ from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", ClassPrompt(name="blue box", prefix="a ", suffix=" on grey"))
 CONFIG = FitConfig(short_sides=(64,), batch_size=2, epochs=1, learning_rate=1e-2, text_learning_rate=1e-2)
-BOTTOM = ("image_encoder.backbone", "tower.blocks.0.text_layer.hidden")  # beside it: hidden_out, hidden_norm
-
-# Row → method, its settings, how many tensors and numbers it owns on the tiny trunk, given the tokens of the caption.
-ROWS = {
-    "zero_shot": ("zero_shot", {}, lambda t: (0, 0)),
-    "prompt": ("prompt", {}, lambda t: (1, 32 * t)),
-    "context": ("context", {}, lambda t: (1, 2 * 4 * 32)),
-    "context shared": ("context", {"tokens": 3, "per_class": False}, lambda t: (1, 3 * 32)),
-    # box (32 + 1) × 4, centerness 32 + 1, projection 32 × 32 + 32, scale 1, text bias 32, bias 1
-    "linear_probe": ("linear_probe", {}, lambda t: (9, 132 + 33 + 1056 + 1 + 32 + 1)),
-    # Two factors per layer, 32 + 64 numbers per rank where one side is the joint or hidden width, 32 + 32 elsewhere: of
-    # two blocks 6 layers of cross attention, 6 of text; of the text encoder 6; of the head 64 + 36 + 33.
-    "lora on fusion": ("lora", {"target": "fusion", "rank": 4}, lambda t: (48, 4 * 2 * (6 * 96 + 4 * 64 + 2 * 96))),
-    "lora on text": ("lora", {"target": "text", "rank": 2}, lambda t: (12, 2 * (4 * 64 + 2 * 96))),
-    "lora on head": ("lora", {"target": "head", "init_lora_weights": "gaussian"}, lambda t: (6, 8 * (64 + 36 + 33))),
-    "lora on all": ("lora", {"target": "all", "rank": 1}, lambda t: (66, 2 * 1024 + 448 + 133)),
-    # and the length of each row: 4 × 64 + 2 × 32 of the attention, 5 × 32 + 64 of the text layer
-    "dora": ("lora", {"target": "fusion", "rank": 4, "use_dora": True}, lambda t: (72, 4 * 2 * 1024 + 2 * (320 + 224))),
-    "dora on head": ("lora", {"target": "head", "use_dora": True}, lambda t: (9, 8 * 133 + 32 + 4 + 1)),
-    "full": ("full", {}, lambda t: (256, 431_724)),
-    "full above a frozen bottom": ("full", {"frozen": BOTTOM}, None),
-    # embeddings 950 + 512 + 2 rows and a norm; one layer of four 32 × 32 projections, 64 hidden, two norms
-    "text_encoder": ("text_encoder", {}, lambda t: (21, 32 * 1464 + 64 + 4 * 1056 + 2112 + 2080 + 128)),
-}
-TRAINED = [row for row in ROWS if row != "zero_shot"]
 
 
 def build(row, trunk, classes=CLASSES):
-    method, settings, _ = ROWS[row]
-    return attach(trunk, method, classes=classes, settings=settings)
+    return attach(trunk, ROWS[row][0], classes=classes, settings=settings_of(row, trunk.name))
 
 
 def noise_picture(height=50, width=90):
@@ -62,20 +37,29 @@ def noise_picture(height=50, width=90):
 
 
 def differing(mine, theirs):
-    """The fields in which two HeadOutputs differ by a bit; plain equality takes -0 for 0."""
-    return [
-        field.name
-        for field in dataclasses.fields(mine)
-        if bits(getattr(mine, field.name)) != bits(getattr(theirs, field.name))
-    ]
+    """The fields in which two raw predictions differ by a bit; plain equality takes -0 for 0."""
+    mine, theirs = leaves(mine), leaves(theirs)
+    assert mine.keys() == theirs.keys()
+    return [name for name in mine if bits(mine[name]) != bits(theirs[name])]
+
+
+def leaves(value, name=""):
+    """Return the parts of dataclasses and tuples by their paths."""
+    if dataclasses.is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, tuple):
+        value = dict(enumerate(value))
+    else:
+        return {name: value}
+    return {path: leaf for key, part in value.items() for path, leaf in leaves(part, f"{name}.{key}").items()}
 
 
 def bits(value):
     return value.detach().numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
-def state_bits(glip):
-    tensors = {**glip.state_dict(), **dict(glip.named_buffers())}
+def state_bits(network):
+    tensors = {**network.state_dict(), **dict(network.named_buffers())}
     return {name: bits(tensor) for name, tensor in tensors.items()}
 
 
@@ -94,9 +78,11 @@ class Fitted:
     modes: dict[str, set[bool]]
 
 
-@pytest.fixture(scope="module")
-def trunk(tiny_trunk):
-    """The tiny trunk with noise on every tensor: what starts at zero or one hides whether it is used."""
+@pytest.fixture(scope="module", params=[GLIP, DINO])
+def trunk(request, tiny_trunk, dino_trunk):
+    """A tiny trunk of each family with noise on every tensor: what starts at zero or one hides whether it is used."""
+    if request.param == DINO:
+        return dino_trunk
     glip = copy.deepcopy(tiny_trunk.network)
     generator = torch.Generator().manual_seed(1)
     for parameter in glip.parameters():
@@ -129,7 +115,7 @@ def fitted(request, trunk, dataset):
 
 
 def test_the_table_holds_every_method():
-    assert {method for method, _, _ in ROWS.values()} == set(ADAPTERS)
+    assert {method for method, _ in ROWS.values()} == set(ADAPTERS)
     assert all(adapter.name == name for name, adapter in ADAPTERS.items())
 
 
@@ -146,7 +132,7 @@ def test_a_fresh_adapter_is_a_no_op_bit_for_bit(row, trunk):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_owned_tensors_exist_once_and_count(row, trunk):
-    model, expected = build(row, trunk), ROWS[row][2]
+    model, expected = build(row, trunk), COUNTS[trunk.name].get(row)
     state = model.network.state_dict(keep_vars=True)
     assert len(set(model.owned)) == len(model.owned)
     assert all(tensor is state[name] for name, tensor in model.owned_tensors().items())
@@ -159,7 +145,8 @@ def test_owned_tensors_exist_once_and_count(row, trunk):
 def test_full_owns_all_but_what_is_below_the_frozen_modules(trunk):
     owned = set(build("full above a frozen bottom", trunk).owned)
     rest = set(trunk.network.state_dict()) - owned
-    assert rest == {n for module in BOTTOM for n in trunk.network.state_dict() if n.startswith(f"{module}.")}
+    bottom = tuple(f"{module}." for module in BOTTOM[trunk.name])
+    assert rest == {name for name in trunk.network.state_dict() if name.startswith(bottom)}
     assert rest
     assert owned
 
@@ -243,7 +230,7 @@ class Greedy(Adapter):
     stage: ClassVar[Stage] = Stage.PREDICT
 
     def owned(self, network):
-        return ("head.bias0", "head.no_such_layer.weight")
+        return (network.seams.prediction_layers[0], "head.no_such_layer.weight")
 
 
 def test_a_missing_target_raises_before_anything_changes(trunk):
@@ -261,7 +248,7 @@ def test_freezing_a_module_that_does_not_exist_names_those_that_do(trunk):
 
 def test_freezing_everything_is_refused_and_names_what_is_frozen(trunk):
     everything = tuple(name for name, _ in trunk.network.named_children())
-    with pytest.raises(ValueError, match=r"full has nothing to train: image_encoder, .*head.* are frozen"):
+    with pytest.raises(ValueError, match=f"full has nothing to train: image_encoder, .*{everything[-1]} are frozen"):
         attach(trunk, "full", classes=CLASSES, settings={"frozen": everything})
 
 
@@ -277,7 +264,7 @@ def test_an_unknown_method_or_setting_names_the_nearest(trunk, method, settings,
 def test_the_frozen_prefix_carries_no_gradient_and_the_rest_does(fitted):
     prefix = fitted.model.prefix(noise_picture())
     (output,) = fitted.model.finish(prefix)
-    output.token_logits.sum().backward()
+    sum(leaf.sum() for leaf in leaves(output).values() if getattr(leaf, "requires_grad", False)).backward()
     assert any(tensor.grad is not None for tensor in fitted.model.owned_tensors().values())
     frozen = set(fitted.model.network.state_dict()) - set(fitted.model.owned)
     state = fitted.model.network.state_dict(keep_vars=True)
