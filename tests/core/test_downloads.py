@@ -18,8 +18,8 @@ from glip_adapt.core import downloads, retries
 from glip_adapt.core.downloads import DamagedDownloadError, DownloadError, cached, describe, download
 from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.checkpoint_files import CheckpointError
-from glip_adapt.trunks.glip.family import HUB_VOCABULARY
 from glip_adapt.trunks.released import HUB_REPOSITORY
+from glip_adapt.trunks.tokenizer import HUB_VOCABULARY
 from glip_adapt.trunks.weights import fetch
 
 REPOSITORY, NAME = "someone/things", "folder/thing.bin"
