@@ -123,7 +123,7 @@ class BenchPlan:
     seeds: tuple[int, ...] = (3, 30, 300)
     """0 or more; 3, 30 and 300 have official few-shot files."""
     checkpoints: Mapping[str, str] = field(default_factory=dict)
-    """Trunk name → file with its weights; a trunk without an entry is found by its name."""
+    """Trunk name → file or folder with its weights; a trunk without an entry is found by its name."""
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Training settings that differ from the defaults; a table named by a method holds for that method only."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -210,8 +210,8 @@ def check_plan(
         if name in methods and not isinstance(value, Mapping):
             raise ValueError(f"{where}, fit: '{name}' is a method; write its settings as a table [fit.{name}].")
     for trunk, file in plan.checkpoints.items():
-        if not Path(file).is_file():
-            raise ValueError(f"{where}, checkpoints, {trunk}: there is no file {file!r}.")
+        if not Path(file).exists():
+            raise ValueError(f"{where}, checkpoints, {trunk}: there is no file or folder {file!r}.")
     datasets = _spell_out(plan.datasets, suites)
     retention = _spell_out(plan.protocol.retention, suites)
     for entry in retention:

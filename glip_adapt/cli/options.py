@@ -52,7 +52,10 @@ InPrecision = Annotated[
     ),
 ]
 Checkpoint = Annotated[
-    Path | None, typer.Option(help="Local file with the weights, .pth or .safetensors, instead of a download.")
+    Path | None,
+    typer.Option(
+        help="Local file with the weights, .pth or .safetensors, or the folder of `hf download`, instead of a download."
+    ),
 ]
 # Every verb that prints results for people takes it. Standard output then holds one JSON value and nothing else, also
 # where files are written beside; progress, warnings and errors go to standard error. After an error of the verb as a
@@ -88,7 +91,7 @@ def open_trunk(
 
     Args:
         name: one of ``TRUNKS``.
-        checkpoint: local weights.
+        checkpoint: local weights, a file or a folder.
         vocabulary: local ``vocab.txt``.
         device: where the network goes; None for the GPU if there is one.
         adapter: folder saved by ``adapt``.
@@ -125,16 +128,33 @@ def open_trunk(
 def _implied_trunk(checkpoint: Path | None, adapter: Path | None, dataset: str | None) -> str | None:
     """Return the trunk that other options imply, or None."""
     from glip_adapt.adapters.storage import read_description
-    from glip_adapt.trunks.released import DEFAULT, PACKAGED, TRUNKS
+    from glip_adapt.trunks.released import PACKAGED
 
     if adapter is not None:
         return read_description(adapter).trunk.name
     if checkpoint is not None:
-        files = {Path(spec.public_file).stem: name for name, spec in TRUNKS.items() if spec.public_file}
-        return ({name: name for name in TRUNKS} | files).get(checkpoint.stem, DEFAULT)
+        return _trunk_of_file(checkpoint)
     if dataset is not None and Path(dataset).parent.name == "glyphs13":
         return PACKAGED
     return None
+
+
+def _trunk_of_file(checkpoint: Path) -> str:
+    """Return the trunk of local weights by the name of their file; glip-t for a name that is not known.
+
+    Raises:
+        ValueError: if several trunks have a file of that name, and no folder has the name of a repository.
+    """
+    from glip_adapt.trunks.released import DEFAULT, TRUNKS
+
+    stems = {entry.stem for entry in (checkpoint.iterdir() if checkpoint.is_dir() else [checkpoint])}
+    known = [name for name, spec in TRUNKS.items() if stems & {name, Path(spec.public_file or name).stem}]
+    if len(known) > 1:
+        folders = {folder.rpartition("--")[2] for folder in checkpoint.absolute().parts}  # the Hub's cache: owner--name
+        known = [name for name in known if TRUNKS[name].repository.rpartition("/")[2] in folders] or known
+    if len(known) > 1:
+        raise ValueError(f"{checkpoint} may be one of {', '.join(known)}. Say which with --trunk.")
+    return known[0] if known else DEFAULT
 
 
 def _is_downloaded(name: str, checkpoint: Path | None) -> bool:

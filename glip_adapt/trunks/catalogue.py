@@ -12,11 +12,13 @@ from torch import Tensor
 
 from glip_adapt.core.downloads import cached, hub_is_offline
 from glip_adapt.core.memory import total_bytes
+from glip_adapt.core.plain_text import excerpt
 from glip_adapt.core.renamed import renamed
 from glip_adapt.trunks.family import Weights
+from glip_adapt.trunks.matching import listed
 from glip_adapt.trunks.protocol import Network
 from glip_adapt.trunks.released import ASSETS, DEFAULT, PACKAGED, TRUNKS, TrunkSpec, trunk_spec
-from glip_adapt.trunks.tokenizer import Tokenizer
+from glip_adapt.trunks.tokenizer import HUB_VOCABULARY, Tokenizer
 from glip_adapt.trunks.weights import fetch, save_tensors, weights_checksum
 
 logger = logging.getLogger(__name__)
@@ -79,9 +81,10 @@ def load_trunk(
 
     Args:
         name: one of ``TRUNKS``.
-        checkpoint: public ``.pth`` or safetensors file; without it the public file is fetched from the Hub and kept
-            in its cache. The weights of the nano trunks come with the package.
-        vocabulary: ``vocab.txt`` of bert-base-uncased; without it, fetched from the Hub.
+        checkpoint: public ``.pth`` or safetensors file, or the folder that ``hf download`` makes; without it the public
+            file is fetched from the Hub and kept in its cache. The weights of the nano trunks come with the package.
+        vocabulary: ``vocab.txt`` of bert-base-uncased; without it the one in the folder ``checkpoint``, else fetched
+            from the Hub.
         device: where the network goes; by default the GPU if there is one.
         compile: whether adapted models run compiled: faster on a GPU, after minutes of compilation at the first step
             and again at a second size of images; the last bits of results differ.
@@ -107,8 +110,9 @@ def load_trunk_and_prompt(
     """Return a trunk as ``load_trunk`` does, and the prompt table of its file, (positions, D), if one was tuned."""
     spec = trunk_spec(name)
     device = choose_device(device)
-    if checkpoint is not None:
-        _check_exists(Path(checkpoint), name)  # before anything is fetched
+    if checkpoint is not None:  # looked at before anything is fetched
+        vocabulary = vocabulary or _vocabulary_in(Path(checkpoint))
+        checkpoint = checkpoint_file(Path(checkpoint), name)
     tokenizer = load_tokenizer(name, vocabulary)
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(spec.repository, spec.public_file, option="--checkpoint")
@@ -179,10 +183,32 @@ def read_checkpoint(path: Path, network: Network, name: str) -> Weights:
         CheckpointError: if it is unreadable, holds more than data, or lacks weights of ``network``: one error lists
             every entry that is missing, of the wrong shape or type, not finite, or needed by another trunk only.
     """
-    _check_exists(path, name)
     family = trunk_spec(name).family
     configs = {other: spec.config for other, spec in TRUNKS.items() if spec.family is family}
-    return family.read(path, network, name, configs, _how_to_get(name))
+    return family.read(checkpoint_file(path, name), network, name, configs, _how_to_get(name))
+
+
+def checkpoint_file(path: Path, name: str) -> Path:
+    """Return the file with the weights of a trunk: ``path`` itself, or its public file in the folder ``path``.
+
+    Raises:
+        FileNotFoundError: if there is no such file; names what lies in the folder.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
+    public_file = trunk_spec(name).public_file or f"{name}.safetensors"
+    if not (path / public_file).is_file():
+        here = listed(sorted(excerpt(entry.name) for entry in path.iterdir()), ", ") or "nothing"
+        raise FileNotFoundError(f"Expected {public_file} in {path}, found {here}. {_how_to_get(name)}")
+    return path / public_file
+
+
+def _vocabulary_in(checkpoint: Path) -> Path | None:
+    """Return the vocabulary beside the weights, if ``checkpoint`` is a folder that has one."""
+    vocabulary = checkpoint / HUB_VOCABULARY[1]
+    return vocabulary if vocabulary.is_file() else None
 
 
 def convert(source: str | Path, target: str | Path, name: str) -> str:
@@ -205,11 +231,6 @@ def convert(source: str | Path, target: str | Path, name: str) -> str:
     checksum = weights_checksum(network)
     save_tensors(network.state_dict(), target, {"trunk": name, "checksum": checksum})
     return checksum
-
-
-def _check_exists(path: Path, name: str) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {path}. {_how_to_get(name)}")
 
 
 def _warn_of_prompt(checkpoint: str | Path | None, name: str) -> None:

@@ -44,8 +44,8 @@ def fetch(repository: str, filename: str, *, option: str) -> str:
         url = f"{hub_endpoint()}/{repository}/resolve/main/{filename}"
         kind = HubUnreachableError if file is None else FileNotFoundError
         raise kind(
-            f"{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a machine with "
-            f"a network, then name the file with {option}."
+            f"{repository}/{filename} is not in the cache and could not be fetched: {error} By hand: fetch {url} on a "
+            f"machine with a network, then name the file with {option}."
         ) from error
 
 

@@ -203,7 +203,7 @@ def test_a_cache_of_one_process_is_none_for_workers(plan, tmp_path):
         ('methods = ["promt"]', "methods: unknown 'promt' (did you mean 'prompt'?)"),
         ('trunks = ["glip-nan"]', "trunks: unknown 'glip-nan'"),
         ("shots = [-1]", "shots: -1 is negative"),
-        ('[checkpoints]\n"glip-nano" = "x.pth"', "checkpoints, glip-nano: there is no file 'x.pth'"),
+        ('[checkpoints]\n"glip-nano" = "x.pth"', "checkpoints, glip-nano: there is no file or folder 'x.pth'"),
         ('[protocol]\nretention = ["Pets"]', "protocol, retention: unknown 'Pets'"),
     ],
 )

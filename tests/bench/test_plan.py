@@ -114,7 +114,7 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
         ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'cross_validation' or 'last'"),
         ('[checkpoints]\n"glip-l" = "x.pth"', "checkpoints: unknown 'glip-l'"),
-        ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file 'nowhere.pth'"),
+        ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file or folder 'nowhere.pth'"),
     ],
 )
 def test_bad_plan_names_file_key_and_entry(load, tmp_path, text, message):

@@ -11,11 +11,10 @@ from stand_in_hub import hub_within_reach
 
 from glip_adapt import attach
 from glip_adapt.cli import terminal
-from glip_adapt.cli.options import open_trunk
+from glip_adapt.cli.options import _implied_trunk, open_trunk
 from glip_adapt.core import memory
-from glip_adapt.trunks import catalogue
+from glip_adapt.trunks import catalogue, tokenizer
 from glip_adapt.trunks.catalogue import best_trunk
-from glip_adapt.trunks.glip import family
 from glip_adapt.trunks.released import TRUNKS
 
 NANO = "only knows rendered pictograms"
@@ -27,7 +26,7 @@ def hub(tmp_path, monkeypatch, public_file):
     for name, gb in (("glip-t", 3.7), ("glip-l", None)):
         add_trunk(monkeypatch, name)
         monkeypatch.setitem(TRUNKS, name, replace(TRUNKS[name], download_gb=gb))
-    monkeypatch.setattr(family, "HUB_VOCABULARY", ("someone/words", "vocab.txt"))
+    monkeypatch.setattr(tokenizer, "HUB_VOCABULARY", ("someone/words", "vocab.txt"))
     with hub_within_reach(monkeypatch, tmp_path / "cache") as stand_in:
         for name in ("glip_t.pth", "glip_l.pth"):
             stand_in.put("GLIPModel/GLIP", name, public_file.read_bytes())
@@ -136,6 +135,34 @@ def test_a_checkpoint_says_by_its_name_which_trunk_it_is(hub, capsys, tmp_path, 
     (tmp_path / file).write_bytes(public_file.read_bytes())
     assert opened(capsys, checkpoint=tmp_path / file, vocabulary=VOCABULARY) == (expected, "")
     assert not hub.requests
+
+
+@pytest.mark.parametrize("place", ["llmdet_base", "models--iSEE-Laboratory--llmdet_base/snapshots/0123abc"])
+def test_a_file_name_of_several_trunks_is_told_apart_by_its_repository(tmp_path, place):
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).touch()
+    assert _implied_trunk(folder, None, None) == "llmdet-b"
+    assert _implied_trunk(folder / "model.safetensors", None, None) == "llmdet-b"
+
+
+def test_a_file_name_of_several_trunks_alone_says_too_little(tmp_path, glip, coco_folder):
+    (tmp_path / "model.safetensors").touch()
+    code, _, err = glip("eval", coco_folder, "--checkpoint", tmp_path / "model.safetensors")
+    assert code == 1
+    assert "model.safetensors may be one of grounding-dino-t, mm-grounding-dino-t" in err
+    assert "Say which with --trunk." in err
+
+
+def test_a_folder_says_by_its_files_which_trunk_it_is(hub, capsys, tmp_path, public_file):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "glip_l.pth").write_bytes(public_file.read_bytes())
+    (tmp_path / "some" / "vocab.txt").write_bytes(VOCABULARY.read_bytes())
+    assert opened(capsys, checkpoint=tmp_path / "some") == ("glip-l", "")
+    assert not hub.requests
+    with pytest.raises(FileNotFoundError, match=r"Expected glip_t\.pth in .*some, found glip_l\.pth, vocab\.txt"):
+        opened(capsys, "glip-t", checkpoint=tmp_path / "some")
 
 
 def test_the_trunk_of_an_adapter_is_not_replaced_by_a_better_one(hub, capsys, tmp_path):
