@@ -30,7 +30,8 @@ def list_names(
     """
     from glip_adapt.cli import listing
 
-    terminal.print_rows(what, getattr(listing, what)(), as_json, shown=SHOWN, whole=True)
+    spare = ("deep fusion", "licence") if what == "trunks" else ()
+    terminal.print_rows(what, getattr(listing, what)(), as_json, shown=SHOWN, whole=True, spare=spare)
 
 
 @ls_app.command()

@@ -84,6 +84,7 @@ def print_rows(
     shown: Mapping[str, Callable[[Any], str]] | None = None,
     decimals: int = 4,
     whole: bool = False,
+    spare: Iterable[str] = (),
 ) -> None:
     """Print rows of equal headings → values as a table or as a JSON list.
 
@@ -96,18 +97,35 @@ def print_rows(
         shown: heading → text of a value in the table, where that is not the usual one.
         decimals: of the floats in the table.
         whole: whether the names in the first column are not broken.
+        spare: headings that a table leaves out, the first one first, on a terminal too narrow for all; a line says so.
     """
     rows, shown = list(rows), shown or {}
     if as_json:
         print_json(rows)
         return
+    columns = {
+        name: [plain(shown[name](row[name]) if name in shown else _cell(row[name], decimals)) for row in rows]
+        for name in (rows[0] if rows else ())
+    }
+    left_out = []
+    for name in spare if rows else ():
+        if _readable_width(columns) > console.width:
+            left_out.append(name)
+            del columns[name]
     table = Table(title=Text(plain(title)), title_justify="left")
-    for position, name in enumerate(rows[0] if rows else ()):
+    for position, name in enumerate(columns):
         table.add_column(Text(plain(name)), overflow="fold", no_wrap=whole and position == 0)
-    for row in rows:
-        cells = (shown[name](value) if name in shown else _cell(value, decimals) for name, value in row.items())
-        table.add_row(*(Text(plain(cell)) for cell in cells))
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, cells))
     console.print(table)
+    if left_out:
+        say(f"A wider terminal, or --json, shows also: {', '.join(left_out)}.")
+
+
+def _readable_width(columns: Mapping[str, Iterable[str]]) -> int:
+    """Return the width of a table whose columns, but for the first one, are broken after 18 characters."""
+    widest = [max(len(part) for part in (*name.split(), *cells)) for name, cells in columns.items()]
+    return widest[0] + sum(min(width, 18) for width in widest[1:]) + 3 * len(widest) + 1
 
 
 def print_error(message: str) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 
 import glip_adapt
 from glip_adapt import attach, load_trunk
+from glip_adapt.cli import listing, terminal
+from glip_adapt.cli.ls import list_names
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Detections
 from glip_adapt.data import dataset, glyphs13
@@ -52,6 +54,16 @@ def test_ls_names_trunks_datasets_and_methods(glip):
         assert code == 0
         assert all(name in out for name in names), (what, out)
         assert "`" not in out
+
+
+def test_ls_breaks_no_word_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "console", terminal.Console(width=80))
+    list_names("trunks")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    words = {word for row in listing.trunks() for name in ("take it", "pre-trained on") for word in row[name].split()}
+    assert [word for word in words if word not in out.split()] == []
+    assert "shows also: deep fusion, licence." in out
 
 
 def test_ls_prints_numbers_as_json(glip):

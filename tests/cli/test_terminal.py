@@ -64,6 +64,19 @@ def test_names_in_the_first_column_are_broken_unless_they_are_to_stay_whole(scre
     assert ("one two three" in screen.getvalue()) == whole
 
 
+@pytest.mark.parametrize(
+    ("width", "left_out"), [(51, []), (50, ["last"]), (44, ["last"]), (43, ["last", "yes"]), (38, ["last", "yes"])]
+)
+def test_a_narrow_terminal_does_without_spare_columns_and_says_so(screen, monkeypatch, width, left_out):
+    monkeypatch.setattr(terminal, "console", Console(file=screen, width=width))
+    row = {"name": "one two three", "text": "word " * 20, "yes": True, "last": "x"}
+    terminal.print_rows("title", [row], as_json=False, whole=True, spare=["last", "yes"])
+    table, _, said = screen.getvalue().partition("A wider terminal, or --json, shows also: ")
+    assert said == (f"{', '.join(left_out)}.\n" if left_out else "")
+    assert {name for name in row if name not in table} == set(left_out)
+    terminal.print_rows("none", [], as_json=False, spare=["last"])
+
+
 def test_a_warning_of_the_library_is_printed_plainly(screen):
     terminal.prepare()
     logging.getLogger("glip_adapt.data").warning("file \x1b[2J.png")
