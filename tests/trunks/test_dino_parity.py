@@ -70,7 +70,8 @@ def errors(script, pair, images, tokens):
     public, ours = pair
     batch, words = collate(images), script.Tokens.stack(tokens)
     theirs = script.their_quantities(public, ours, batch, words, torch.float64)
-    found, _ = script.our_quantities(ours, batch, words, theirs.pop("selection"), torch.float64)
+    del theirs["selection"]
+    found = script.our_quantities(ours, batch, words)
     assert found.keys() == theirs.keys()
     return {name: ((found[name] - theirs[name]).norm() / theirs[name].norm()).item() for name in theirs}
 
@@ -111,7 +112,7 @@ def test_gradients_of_what_the_last_layer_predicts_are_those_of_transformers(scr
     public, ours = pair
     batch, tokens = collate(pictures([(70, 90), (50, 60)], 5)), script.tokenize("red cat. a dog, what?")
     with script._default_dtype(torch.float64):
-        theirs = public(**script._inputs(ours, batch, tokens, torch.float64))
+        theirs = public(**script.inputs_of(ours, batch, tokens, torch.float64))
     last = ours(batch, tokens).layers[-1]
     count = tokens.ids.shape[1]
     gradients = []

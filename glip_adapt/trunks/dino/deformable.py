@@ -178,8 +178,8 @@ class Corners:
         widths = [w for _, w in wide_hw]
         edge = torch.stack([of_places([size[axis] for size in level_shapes_hw]) for axis in (1, 0)], dim=-1)
         # A place that is no number reads the border, with a weight that is none either.
-        position = places.clamp(min=-EDGE).minimum(edge).nan_to_num_(-EDGE)
-        near = position.floor()
+        position = places.clamp(min=-EDGE).minimum(edge)
+        near = position.floor().nan_to_num_(-EDGE)
         fraction = position.sub_(near)
         first = of_places([start + EDGE * (width + 1) for start, width in zip(starts, widths, strict=True)])
         cell = torch.addcmul(near[..., 0] + first, near[..., 1], of_places(widths))
