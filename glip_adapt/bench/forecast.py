@@ -74,7 +74,8 @@ def forecast_runs(
     for record in records:
         if record.cost is not None:
             seconds[record.key.trunk, record.key.method, record.key.shots].append(record.cost.seconds)
-    settings = {run.key.method: run.config["settings"] for run in runs}  # a plan has one table per method
+    # A plan has one table per method; the published recipe of a trunk may add to it.
+    settings = {(run.key.trunk, run.key.method): run.config["settings"] for run in runs}
 
     @functools.lru_cache(maxsize=1)
     def trunk(name: str) -> Trunk:
@@ -86,7 +87,7 @@ def forecast_runs(
     def memory(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> MemoryEstimate:
         from glip_adapt.engine.memory import estimate_memory
 
-        return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[method])
+        return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[name, method])
 
     def forecast(run: PlannedRun) -> Forecast:
         key, view, recipe = run.key, run.config["predict"], run.config["fit"] or {}

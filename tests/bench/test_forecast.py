@@ -1,14 +1,17 @@
 import dataclasses
 
+import pytest
 from fake_runs import PLAN, outcome
 
+from glip_adapt.bench.benchmark import preview_benchmark
 from glip_adapt.bench.forecast import Sizes, forecast_runs
-from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.plan import BenchPlan, RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import list_runs
 from glip_adapt.engine import memory
 from glip_adapt.engine.memory import MemoryEstimate
 from glip_adapt.trunks import catalogue
+from glip_adapt.trunks.glip.config import PUBLISHED_FROZEN
 
 
 def record(method, shots, seconds, seed=3, dataset="c"):
@@ -19,15 +22,21 @@ def record(method, shots, seconds, seed=3, dataset="c"):
     )  # fmt: skip
 
 
-def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What is asked of ``estimate_memory``, which measures nothing here."""
+    calls = []
 
     def estimate(trunk, method, size_hw, recompute, settings):
-        asked.append((trunk, method, size_hw, recompute, settings))
+        calls.append((trunk, method, size_hw, recompute, settings))
         return MemoryEstimate(weights=1, trained=2, activations=3, features=4)
 
     monkeypatch.setattr(catalogue, "random_trunk", lambda name: name)
     monkeypatch.setattr(memory, "estimate_memory", estimate)
+    return calls
+
+
+def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(asked, tmp_path):
     recipe = {"short_sides": [480, 960], "recompute": True, "flip": True}
     protocol = {"test_split": "test", "selection": "best_on_val"}
     common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe, "protocol": protocol}
@@ -55,3 +64,13 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         ("glip-t", "prompt", (960, 1333), True, {}),
         ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),
     ]
+
+
+def test_memory_is_that_of_the_settings_of_each_trunk(asked, tmp_path):
+    """The published recipe freezes modules of the large trunks, which nano trunks do not have."""
+    plan = BenchPlan(trunks=("glip-nano", "glip-t"), datasets=("Raccoon",), methods=("full",), shots=(1,), seeds=(3,))
+    runs, _ = preview_benchmark(plan, tmp_path)
+    assert [run.memory.total for run in runs] == [6, 6]
+    assert [(trunk, settings) for trunk, *_, settings in asked] == [
+        ("glip-nano", {"frozen": []}), ("glip-t", {"frozen": list(PUBLISHED_FROZEN)}),
+    ]  # fmt: skip
