@@ -1,13 +1,12 @@
 """Memory estimates for training steps of any method, measured on two small images.
 
-The peak of a step grows linearly with the pixels of the image, so two small images give the peak for a large one.
+The peak of a step grows linearly with the pixels of the image, so two small images give the peak for a large one:
+``engine/step_memory.py`` computes it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,32 +19,10 @@ from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.structures import ImageBatch, SizeHW, Target
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache_files import size_bytes
+from glip_adapt.engine.step_memory import CLASSES, MemoryEstimate, Probe, StepMemory
 from glip_adapt.trunks.catalogue import Trunk
 
 PROBES_HW = ((256, 384), (384, 512))  # pixels; more cells than the deformable convolution takes at a time
-COPIES = 4  # of a trained number: its gradient, the two moments of AdamW, and the best state so far
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Peak memory in bytes of one training step, or of one inference if the method does not train.
-
-    Attributes:
-        weights: of the network, in float32.
-        trained: gradients, optimiser state and best state of the owned tensors.
-        activations: of one image; the images of a batch go through one by one, so their number does not matter.
-        features: of the frozen stages for one image in one view, as the cache keeps them; not part of ``total``.
-    """
-
-    weights: int
-    trained: int
-    activations: int
-    features: int
-
-    @property
-    def total(self) -> int:
-        """The sum; the libraries themselves take another half a gigabyte."""
-        return self.weights + self.trained + self.activations
 
 
 def estimate_memory(
@@ -54,7 +31,7 @@ def estimate_memory(
     size_hw: SizeHW,
     recompute: bool = False,
     settings: Mapping[str, Any] | None = None,
-    classes: int = 10,
+    classes: int = CLASSES,
 ) -> MemoryEstimate:
     """Return the memory of one step of ``method`` on an image of ``size_hw``, measured on two small images.
 
@@ -66,19 +43,29 @@ def estimate_memory(
         settings: fields of the adapter that differ from its defaults.
         classes: number of classes in the caption.
     """
+    return measure_step(trunk, method, recompute, settings, classes).at(size_hw)
+
+
+def measure_step(
+    trunk: Trunk,
+    method: str,
+    recompute: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    classes: int = CLASSES,
+) -> StepMemory:
+    """Return the memory of one step of ``method`` on each of two small images; arguments as for ``estimate_memory``.
+
+    The first step of all on a trunk also counts tables, such as anchors, that the network keeps for later images.
+    """
     model = attach(trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(classes)], settings=settings)
     model.network.set_recompute(recompute)
-    small, large = (_measure(model, probe) for probe in PROBES_HW)
-    share = (math.prod(size_hw) - math.prod(PROBES_HW[0])) / (math.prod(PROBES_HW[1]) - math.prod(PROBES_HW[0]))
-    activations, features = (round(least + share * (most - least)) for least, most in zip(small, large, strict=True))
+    small, large = (_measure(model, size_hw) for size_hw in PROBES_HW)
     parameters = {id(p): p.nbytes for p in (*trunk.network.parameters(), *model.network.parameters())}
     trained = sum(t.nbytes for t in model.owned_tensors().values() if t.requires_grad)
-    return MemoryEstimate(
-        weights=sum(parameters.values()), trained=COPIES * trained, activations=activations, features=features
-    )
+    return StepMemory(weights=sum(parameters.values()), trained=trained, small=small, large=large)
 
 
-def _measure(model: AdaptedModel, size_hw: SizeHW) -> tuple[int, int]:
+def _measure(model: AdaptedModel, size_hw: SizeHW) -> Probe:
     """Return the most bytes alive at once up to the losses, and those of the frozen features.
 
     From the losses on, activations make room for gradients.
@@ -93,7 +80,7 @@ def _measure(model: AdaptedModel, size_hw: SizeHW) -> tuple[int, int]:
         prepared = [model.network.objective.prepare(target, size_hw)]
         model.network.objective.losses(output, prepared, model.network.objective.scale(prepared))
     model.train(False)
-    return live.peak, size_bytes(prefix)
+    return Probe(size_hw=size_hw, activations=live.peak, features=size_bytes(prefix))
 
 
 class LiveBytes(TorchDispatchMode):
