@@ -1,6 +1,7 @@
 """Forecast time and memory of a plan: seconds from finished runs of the same kind, memory from small steps.
 
-Memory is measured when it is first asked for, which takes seconds for each method: states and times come at once.
+What the steps of released trunks take is stored. Other memory is measured when it is first asked for, which takes
+seconds for each method: states and times come at once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 from glip_adapt.bench.events import PlannedRun
 from glip_adapt.bench.plan import RunKey
 from glip_adapt.bench.records import RunRecord
+from glip_adapt.engine.step_memory import MemoryEstimate, stored_step
 
 if TYPE_CHECKING:
-    from glip_adapt.engine.memory import MemoryEstimate
     from glip_adapt.trunks.catalogue import Trunk
 
 
@@ -85,6 +86,9 @@ def forecast_runs(
 
     @functools.cache
     def memory(name: str, method: str, short_side: int, long_side: int, recompute: bool) -> MemoryEstimate:
+        stored = stored_step(name, method, settings[name, method], recompute)
+        if stored is not None:
+            return stored.at((short_side, long_side))
         from glip_adapt.engine.memory import estimate_memory
 
         return estimate_memory(trunk(name), method, (short_side, long_side), recompute, settings[name, method])

@@ -146,7 +146,7 @@ def _print_preview(plan: Path, out: Path, workers: int, vocabulary: Path | None,
     ]
     if not as_json:
         shown = [{name: "unknown" if value is None else str(value) for name, value in row.items()} for row in rows]
-        terminal.print_rows(str(plan), shown, as_json=False)  # at once: memory takes longer
+        terminal.print_rows(str(plan), shown, as_json=False)  # at once: memory may take longer
     with terminal.working("measuring the memory of small training steps", hidden=as_json):
         room = [
             {"memory, GB": _gigabytes(run.memory.total), "features, GB": _gigabytes(run.feature_bytes)} for run in runs

@@ -1,7 +1,7 @@
 """Memory estimates for training steps of any method, measured on two small images.
 
 The peak of a step grows linearly with the pixels of the image, so two small images give the peak for a large one:
-``engine/step_memory.py`` computes it.
+``engine/step_memory.py`` computes it, and holds figures that are measured already.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 from conftest import write_split
 
 from glip_adapt.adapters.lora import Lora
-from glip_adapt.bench import benchmark, executor
+from glip_adapt.bench import benchmark, executor, forecast
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.bench.records import RECORD_FILE, read_records
@@ -257,6 +257,7 @@ def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
     estimate = MemoryEstimate(weights=1, trained=2, activations=3, features=4)
     monkeypatch.setattr(memory, "estimate_memory", lambda *given: estimate)
+    monkeypatch.setattr(forecast, "stored_step", lambda *given: None)
     runs, missing = preview_benchmark(BenchPlan(trunks=("glip-nano",)), "out")
     assert len(runs) == 598
     assert {run.state for run in runs} == {"missing"}
@@ -270,7 +271,8 @@ def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):
     assert not Path("out").exists()
 
 
-def test_a_preview_knows_times_from_runs_alike_and_memory_from_the_method(plan, tmp_path):
+def test_a_preview_knows_times_from_runs_alike_and_memory_from_the_method(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "stored_step", lambda *given: None)
     out, plan = tmp_path / "out", replace(plan, methods=("prompt",))
     run_benchmark(replace(plan, datasets=plan.datasets[:1]), out)
     runs, missing = preview_benchmark(plan, out)

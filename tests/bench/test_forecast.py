@@ -1,17 +1,31 @@
 import dataclasses
+import re
 
 import pytest
 from fake_runs import PLAN, outcome
 
+from glip_adapt.bench import forecast
 from glip_adapt.bench.benchmark import preview_benchmark
 from glip_adapt.bench.forecast import Sizes, forecast_runs
-from glip_adapt.bench.plan import BenchPlan, RunKey
+from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, RunKey
 from glip_adapt.bench.records import RunRecord
 from glip_adapt.bench.runner import list_runs
-from glip_adapt.engine import memory
+from glip_adapt.engine import memory, step_memory
 from glip_adapt.engine.memory import MemoryEstimate
+from glip_adapt.engine.step_memory import STORED, stored_step
 from glip_adapt.trunks import catalogue
 from glip_adapt.trunks.glip.config import PUBLISHED_FROZEN
+
+DAMAGES = {
+    "absent": lambda text: "",
+    "cut off": lambda text: text[: len(text) // 2],
+    "a list": lambda text: "[]",
+    "without a row": lambda text: re.sub(r'.*"glip-t", "method": "prompt".*\n', "", text),
+    "words for numbers": lambda text: text.replace('"features": ', '"features": "many", "was": '),
+    "a field too few": lambda text: re.sub(r'"weights": \d+, ', "", text),
+    "one size twice": lambda text: text.replace("[384, 512]", "[256, 384]"),
+    "another number of classes": lambda text: text.replace('"classes": 10', '"classes": 20'),
+}
 
 
 def record(method, shots, seconds, seed=3, dataset="c"):
@@ -36,7 +50,13 @@ def asked(monkeypatch):
     return calls
 
 
-def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(asked, tmp_path):
+@pytest.fixture
+def unstored(monkeypatch):
+    """Let no memory be stored."""
+    monkeypatch.setattr(forecast, "stored_step", lambda *given: None)
+
+
+def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(asked, unstored, tmp_path):
     recipe = {"short_sides": [480, 960], "recompute": True, "flip": True}
     protocol = {"test_split": "test", "selection": "best_on_val"}
     common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe, "protocol": protocol}
@@ -66,7 +86,7 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
     ]
 
 
-def test_memory_is_that_of_the_settings_of_each_trunk(asked, tmp_path):
+def test_memory_is_that_of_the_settings_of_each_trunk(asked, unstored, tmp_path):
     """The published recipe freezes modules of the large trunks, which nano trunks do not have."""
     plan = BenchPlan(trunks=("glip-nano", "glip-t"), datasets=("Raccoon",), methods=("full",), shots=(1,), seeds=(3,))
     runs, _ = preview_benchmark(plan, tmp_path)
@@ -74,3 +94,53 @@ def test_memory_is_that_of_the_settings_of_each_trunk(asked, tmp_path):
     assert [(trunk, settings) for trunk, *_, settings in asked] == [
         ("glip-nano", {"frozen": []}), ("glip-t", {"frozen": list(PUBLISHED_FROZEN)}),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def preview(tmp_path, monkeypatch):
+    """A function from fields of a plan to the memory of its runs, glip-t by default; no data are here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
+
+    def preview(**fields):
+        plan = BenchPlan(**{"datasets": ("Raccoon",), "shots": (1,), "seeds": (3,), **fields})
+        return [run.memory for run in preview_benchmark(plan, "out")[0]]
+
+    return preview
+
+
+def test_what_is_stored_is_not_measured(asked, preview):
+    methods = (ZERO_SHOT, "prompt", "linear_probe", "lora", "full")
+    found = preview(trunks=("glip-t", "glip-nano"), methods=methods)
+    assert len(found) == 10
+    assert asked == []
+    assert found[1] == stored_step("glip-t", "prompt", {}, False).at((800, 1333))
+    frozen = {"frozen": list(PUBLISHED_FROZEN)}
+    assert found[4] == stored_step("glip-t", "full", frozen, True).at((800, 1333))  # its recipe computes blocks again
+
+
+def test_other_settings_are_measured(asked, preview):
+    preview(methods=("lora", "prompt"), settings={"lora": {"rank": 4}})
+    preview(methods=("full",), settings={"full": {"frozen": []}})
+    assert [(method, settings.get("rank")) for _, method, *_, settings in asked] == [("lora", 4), ("full", None)]
+
+
+def test_recompute_is_told_apart(asked, preview):
+    (plain,), (again,) = (preview(methods=("lora",), fit={"recompute": value}) for value in (False, True))
+    assert again.activations < 0.5 * plain.activations
+    assert asked == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_not_believed(damage, asked, preview, tmp_path, monkeypatch):
+    damaged = tmp_path / "step_memory.json"
+    monkeypatch.setattr(step_memory, "STORED", damaged)
+    damaged.write_text(STORED.read_text())
+    preview(methods=("prompt",))
+    assert asked == []
+    damaged = tmp_path / "damaged.json"
+    monkeypatch.setattr(step_memory, "STORED", damaged)
+    if text := DAMAGES[damage](STORED.read_text()):
+        damaged.write_text(text)
+    assert [estimate.total for estimate in preview(methods=("prompt",))] == [6]
+    assert [method for _, method, *_ in asked] == ["prompt"]

@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from glip_adapt.bench import forecast
 from glip_adapt.engine import memory
 from glip_adapt.engine.memory import MemoryEstimate
 
@@ -19,6 +20,7 @@ def bench(glip, monkeypatch, coco_folder, tmp_path):
     )
     gigabytes = MemoryEstimate(weights=10**9, trained=0, activations=5 * 10**8, features=10**7)
     monkeypatch.setattr(memory, "estimate_memory", lambda *given: gigabytes)
+    monkeypatch.setattr(forecast, "stored_step", lambda *given: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GLIP_ADAPT_DATA", raising=False)
 

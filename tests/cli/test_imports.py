@@ -81,12 +81,22 @@ def test_a_mistake_is_told_before_torch_is_loaded(run, wrong, imported):
 def test_a_dry_run_lists_runs_before_it_imports_what_measures_memory(run, tmp_path):
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        'trunks = ["glip-nano"]\ndatasets = ["shapes"]\nmethods = ["prompt"]\nshots = [0, 1]\nseeds = [3]\n'
+        'trunks = ["glip-nano"]\ndatasets = ["shapes"]\nmethods = ["lora"]\nshots = [0, 1]\nseeds = [3]\n'
+        "[settings.lora]\nrank = 3\n"  # for which nothing is stored
     )
     absent = "import sys; sys.modules['glip_adapt.engine.memory'] = sys.modules['glip_adapt.trunks.catalogue'] = None; "
-    heavy, _, out = run(absent + LIBRARY, "bench", plan, "--out", "runs", "--dry-run")
-    assert heavy == []
-    assert "glip-nano--shapes--prompt--1--3" in out
+    heavy, code, out = run(absent + LIBRARY, "bench", plan, "--out", "runs", "--dry-run")
+    assert (heavy, code) == ([], 1)
+    assert "glip-nano--shapes--lora--1--3" in out
+
+
+def test_a_dry_run_on_released_trunks_computes_nothing(run, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        'trunks = ["glip-nano", "glip-t"]\ndatasets = ["shapes", "Packages"]\nmethods = ["prompt", "lora", "full"]\n'
+        "shots = [0, 1]\nseeds = [3]\n"
+    )
+    assert run(LIBRARY, "bench", plan, "--out", "runs", "--dry-run")[:2] == ([], 0)
 
 
 def test_doctor_states_what_it_knows_before_it_imports_torch(run):
