@@ -31,6 +31,9 @@ def export_program(model: BakedModel) -> torch.export.ExportedProgram:
 
     Args:
         model: from ``bake`` or ``load_baked``, on a CPU.
+
+    Raises:
+        NotImplementedError: if the trunk cannot be exported.
     """
     graph, least = model.network.graph(model.texts())
     sides = {2 + i: torch.export.Dim(name, min=least, max=MAX_SIDE) for i, name in enumerate(("height", "width"))}
@@ -57,11 +60,12 @@ def export_onnx(model: BakedModel, path: str | Path) -> None:
         path: file to write, .onnx.
 
     Raises:
+        NotImplementedError: if the trunk cannot be exported.
         RuntimeError: if the packages of the extra ``onnx`` are not installed.
     """
+    path, (_, least) = Path(path), model.network.graph(model.texts())  # nobody need install packages to learn of it
     if importlib.util.find_spec("onnxscript") is None:
         raise RuntimeError("ONNX export needs packages that are not installed: pip install 'glip-adapt[onnx]'.")
-    path, (_, least) = Path(path), model.network.graph(model.texts())
     program = torch.onnx.export(
         export_program(model),
         dynamo=True,
