@@ -1,6 +1,11 @@
-"""Training recipes with their sources: the published one of GLIP, and that of the nano trunks.
+"""Training recipes with their sources: published ones of GLIP and of Grounding DINO, and that of the nano trunks.
 
 GLIP, arXiv 2112.03857, sections E.3 and E.4; ``FitConfig`` names the file of the public code beneath each number.
+
+The Grounding DINO family: the fine-tuning configurations of open-mmlab/mmdetection, in its folders
+configs/mm_grounding_dino and configs/grounding_dino. They are for whole datasets on 8 to 64 GPUs. ``FitConfig`` cannot
+express all of them: that the backbone learns at a tenth of the rate (``backbone`` lr_mult 0.1), that rates fall at
+fixed epochs (MultiStepLR), that half of the views are cropped, and that biases decay.
 """
 
 from __future__ import annotations
@@ -54,6 +59,34 @@ PUBLISHED = Recipes(
         "full": {"recompute": True},  # changes no number; full needs the most memory of all methods
     },
     shots={1: {"copies": 8}, 3: {"copies": 4}, 5: {"copies": 2}, "all": {"plateau_patience": 2, "stop_patience": 4}},
+)
+
+# Lengths, plateau and copies are those of GLIP for a number of shots, as the configurations know no few-shot protocol;
+# the rate falls by the same factor, 0.1 (MultiStepLR gamma 0.1).
+#
+# The default rates are those of the configurations too. 1e-4: optimizer lr 0.0001 in
+# mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py and in those for brain_tumor, people_in_painting,
+# ruod and cityscapes, with 32 images a step; it is 0.0002 for the 64 images of mm_grounding_dino/coco, and 0.00005 for
+# the 16 of grounding_dino/grounding_dino_swin-t_finetune_8xb2_20e_cat.py. FT-FSOD, arXiv 2603.28182, keeps 0.0001 for
+# two images a step and few shots (configs_cdfsod/final_configs). 1e-5 of the text encoder: ``language_model`` lr_mult
+# 0.1 in mm_grounding_dino/coco/grounding_dino_swin-t_finetune_16xb4_1x_coco.py, there of 0.0002.
+#
+# Rates of ``prompt``, ``linear_probe``, ``context`` and ``lora`` are not published for this family: they are those of
+# GLIP, and of the papers named above.
+GROUNDING_DINO = Recipes(
+    base={
+        "weight_decay": 1e-4,  # mm_grounding_dino/grounding_dino_swin-t_pretrain_obj365.py: weight_decay 0.0001
+        "clip_norm": 0.1,  # the same file: clip_grad max_norm 0.1
+        "bias_rate_factor": 1.0,  # no configuration has another rate for biases
+        "short_sides": tuple(range(480, 801, 32)),  # the same file: RandomChoiceResize (480, 1333) to (800, 1333)
+    },
+    methods={
+        **PUBLISHED.methods,
+        # The layer behind BERT, which ``TrunkSpec.settings`` freezes, learns at the rate of the detector: no custom key
+        # of mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py names it.
+        "full": {"text_learning_rate": 1e-4, "recompute": True},
+    },
+    shots=PUBLISHED.shots,
 )
 
 # The nano trunks are small, see 160 pixels, and know left arrows from right ones. Their numbers were found on the

@@ -17,13 +17,14 @@ from glip_adapt.trunks.dino.config import (
     MM_GROUNDING_DINO_B,
     MM_GROUNDING_DINO_L,
     MM_GROUNDING_DINO_T,
+    SMALL_DATA_FROZEN,
     DinoConfig,
 )
 from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.family import Family
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
-from glip_adapt.trunks.recipes import NANO, PUBLISHED, Recipes
+from glip_adapt.trunks.recipes import GROUNDING_DINO, NANO, PUBLISHED, Recipes
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -100,7 +101,7 @@ def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **f
 
 def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
     """Return the row of a trunk of the Grounding DINO family, from its conversion for transformers on the Hub."""
-    row: dict[str, Any] = {"memory_gb": 3, **facts}
+    row: dict[str, Any] = {"settings": {"full": {"frozen": SMALL_DATA_FROZEN}}, "memory_gb": 3, **facts}
     return TrunkSpec(
         family=_DINO,
         config=config,
@@ -110,6 +111,7 @@ def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: st
         data=data,
         repository=repository,
         licence="Apache-2.0",
+        recipes=GROUNDING_DINO,
         purpose=purpose,
         **row,
     )
@@ -218,7 +220,7 @@ def packaged_checksum(name: str) -> str:
 def default_recipe(trunk: str, method: str, shots: Shots) -> FitConfig:
     """Return the recipe of a trunk for a method, both by name, and a number of shots per class.
 
-    It is the published one, or for the nano trunks their own.
+    It is the published one of its family, or for the nano trunks their own.
 
     Raises:
         ValueError: if there is no such trunk.

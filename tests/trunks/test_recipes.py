@@ -1,10 +1,15 @@
-"""Training recipes: the published numbers, those of the nano trunks, and which table wins."""
+"""Training recipes: the published numbers of each family, those of the nano trunks, and which table wins."""
+
+from dataclasses import replace
 
 import pytest
+from small_dino import SMALL_DINO
 
+from glip_adapt.adapters.full import Full
 from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.recipes import NANO, Recipes
-from glip_adapt.trunks.released import default_recipe, published_recipe
+from glip_adapt.trunks.released import TRUNKS, default_recipe, published_recipe
 
 PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
     1: (8, 3, 8),
@@ -41,6 +46,33 @@ def test_only_the_nano_trunks_have_a_recipe_of_their_own(method, shots):
     assert recipe.learning_rate == pytest.approx(ratio * others.learning_rate)
     assert recipe.text_learning_rate == pytest.approx(ratio * others.text_learning_rate)
     assert recipe.max_steps == (others.max_steps // 2 if shots == 1 else others.max_steps)
+
+
+DINO = [name for name, spec in TRUNKS.items() if isinstance(spec.family, DinoFamily)]
+
+
+@pytest.mark.parametrize("shots", PUBLISHED)
+@pytest.mark.parametrize("method", ["full", "linear_probe", "prompt", "text_encoder", "lora", "context"])
+def test_the_grounding_dino_family_has_the_recipe_of_its_own_public_code(method, shots):
+    recipe, glip = default_recipe(DINO[0], method, shots), published_recipe(method, shots)
+    assert [name for name in DINO if default_recipe(name, method, shots) != recipe] == []
+    assert recipe == replace(
+        glip,
+        weight_decay=glip.weight_decay if method == "prompt" else 1e-4,
+        text_learning_rate=1e-4 if method == "full" else glip.text_learning_rate,
+        clip_norm=0.1,
+        bias_rate_factor=1.0,
+        short_sides=(480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+    )
+
+
+def test_full_trains_all_but_backbone_and_bert_of_the_grounding_dino_family():
+    network = DinoFamily().build(SMALL_DINO)
+    for name in DINO:
+        owned = Full(**TRUNKS[name].settings["full"]).owned(network)
+        left = {key for key in network.state_dict() if key not in owned}
+        assert left == {key for key in network.state_dict() if ".backbone." in key or ".bert." in key}
+        assert {"text_encoder.projection.weight", "image_encoder.projections.0.0.weight"} <= set(owned)
 
 
 def test_lora_from_three_shots_may_keep_the_start_and_learns_slower():

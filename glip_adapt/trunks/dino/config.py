@@ -12,7 +12,9 @@ from glip_adapt.trunks.encoder_config import BERT_BASE, SWIN_T, SwinConfig, Text
 
 # Tokens that end a phrase: [CLS], [SEP], "." and "?" of bert-base-uncased.
 PHRASE_ENDS = (101, 102, 1012, 1029)
-
+# Left as they are by configs/mm_grounding_dino/grounding_dino_swin-t_finetune_8xb4_20e_cat.py of mmdetection, which is
+# its example for a small dataset: ``backbone`` and ``language_model`` have lr_mult 0.0, the layers behind them learn.
+SMALL_DATA_FROZEN = ("image_encoder.backbone", "text_encoder.bert")
 
 _SWIN_T = replace(SWIN_T, drop_path=0.1)
 _SWIN_B = SwinConfig(width=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), window=12, drop_path=0.1)
