@@ -94,17 +94,18 @@ def test_stages_lie_end_to_end_and_add_up_to_the_run():
         record("a", "zero_shot", 0, 3, 0.2, stages={"test": 2.0}),
         record("a", "prompt", 5, 3, 0.2, stages={"training": 6.0, "test": 2.0, "scoring": 1.0}),
         record("a", "prompt", 5, 30, 0.2, stages={"training": 8.0, "test": 2.0}),
+        record("a", "prompt", 1, 3, 0.2, stages={"training": 3.0}),
     ]
     (axes,) = draw_stages(load_table(records), "glip-t").axes
     bars = {
         container.get_label(): [(bar.get_x(), bar.get_width()) for bar in container] for container in axes.containers
     }
     assert bars == {
-        "training": [(0.0, 0.0), (0.0, 7.0)],
-        "test": [(0.0, 2.0), (7.0, 2.0)],
-        "scoring": [(2.0, 0.0), (9.0, 0.5)],
+        "training": [(0.0, 0.0), (0.0, 3.0), (0.0, 7.0)],
+        "test": [(0.0, 2.0), (3.0, 0.0), (7.0, 2.0)],
+        "scoring": [(2.0, 0.0), (3.0, 0.0), (9.0, 0.5)],
     }
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["zero-shot", "prompt, 5 shots"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["zero-shot", "prompt, 1 shot", "prompt, 5 shots"]
 
 
 def test_retention_shows_the_other_sets_before_and_after():

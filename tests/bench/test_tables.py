@@ -169,6 +169,15 @@ def test_stages_are_means_of_the_runs_that_recorded_them_the_longest_first():
     assert summarize_stages(load_table(records[2:])).empty
 
 
+def test_stages_stand_in_the_order_of_shots_as_costs_do():
+    shots = (10, "all", 1, 3)  # folders of records are read in the order of their names
+    records = [record("a", "full", n, 3, 0.2, trunk, stages={"test": 1.0}) for trunk in ("b", "a") for n in shots]
+    stages = summarize_stages(load_table([*records, record("a", "zero_shot", 0, 3, 0.2, "a", stages={"test": 1.0})]))
+    adapted = [("full", n) for n in (1, 3, 10, "all")]
+    assert list(stages.loc["b"].index) == adapted
+    assert list(stages.loc["a"].index) == [("zero_shot", 0), *adapted]
+
+
 def retained(*rows):
     """A table of runs with their scores on other sets: (dataset, seed, retention)."""
     table = load_table(

@@ -98,7 +98,7 @@ def draw_stages(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
     for colour, (stage, seconds) in zip(itertools.cycle(plotting.COLOURS), stages.items(), strict=False):
         axes.barh(range(len(stages)), seconds, left=ends[stage] - seconds, color=colour, label=str(stage))
     names = [
-        plotting.readable(method) + ("" if method == ZERO_SHOT else f", {shots} shots")
+        plotting.readable(method) + ("" if method == ZERO_SHOT else f", {shots} {'shot' if shots == 1 else 'shots'}")
         for method, shots in stages.index
     ]
     axes.set_yticks(range(len(stages)), names)

@@ -187,7 +187,8 @@ def summarize_stages(table: pd.DataFrame) -> pd.DataFrame:
     runs = table.dropna(subset="stages")
     seconds = pd.DataFrame([json.loads(text) for text in runs["stages"]], runs.index).fillna(0.0)
     seconds = seconds[seconds.sum().sort_values(ascending=False, kind="stable").index]
-    return seconds.join(runs[_CELL]).groupby(_CELL, sort=False).mean()
+    means = seconds.join(runs[_CELL]).groupby(_CELL, sort=False).mean()
+    return means.loc[[cell for cell in name_zero_shot(summarize_mean(table)).index if cell in means.index]]
 
 
 def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:
