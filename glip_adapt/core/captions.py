@@ -1,4 +1,4 @@
-"""Build the caption that GLIP reads from class names, with the span of each name.
+"""Build the caption that a detector reads from class names, with the span of each name.
 
 GLIP, arXiv 2112.03857, section 3.1; cleaning and joining follow ``convert_od_to_grounding_simple`` in
 maskrcnn_benchmark/data/datasets/od_to_grounding.py of the public code.

@@ -115,13 +115,13 @@ class Detector(ABC):
 
         Args:
             images: one image or several; see ``AnyImage``. Files are turned as their EXIF orientation says.
-            threshold: lowest score in [0, 1] of a box that is returned. GLIP drops class scores up to 0.05 before;
-                a score is the root of class score × centerness.
+            threshold: lowest score in [0, 1] of a box that is returned; ``decode`` of the trunk's family says what a
+                score is. GLIP drops class scores up to 0.05 before.
             view: resizing and precision; by default those of the trunk.
 
         Returns:
-            For one image its detections, for several a list: boxes in pixels of the image, best first, at most 100 per
-            caption (more only where scores tie), with ``class_names``.
+            For one image its detections, for several a list: boxes in pixels of the image, best first, as many as the
+            family keeps per caption (GLIP 100, and more where scores tie), with ``class_names``.
 
         Raises:
             FileNotFoundError: if an image is missing.

@@ -13,7 +13,7 @@ from typing import Literal
 from glip_adapt.adapters.storage import Description, read_description, read_file_description, write_description
 from glip_adapt.core.captions import build_caption
 from glip_adapt.core.plain_text import plain
-from glip_adapt.trunks.released import HUB_REPOSITORY, TRUNKS
+from glip_adapt.trunks.released import TRUNKS
 
 FACTS_FILE = "training.json"
 FACTS_VERSION = 1
@@ -96,7 +96,7 @@ def build_card(
     return f"""{_metadata(description, licence)}
 # {_cell(repository.rpartition("/")[2])}
 
-A `{_code(description.method)}` adapter of {description.trained_parameters:,} numbers for the GLIP detector
+A `{_code(description.method)}` adapter of {description.trained_parameters:,} numbers for the detector
 `{_code(trunk.name)}`, made with glip_adapt. It detects nothing without exactly that trunk.
 
 {picture}| what | value |
@@ -119,16 +119,17 @@ From the shell: `glip-adapt pull {_code(repository)} --out adapter`, then
 
 def _metadata(description: Description, licence: str | None) -> str:
     """Return the block of YAML that a card begins with; every JSON string is valid in it."""
-    released = TRUNKS.get(description.trunk.name)
+    trunk = description.trunk.name
+    released = TRUNKS.get(trunk)
     values: dict[str, object] = {
         "library_name": "glip_adapt",
         "pipeline_tag": "object-detection",
-        "tags": ["glip", "few-shot", "adapter", description.method],
+        "tags": [trunk, "few-shot", "adapter", description.method],
     }
     if licence is not None:
         values["license"] = licence
     if released is not None and released.public_file is not None:
-        values["base_model"] = HUB_REPOSITORY
+        values["base_model"] = released.repository
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
     return f"---\n{lines}\n---"
 

@@ -73,7 +73,7 @@ def read_entries(path: Path) -> dict[str, Any]:
     model = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(model, dict) or not any(isinstance(value, Tensor) for value in model.values()):
         raise CheckpointError(
-            f"{path} holds no dict of tensors under 'model', as public GLIP checkpoints do, and is none itself."
+            f"{path} holds no dict of tensors under 'model', as public checkpoints of GLIP do, and is none itself."
         )
     return {str(name): value for name, value in model.items()}
 

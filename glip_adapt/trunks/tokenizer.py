@@ -32,7 +32,7 @@ class CaptionTooLongError(GlipAdaptError, ValueError):
 
 
 class Tokenizer:
-    """Uncased WordPiece with the class → token map of GLIP."""
+    """Uncased WordPiece with the class → token map of grounded detectors."""
 
     def __init__(self, vocabulary: Sequence[str], *, closed: bool = False) -> None:
         """Build from WordPiece entries in id order.

@@ -10,6 +10,7 @@ from glip_adapt.adapters.storage import AdapterMismatchError, read_description
 from glip_adapt.core.config import to_mapping
 from glip_adapt.engine.adapted import attach
 from glip_adapt.share.card import TrainingFacts, build_card, read_facts, write_facts
+from glip_adapt.trunks.released import TRUNKS
 
 REPOSITORY = "someone/tools-5-shot"
 FACTS = TrainingFacts(data="shapes/train-5-shot-seed-3", shots=5, seed=3, metrics={"test AP": 0.4567})
@@ -51,7 +52,7 @@ def test_the_metadata_of_the_card_is_yaml_whatever_it_holds(saved):
     card = build_card(REPOSITORY, read_description(saved), licence=licence)
     found = yaml.safe_load(card.removeprefix("---\n").partition("\n---\n")[0])
     assert found["license"] == licence
-    assert found["tags"] == ["glip", "few-shot", "adapter", "prompt"]
+    assert found["tags"] == ["glip-nano", "few-shot", "adapter", "prompt"]
 
 
 def test_a_name_cannot_break_out_of_the_table(tiny_trunk, tmp_path):
@@ -117,6 +118,10 @@ def test_only_a_released_trunk_is_named_as_the_base_of_an_adapter(saved):
     released = replace(description, trunk=replace(description.trunk, name="glip-t"))
     assert 'base_model: "GLIPModel/GLIP"' in build_card(REPOSITORY, released)
     assert "| licence of the trunk | MIT |" in build_card(REPOSITORY, released)
+    other = build_card(REPOSITORY, replace(description, trunk=replace(description.trunk, name="mm-grounding-dino-t")))
+    assert f'base_model: "{TRUNKS["mm-grounding-dino-t"].repository}"' in other
+    assert "| licence of the trunk | Apache-2.0 |" in other
+    assert "GLIP" not in other
     unknown = replace(description, trunk=replace(description.trunk, name="my-trunk"))
     assert "| licence of the trunk | not stated |" in build_card(REPOSITORY, unknown)
     assert "base_model" not in build_card(REPOSITORY, unknown)
