@@ -104,7 +104,7 @@ COUNTS = {
         "context shared": lambda t: (1, 3 * 16),
         "linear_probe": lambda t: (4, (64 + 1) * 4 + 2 * 64),  # last layer of boxes, norm before the dot products
         **_lora(DINO_FUSION, DINO_TEXT, DINO_HEAD),
-        "full": lambda t: (335, 402_415),
+        "full": lambda t: (214, 292_216),  # all of 335 and 402 415 but backbone and BERT, as the released trunks
         # as above with two layers 16 wide, and a projection to the 64 channels of the detector
         "text_encoder": lambda t: (39, 16 * 1464 + 32 + 2 * (4 * 272 + 544 + 528 + 64) + 16 * 64 + 64),
     },
