@@ -38,9 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = given.trunks or [*TRUNKS]
     # Who writes all rows needs none of the old ones, which may be damaged.
     stored = () if given.write and not given.trunks else read_steps(STORED)
-    measured = [row for rows in measure_trunks(names) for row in rows]
+    measured: list[StoredStep] = []
+    for rows in measure_trunks(names):
+        measured += rows
+        if given.write:  # after each trunk, as it may take minutes
+            now = {row.trunk for row in measured}
+            write_rows([*(row for row in stored if row.trunk in TRUNKS and row.trunk not in now), *measured])
     if given.write:
-        write_rows([*(row for row in stored if row.trunk in TRUNKS and row.trunk not in names), *measured])
         return 0
     return compare([row for row in stored if row.trunk in names or row.trunk not in TRUNKS], measured)
 
