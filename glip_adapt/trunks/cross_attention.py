@@ -100,8 +100,10 @@ class CrossAttention(nn.Module):
     def _probabilities(self, scores: Tensor, text_mask: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Softmax of (B, N, k, T) scores over tokens, and over positions, with dropout on both."""
         scores = full_precision(scores).clamp(-SCORE_LIMIT, SCORE_LIMIT)
-        read = scores if image_mask is None else scores.masked_fill(~image_mask[:, :, None, None], float("-inf"))
-        over_positions = read.softmax(1)
+        if image_mask is None:
+            over_positions = scores.softmax(1)
+        else:
+            over_positions = scores.masked_fill(~image_mask[:, :, None, None], float("-inf")).softmax(1)
         if may_hold_false(text_mask):
             scores = scores.masked_fill(~text_mask[:, None, None, :], float("-inf"))
         over_tokens = F.dropout(scores.softmax(-1), self.dropout, self.training)
