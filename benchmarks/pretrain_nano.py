@@ -93,7 +93,6 @@ START = """
 - **First stage**: 64000 scenes more, by the same script with its defaults (4000 steps, seed 0, captions uncut), gave
   the weights that this one began with, FIRST, checksum `{}`."""
 TEST_VIEW = ViewConfig(short_side=SIDE, max_long_side=2 * SIDE)
-TRUNKS.setdefault("dino-nano", replace(TRUNKS["glip-nano"], family=DinoFamily(), config=DINO_NANO))
 
 
 def main() -> None:
@@ -102,6 +101,7 @@ def main() -> None:
         arguments.write_vocabulary.write_text("\n".join(train_vocabulary()) + "\n", encoding="utf-8")
         return
     torch.set_num_threads(arguments.threads)
+    TRUNKS.setdefault("dino-nano", replace(TRUNKS["glip-nano"], family=DinoFamily(), config=DINO_NANO))
     run = PreTraining(
         arguments.trunk,
         arguments.out,

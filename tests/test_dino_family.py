@@ -22,6 +22,7 @@ from glip_adapt.share.baked import bake, load_baked
 from glip_adapt.share.export import export_onnx, export_program
 from glip_adapt.share.tasks import TaskSet
 from glip_adapt.trunks.catalogue import random_trunk
+from glip_adapt.trunks.dino.geometry import geometry
 from glip_adapt.trunks.released import TRUNKS
 from glip_adapt.trunks.weights import weights_checksum
 
@@ -154,8 +155,10 @@ def measured_trunk():
 @pytest.mark.parametrize("method", ["zero_shot", "linear_probe", "prompt", "full"])
 def test_the_estimate_for_a_size_that_was_not_probed_is_what_a_step_takes(method, measured_trunk, monkeypatch):
     size_hw = (320, 512)
+    geometry.cache_clear()  # tables of places are kept, and count where they are made
     estimate = estimate_memory(measured_trunk, method, size_hw)
     monkeypatch.setattr(memory, "PROBES_HW", (size_hw, (128, 128)))
+    geometry.cache_clear()
     assert estimate.activations == pytest.approx(estimate_memory(measured_trunk, method, size_hw).activations, rel=0.1)
     model = attach(measured_trunk, method, classes=[f"w{2 * i} w{2 * i + 1}" for i in range(10)])
     assert estimate.trained == 16 * model.trained_parameters
