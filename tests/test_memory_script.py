@@ -39,7 +39,7 @@ def test_a_measurement_finds_what_is_stored(name):
     """If the network has changed: python benchmarks/memory.py --write."""
     trunk = random_trunk(name)
     measure_step(trunk, "zero_shot")  # makes the anchors and other tables, which are kept
-    rows = [row for row in read_steps(STORED) if row.trunk == name and row.method in ("linear_probe", "prompt")]
+    rows = [row for row in read_steps(STORED) if row.trunk == name and row.method in ("context", "prompt")]
     assert len(rows) >= 2
     for row in rows:
         assert measure_step(trunk, row.method, bool(row.recompute), row.settings) == row.step

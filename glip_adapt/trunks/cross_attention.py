@@ -60,8 +60,9 @@ class CrossAttention(nn.Module):
         """Project every image position to E channels, as the public code does; arguments as for ``forward``."""
         query = self._split_heads(self.query_image(image)) * self._scale
         key = self._split_heads(self.key_text(text))
-        scores = (query @ key.transpose(-1, -2)).transpose(1, 2)
-        over_tokens, over_positions = self._probabilities(scores, text_mask, image_mask)
+        over_tokens, over_positions = self._probabilities(  # a name for the scores would keep their memory
+            (query @ key.transpose(-1, -2)).transpose(1, 2), text_mask, image_mask
+        )
         to_image = over_tokens.transpose(1, 2) @ self._split_heads(self.value_text(text))  # (B, k, N, d)
         to_text = over_positions.permute(0, 2, 3, 1) @ self._split_heads(self.value_image(image))  # (B, k, T, d)
         return self.out_image(merge_heads(to_image)), self.out_text(merge_heads(to_text))
