@@ -6,7 +6,7 @@
 `glip-adapt bench --dry-run` reads the file, `glip_adapt/assets/step_memory.json`, instead of measuring. Weights are
 random, settings those of the trunk's published recipe; a method that a trunk does not take has no row. The figures are
 those of a CPU, and the same each time: every trunk has a process of its own, in which zero-shot comes first and counts
-what a network keeps for later images, such as anchors. All trunks take about six minutes of a CPU core and 7 GB.
+what a network keeps for later images, such as anchors. All take a quarter of an hour of a CPU core and 7 GB.
 """
 
 from __future__ import annotations
