@@ -49,8 +49,9 @@ from glip_adapt.trunks.dino.config import DinoConfig
 from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.dino.names import in_our_names
 from glip_adapt.trunks.dino.network import Dino
-from glip_adapt.trunks.dino.objective import DinoObjective, match, query_losses, truths_of
+from glip_adapt.trunks.dino.objective import DinoObjective, match, query_losses
 from glip_adapt.trunks.dino.transformer import Decoder
+from glip_adapt.trunks.dino.truth import truths_of
 from glip_adapt.trunks.encoder_config import SwinConfig, TextConfig
 from glip_adapt.trunks.released import TRUNKS
 
@@ -364,7 +365,7 @@ def our_losses(ours: Dino, batch: ImageBatch, text: Tokens) -> dict[str, Tensor]
         output = ours(batch, text)
     targets, objective = targets_of(text, batch.image_sizes_hw), DinoObjective()
     prepared = [objective.prepare(target, (1, 1)) for target in targets]
-    truths = truths_of(output, prepared)
+    truths = truths_of(prepared, output.image_sizes_hw, output.token_map, output.layers[-1].boxes)
     found = [
         torch.stack(query_losses(stage, truths, matches, output.token_mask)).detach() / objective.scale(prepared)
         for stage, matches in zip(output.layers, match(output.layers, truths), strict=True)

@@ -108,7 +108,7 @@ class QueryDetector(Network):
             Pyramid(mixed + text.features.mean(1, keepdim=True), pyramid.level_shapes_hw, pyramid.image_sizes_hw), text
         )
 
-    def predict(self, fused):
+    def predict(self, fused, prepared=()):
         cells = fused.pyramid.cells
         attention = (self.queries @ cells.transpose(-1, -2)).softmax(-1)  # (B, Q, A)
         seen = attention @ cells + self.queries

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from glip_adapt.adapters.protocol import Adapter, Stage
 
 if TYPE_CHECKING:
+    from glip_adapt.core.structures import Tokens
     from glip_adapt.trunks.protocol import Network
 
 
@@ -26,6 +27,23 @@ class Full(Adapter):
 
     frozen: tuple[str, ...] = ()
     "modules that stay as they are, by exact name; ``TrunkSpec.settings`` names those of the published recipe"
+
+    denoising: int = 0
+    """pairs of queries for each image that start from the truth while training, for detectors with queries (contrastive
+    denoising, arXiv 2203.03605); the published recipe of MM-Grounding-DINO has 100, none is the default"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.denoising <= 1000:
+            raise ValueError(f"denoising must be a number of pairs of queries from 0 to 1000; got {self.denoising}.")
+
+    def insert(self, network: Network, tokens: Tokens) -> None:
+        """Have queries start from the truth, where that is asked for.
+
+        Raises:
+            ValueError: if it is, and the network has no queries.
+        """
+        if self.denoising:
+            network.set_denoising(self.denoising)
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return all tensors but the frozen ones.

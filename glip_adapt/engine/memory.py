@@ -76,8 +76,8 @@ def _measure(model: AdaptedModel, size_hw: SizeHW) -> Probe:
     model.train(trains)
     with LiveBytes() as live, torch.set_grad_enabled(trains):
         prefix = model.prefix(ImageBatch(pixels, (size_hw,)))
-        output, *_ = model.finish(prefix)
         prepared = [model.network.objective.prepare(target, size_hw)]
+        output, *_ = model.finish(prefix, prepared)
         model.network.objective.losses(output, prepared, model.network.objective.scale(prepared))
     model.train(False)
     return Probe(size_hw=size_hw, activations=live.peak, features=size_bytes(prefix))

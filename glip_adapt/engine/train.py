@@ -240,10 +240,11 @@ def _losses(
     scale = objective.scale([sample.prepared for sample in batch])
     for together in in_batches((sample, sample.padded_hw) for sample in ranks.share(batch)):
         prefix = stack([features.finish(sample.fetched) for sample in together if sample.fetched])
+        prepared = [sample.prepared for sample in together]
         with autocast(model.device, features.precision):
-            (output,) = model.finish(prefix)
+            (output,) = model.finish(prefix, prepared)
         names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
-        yield f"image {names}", objective.losses(output, [sample.prepared for sample in together], scale)
+        yield f"image {names}", objective.losses(output, prepared, scale)
 
 
 def _schedule(optimiser: torch.optim.Optimizer, config: FitConfig, total_steps: int) -> Any:

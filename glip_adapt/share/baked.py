@@ -114,9 +114,9 @@ class BakedModel(Detector):
             )
 
     @torch.no_grad()
-    def finish(self, prefix: FrozenState) -> list[Any]:
+    def finish(self, prefix: FrozenState, prepared: Sequence[Any] = ()) -> list[Any]:
         """Return the raw predictions that follow from a frozen state, one per caption; never with gradients."""
-        return super().finish(prefix)
+        return super().finish(prefix, prepared)
 
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption, learned prompt included."""

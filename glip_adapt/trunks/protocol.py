@@ -98,8 +98,13 @@ class Network(nn.Module, ABC):
         """Return both modalities after fusion; ``text_prompt`` is applied to the text first."""
 
     @abstractmethod
-    def predict(self, fused: Fused) -> Any:
-        """Return raw predictions for B images, in the form that ``objective`` and ``decode`` of the family read."""
+    def predict(self, fused: Fused, prepared: Sequence[Any] = ()) -> Any:
+        """Return raw predictions for B images, in the form that ``objective`` and ``decode`` of the family read.
+
+        Args:
+            fused: of B images.
+            prepared: while training, the results of ``objective.prepare``, for families that learn from noisy truth.
+        """
 
     @abstractmethod
     def decode(self, output: Any, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
@@ -123,6 +128,14 @@ class Network(nn.Module, ABC):
             NotImplementedError: if this family cannot be traced.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be exported. Use its baked model in PyTorch.")
+
+    def set_denoising(self, pairs: int) -> None:
+        """Choose how many pairs of queries for each image start from the truth while training.
+
+        Raises:
+            ValueError: if this family has no queries.
+        """
+        raise ValueError(f"{type(self).__name__} has no queries that could start from the truth. Leave out denoising.")
 
     def set_recompute(self, recompute: bool) -> None:
         """Choose whether blocks are computed again in the backward pass: slower, much less memory. A hint only."""

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from transformers.loss.loss_grounding_dino import GroundingDinoForObjectDetectionLoss
 
 from glip_adapt.core.structures import Target
-from glip_adapt.trunks.dino.objective import DinoObjective, Truth, cost, match, query_losses, truths_of
+from glip_adapt.trunks.dino.objective import DinoObjective, cost, match, query_losses
 from glip_adapt.trunks.dino.output import DinoOutput, QueryOutput
+from glip_adapt.trunks.dino.truth import Truth, truths_of
 
 SIZE_HW, TOKENS = (40, 80), 7
 # Three classes, of which the last has two tokens.
@@ -52,6 +53,10 @@ def losses_of(output, targets, scale=None):
     return OBJECTIVE.losses(output, prepared, OBJECTIVE.scale(prepared) if scale is None else scale)
 
 
+def as_truths(output, targets):
+    return truths_of(targets, output.image_sizes_hw, output.token_map, output.layers[-1].boxes)
+
+
 def image(output, i, tokens=None, classes=None):
     """Return the predictions of one image, for the first tokens and classes."""
 
@@ -80,7 +85,7 @@ def pairs_of(found):
 def test_the_pairs_cost_least_among_all_choices(seed, queries, boxes):
     output = random_output(1, queries, 0, seed)
     output = replace(output, layers=(output.proposals,))
-    truths = truths_of(output, [random_target(seed, boxes)])
+    truths = as_truths(output, [random_target(seed, boxes)])
     ((found,),) = match(output.layers, truths)
     table = cost(output.proposals.logits[0], output.proposals.boxes[0], truths[0])
     assert table.shape == (queries, boxes)
@@ -97,7 +102,7 @@ def test_the_pairs_cost_least_among_all_choices(seed, queries, boxes):
 
 def test_each_stage_and_image_is_matched_by_itself():
     output = random_output(2, 6, 2, 3)
-    truths = truths_of(output, [random_target(1, 3), random_target(2, 2)])
+    truths = as_truths(output, [random_target(1, 3), random_target(2, 2)])
     together = match((output.proposals, *output.layers), truths)
     assert [[len(query) for query, _ in row] for row in together] == [[3, 2]] * 3
     for row, stage in zip(together, (output.proposals, *output.layers), strict=True):
@@ -127,7 +132,7 @@ def test_predictions_that_are_no_numbers_are_matched_last_and_stop_nothing(broke
     boxes = output.layers[0].boxes.detach().clone()
     boxes[0, broken] = float("nan")
     stage = replace(output.layers[0], boxes=boxes)
-    truths = truths_of(output, [random_target(4, 3)])
+    truths = as_truths(output, [random_target(4, 3)])
     ((found,),) = match([stage], truths)
     whole = [query for query in range(6) if query not in broken]
     assert len(found[0]) == 3
@@ -137,7 +142,7 @@ def test_predictions_that_are_no_numbers_are_matched_last_and_stop_nothing(broke
 def test_boxes_become_shares_of_the_image_without_padding():
     """Their last pixel is included: 0 … 39 of 80 columns are half of them."""
     target = Target(torch.tensor([[0.0, 10.0, 39.0, 29.0], [0.0, 0.0, 79.0, 39.0]]), torch.tensor([2, 0]))
-    (truth,) = truths_of(random_output(), [target])
+    (truth,) = as_truths(random_output(), [target])
     assert truth.boxes.tolist() == [[0.25, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]
     assert torch.equal(truth.tokens, TOKEN_MAP[[2, 0]])
 
@@ -181,7 +186,7 @@ def test_losses_are_divided_by_the_boxes_of_the_batch():
 def test_perfect_predictions_cost_nothing():
     target = random_target(5, 3)
     output = random_output(1, 6, 2, 0)
-    (truth,) = truths_of(output, [target])
+    (truth,) = as_truths(output, [target])
     logits, boxes = torch.full((1, 6, TOKENS), -40.0).double(), torch.rand(1, 6, 4).double()
     for n, query in enumerate((4, 0, 2)):
         boxes[0, query] = truth.boxes[n]
@@ -195,7 +200,7 @@ def test_only_matched_queries_are_moved_and_every_logit_of_the_others_falls():
     output, target = random_output(1, 6, 1, 2), random_target(5, 2)
     sum(losses_of(output, [target]).values()).backward()
     stages = (output.proposals, output.layers[0])
-    for stage, (found,) in zip(stages, match(stages, truths_of(output, [target])), strict=True):
+    for stage, (found,) in zip(stages, match(stages, as_truths(output, [target])), strict=True):
         moved = torch.zeros(6, dtype=torch.bool)
         moved[found[0]] = True
         assert torch.equal(stage.boxes.grad[0].any(-1), moved)
@@ -269,7 +274,7 @@ def test_the_wanted_columns_of_mixed_captions_by_hand():
     output = random_output(3, 1, 0, 0, token_map=MIXED, mask=MASK)
     targets = [Target(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0])) for _ in range(3)]
     stage = output.proposals
-    truths = truths_of(replace(output, layers=(stage,)), targets)
+    truths = as_truths(replace(output, layers=(stage,)), targets)
     token, _, _ = query_losses(stage, truths, match([stage], truths)[0], output.token_mask)
     token.backward()
     wanted = stage.logits.grad[:, 0] < 0
@@ -325,7 +330,7 @@ def test_an_image_without_boxes_adds_no_box_loss_and_still_back_propagates(other
 def test_more_boxes_than_queries_leave_boxes_over():
     output, target = random_output(1, 3, 1, 0), random_target(6, 8)
     stages = (output.proposals, *output.layers)
-    for (found,) in match(stages, truths_of(output, [target])):
+    for (found,) in match(stages, as_truths(output, [target])):
         assert sorted(found[0].tolist()) == [0, 1, 2]
         assert len(set(found[1].tolist())) == 3
     losses = losses_of(output, [target])

@@ -158,6 +158,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         queries: Tensor,
+        seen: Tensor | None,
         position: Tensor,
         places: Tensor,
         text: tuple[Tensor, Tensor],
@@ -169,6 +170,7 @@ class DecoderLayer(nn.Module):
 
         Args:
             queries: (B, Q, C).
+            seen: (B, Q, Q) bool, which queries see which; None if all see all.
             position: (B, Q, C), made of their boxes.
             places: (B, Q, L, 4), their boxes in shares of each map.
             text: features (B, T, C) and (B, 1, T) bool, real tokens.
@@ -177,7 +179,7 @@ class DecoderLayer(nn.Module):
             real: (B, A) bool, False for padding; None without padding.
         """
         placed = queries + position
-        queries = self.among_norm(queries + self.dropout(self.among(placed, placed, queries)))
+        queries = self.among_norm(queries + self.dropout(self.among(placed, placed, queries, seen)))
         words, mask = text
         queries = self.text_norm(queries + self.dropout(self.text(queries + position, words, words, mask)))
         read = self.image(queries + position, places, cells, real, level_shapes_hw)

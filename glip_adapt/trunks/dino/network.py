@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.core.precision import full_precision
-from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
+from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, Target, TextFeatures, Tokens
 from glip_adapt.trunks.backbones import build_backbone, normalised
 from glip_adapt.trunks.dino.config import DinoConfig
 from glip_adapt.trunks.dino.decode import decode
+from glip_adapt.trunks.dino.denoising import noisy_queries
 from glip_adapt.trunks.dino.geometry import Geometry, geometry
 from glip_adapt.trunks.dino.objective import DinoObjective
 from glip_adapt.trunks.dino.output import DinoOutput
 from glip_adapt.trunks.dino.transformer import Decoder, Encoder
+from glip_adapt.trunks.dino.truth import truths_of
 from glip_adapt.trunks.protocol import Network, Seams
 from glip_adapt.trunks.swin import SwinBackbone
 
@@ -87,6 +89,7 @@ class Dino(Network):
         self.config = config
         self.text_width = config.width
         self.objective = DinoObjective()
+        self.denoising = 0
 
     @property
     def seams(self) -> Seams:
@@ -150,11 +153,21 @@ class Dino(Network):
         mask = text.mask.expand(len(words), -1)
         return Fused(replace(pyramid, cells=cells), TextFeatures(words, mask, text.token_map))
 
-    def predict(self, fused: Fused) -> DinoOutput:
-        """Return logits of tokens and boxes of the queries."""
-        pyramid, text = fused.pyramid, fused.text
-        proposals, *layers = self.decoder(pyramid.cells, text, self._places(pyramid), pyramid.level_shapes_hw)
-        return DinoOutput(proposals, tuple(layers), text.mask, text.token_map, pyramid.image_sizes_hw)
+    def set_denoising(self, pairs: int) -> None:
+        """Choose how many pairs of queries for each image start from the truth while training; 0 for none."""
+        self.denoising = pairs
+
+    def predict(self, fused: Fused, prepared: Sequence[Target] = ()) -> DinoOutput:
+        """Return logits of tokens and boxes of the queries; targets are for queries that start from the truth."""
+        pyramid, text, noisy = fused.pyramid, fused.text, None
+        if self.denoising and prepared:
+            like = full_precision(pyramid.cells)
+            truths = truths_of(prepared, pyramid.image_sizes_hw, text.token_map, like)
+            noisy = noisy_queries(truths, text, self.denoising)
+        places, shapes_hw = self._places(pyramid), pyramid.level_shapes_hw
+        proposals, *layers = self.decoder(pyramid.cells, text, places, shapes_hw, noisy)
+        output = DinoOutput(proposals, tuple(layers), text.mask, text.token_map, pyramid.image_sizes_hw)
+        return output if noisy is None else output.apart(noisy)
 
     def decode(self, output: DinoOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
         """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""

@@ -9,35 +9,21 @@ Shape letters: B batch, Q queries, T tokens, K classes, N boxes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
-from glip_adapt.core import boxes
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, Target
 from glip_adapt.trunks.alignment import FOCAL_ALPHA, FOCAL_GAMMA, check_labels, focal_loss
-from glip_adapt.trunks.dino.output import DinoOutput, QueryOutput
+from glip_adapt.trunks.dino.output import DinoOutput, NoisyOutput, QueryOutput
+from glip_adapt.trunks.dino.truth import Match, Truth, truths_of
 
 TOKEN_COST, BOX_COST, GIOU_COST = 1.0, 5.0, 2.0  # of a pair of box and query
 TOKEN_WEIGHT, BOX_WEIGHT, GIOU_WEIGHT = 2.0, 5.0, 2.0  # of the losses
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Boxes of one image, as the losses see them.
-
-    Attributes:
-        boxes: (N, 4) float, (centre x, centre y, width, height) in shares of the image without padding.
-        tokens: (N, T) bool, True for the tokens of the class of each box.
-    """
-
-    boxes: Tensor
-    tokens: Tensor
 
 
 class DinoObjective:
@@ -54,30 +40,27 @@ class DinoObjective:
     def losses(self, output: DinoOutput, prepared: Sequence[Target], scale: int) -> dict[str, Tensor]:
         """Return the losses ``token``, ``box`` (L1) and ``giou``, each summed over decoder layers and proposals.
 
+        Where queries started from the truth, ``denoising`` is the sum of their three.
+
         Raises:
             ValueError: if the numbers of targets and images differ, or a label is no class or has no token.
         """
         check_labels(prepared, output.token_map, len(output.image_sizes_hw))
-        truths = truths_of(output, prepared)
+        truths = truths_of(prepared, output.image_sizes_hw, output.token_map, output.layers[-1].boxes)
         stages = (output.proposals, *output.layers)
         matches = match(stages, truths)
         pairs = zip(stages, matches, strict=True)
         parts = [query_losses(stage, truths, found, output.token_mask) for stage, found in pairs]
-        token, box, giou = (torch.stack(column).sum() / scale for column in zip(*parts, strict=True))
-        return {"token": TOKEN_WEIGHT * token, "box": BOX_WEIGHT * box, "giou": GIOU_WEIGHT * giou}
+        losses = weighed(torch.stack(column).sum() / scale for column in zip(*parts, strict=True))
+        if output.noisy is not None:
+            losses["denoising"] = denoising_loss(output.noisy, truths, output.token_mask) / scale
+        return losses
 
 
-Match = tuple[Tensor, Tensor]  # indices of queries and of their boxes, int64 each
-
-
-def truths_of(output: DinoOutput, targets: Sequence[Target]) -> list[Truth]:
-    """Return the boxes of each image in shares of it, and the tokens of their classes."""
-    like, truths = output.layers[-1].boxes, []
-    maps = output.token_map.expand(len(targets), -1, -1)
-    for target, (height, width), token_map in zip(targets, output.image_sizes_hw, maps, strict=True):
-        edges = boxes.to_edges(target.boxes_xyxy.to(like)) / like.new_tensor((width, height)).repeat(2)
-        truths.append(Truth(box_convert(edges, "xyxy", "cxcywh"), token_map[target.labels.to(token_map.device)]))
-    return truths
+def weighed(parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return losses by name, each with its weight: of tokens, of boxes by L1, of boxes by GIoU."""
+    token, box, giou = parts
+    return {"token": TOKEN_WEIGHT * token, "box": BOX_WEIGHT * box, "giou": GIOU_WEIGHT * giou}
 
 
 @torch.no_grad()
@@ -124,3 +107,14 @@ def query_losses(
     goal = torch.cat([truth.boxes[box] for truth, (_, box) in zip(truths, matches, strict=True)]).to(own)
     overlap = generalized_box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (own, goal))).diagonal()
     return focal_loss(logits, wanted, token_mask), (own - goal).abs().sum(), (1 - overlap).sum()
+
+
+def denoising_loss(noisy: NoisyOutput, truths: Sequence[Truth], token_mask: Tensor) -> Tensor:
+    """Return the weighed losses of queries that start from the truth, not yet divided; a box counts once."""
+    of_images: list[Tensor] = []
+    images = zip(truths, noisy.queries.answers, noisy.queries.repeats, strict=True)
+    for i, (truth, answer, repeats) in enumerate(images):
+        own = slice(i, i + 1), slice(2 * len(answer[0]))
+        parts = [query_losses(layer[own], [truth], [answer], token_mask[i : i + 1]) for layer in noisy.layers]
+        of_images += weighed(torch.stack(column).sum() / repeats for column in zip(*parts, strict=True)).values()
+    return torch.stack(of_images).sum()

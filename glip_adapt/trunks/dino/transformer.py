@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.core.structures import Pyramid, SizeHW, TextFeatures, may_hold_false
 from glip_adapt.trunks.dino.config import DinoConfig
+from glip_adapt.trunks.dino.denoising import NoisyQueries
 from glip_adapt.trunks.dino.geometry import Geometry, sines
 from glip_adapt.trunks.dino.layers import DecoderLayer, EncoderLayer, Mlp
 from glip_adapt.trunks.dino.output import QueryOutput
@@ -103,18 +104,29 @@ class Decoder(nn.Module):
         return QueryOutput(chosen(logits), boxes.sigmoid())
 
     def forward(
-        self, cells: Tensor, text: TextFeatures, where: Geometry, shapes: Sequence[SizeHW]
+        self,
+        cells: Tensor,
+        text: TextFeatures,
+        where: Geometry,
+        shapes: Sequence[SizeHW],
+        noisy: NoisyQueries | None = None,
     ) -> list[QueryOutput]:
-        """Return predictions of the proposals, and of each decoder layer; without gradients of the last one only."""
+        """Return predictions of the proposals, and of each decoder layer; without gradients of the last one only.
+
+        Predictions of ``noisy`` queries come behind the others.
+        """
         outputs = [self.propose(cells, text, where)]
-        boxes = outputs[0].boxes.detach()
+        boxes, seen = outputs[0].boxes.detach(), None
         queries = self.queries[: boxes.shape[1]].expand(len(boxes), -1, -1)
+        if noisy is not None:
+            seen = noisy.visible(boxes.shape[1])
+            boxes, queries = torch.cat((boxes, noisy.boxes), 1), torch.cat((queries, noisy.content.to(queries)), 1)
         share = where.real_share.repeat(1, 1, 2).unsqueeze(1)  # (B, 1, L, 4)
         words = (text.features, text.mask.unsqueeze(1) if may_hold_false(text.mask) else None)
         for i, layer in enumerate(self.layers):
             places = boxes.unsqueeze(2) * share.to(boxes)
             position = self.position(sines(places[:, :, 0], cells.shape[-1] // 2))
-            inputs = (queries, position, places, words, cells, shapes, where.real)
+            inputs = (queries, seen, position, places, words, cells, shapes, where.real)
             queries = checkpoint(layer, *inputs, use_reentrant=False) if self.recompute else layer(*inputs)
             head, start = i % len(self.boxes), boxes.logit(LOGIT_EPSILON)
             is_last = i + 1 == len(self.layers)

@@ -91,7 +91,7 @@ class Glip(Network):
         """Return both modalities after the tower; a learned prompt enters here."""
         return self.tower(pyramid, self.text_prompt(text))
 
-    def predict(self, fused: Fused) -> HeadOutput:
+    def predict(self, fused: Fused, prepared: Sequence[Any] = ()) -> HeadOutput:
         """Return token logits, box deltas and centerness over all anchors."""
         return self.head(fused)
 
