@@ -30,7 +30,7 @@ class Full(Adapter):
 
     denoising: int = 0
     """pairs of queries for each image that start from the truth while training, for detectors with queries (contrastive
-    denoising, arXiv 2203.03605); the published recipe of MM-Grounding-DINO has 100, none is the default"""
+    denoising, arXiv 2203.03605); published pre-training has 100, none is the default"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.denoising <= 1000:

@@ -10,12 +10,10 @@ Shape letters: B batch, Q queries, A cells over all levels, L levels, k heads, P
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW
 from glip_adapt.trunks.linear import Linear
+from glip_adapt.trunks.sparse import sparse_rows, transposed_rows
 
 CHUNK = 512  # queries per step on a CPU: the places of their heads stay in the cache
 EDGE = 2  # cells of zeros around each map: a place beyond them is moved there, where all four neighbours are zero
@@ -227,7 +226,7 @@ def _without_border(tables: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Tensor
 def _products(pull: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Return (N, n), for each of N vectors (N, d) its dot products with n rows of (R, d); ``index`` is (N, n)."""
     if torch.backends.mkl.is_available():  # a third of the time
-        picked = _sparse_rows(index, torch.ones(index.shape, dtype=pull.dtype), len(rows))
+        picked = sparse_rows(index, torch.ones(index.shape, dtype=pull.dtype), len(rows))
         return torch.sparse.sampled_addmm(picked, pull, rows.T, beta=0).values().view(index.shape)
     leaf = rows.new_zeros(index.shape, requires_grad=True)
     with torch.enable_grad():
@@ -246,33 +245,10 @@ def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, cells: int) ->
         pull: (Q, k, d), gradients of the readers.
         cells: A' of the table.
     """
-    heads, queries, read = index.shape
-    reader = torch.arange(queries, dtype=torch.int32).repeat_interleave(read)
-    columns = []
-    for head in range(heads):
-        cell = index[head].flatten() - head * cells
-        order = torch.from_numpy(_stable_order(cell.numpy()))
-        ends = F.pad(torch.bincount(cell, minlength=cells).cumsum(0), (1, 0)).int()
-        matrix = _csr(ends, reader[order], mix[head].flatten()[order], (cells, queries))
-        columns.append(matrix @ pull[:, head].contiguous())
-    return torch.stack(columns)
-
-
-def _sparse_rows(index: Tensor, values: Tensor, columns: int) -> Tensor:
-    """Return a sparse matrix (N, columns) with ``values`` (N, n) at ``index`` (N, n)."""
-    ends = torch.arange(0, index.numel() + 1, index.shape[1], dtype=torch.int32)
-    return _csr(ends, index.flatten(), values.flatten(), (len(index), columns))
-
-
-def _csr(ends: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse", category=UserWarning)  # of its being in beta
-        return torch.sparse_csr_tensor(ends, columns, values, size, check_invariants=False)
-
-
-def _stable_order(keys: np.ndarray) -> np.ndarray:
-    """Return the order that sorts whole numbers from 0 on; numpy sorts 16 bits at a time in linear time."""
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
-    if len(keys) and keys.max() >= 2**16:
-        order = order[np.argsort((keys[order] >> 16).astype(np.uint16), kind="stable")]
-    return order
+    heads = enumerate(zip(index, mix, strict=True))
+    return torch.stack(
+        [
+            transposed_rows(places - head * cells, shares, cells) @ pull[:, head].contiguous()
+            for head, (places, shares) in heads
+        ]
+    )
