@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
         if torch.is_grad_enabled() or x.device.type != "cpu":
-            return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x)))))
+            return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x), inplace=True))))
         rows = x.flatten(0, -2)  # the widest tensor of a layer stays in the processor's cache
         parts = [part + self.out(self.hidden(part).relu_()) for part in rows.split(CPU_ROWS)]
         return self.norm(torch.cat(parts).view_as(x))
