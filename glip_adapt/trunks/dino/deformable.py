@@ -10,7 +10,7 @@ Shape letters: B batch, Q queries, A cells over all levels, L levels, k heads, P
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,8 @@ class _WeightedRows(torch.autograd.Function):
         """Return the gradients of ``forward``'s arguments."""
         values, positions, weights = ctx.saved_tensors
         grad = grad.unflatten(-1, values.shape[2:]).contiguous()  # (B, Q, k, d)
-        tables, grad_tables = _bordered(values, ctx.level_shapes_hw), []
+        tables = _bordered(values, ctx.level_shapes_hw)
+        grad_tables = torch.empty_like(tables)
         grad_positions, grad_weights = torch.empty_like(positions), torch.empty_like(weights)
         for i, (table, pull) in enumerate(zip(tables, grad, strict=True)):
             index = torch.empty(weights.shape[2], len(pull), 4 * weights.shape[3], dtype=torch.int32)
@@ -141,67 +142,76 @@ class _WeightedRows(torch.autograd.Function):
                 part = slice(start, start + CHUNK)
                 corners = Corners.of(ctx.level_shapes_hw, positions[i, part], weights[i, part])
                 grad_mix = _products(pull[part].flatten(0, 1), table.flatten(0, 1), corners.index)
-                grad_positions[i, part], grad_weights[i, part] = corners.pull(weights[i, part], grad_mix)
+                grad_places, grad_weights[i, part] = corners.pull(weights[i, part], grad_mix)
+                grad_positions[i, part] = grad_places.view_as(positions[i, part])
                 by_head = (len(pull[part]), -1, index.shape[2])
                 index[:, part] = corners.index.view(by_head).transpose(0, 1)
                 mix[:, part] = corners.mix.view(by_head).transpose(0, 1)
-            grad_tables.append(_transposed_product(index, mix, pull, table.shape[1]))
-        return _without_border(torch.stack(grad_tables), ctx.level_shapes_hw), grad_positions, grad_weights, None
+            _transposed_product(index, mix, pull, grad_tables[i])
+        return _without_border(grad_tables, ctx.level_shapes_hw), grad_positions, grad_weights, None
 
 
 @dataclass(frozen=True)
 class Corners:
-    """The four cells around each of L·P places of k heads of Q queries: up left, up right, down left, down right.
+    """The four cells around each of n = L·P places of k heads of Q queries: up left, up right, down left, down right.
+
+    Places are last, so that the processor takes wide steps.
 
     Attributes:
-        index: (Q·k, L·P·4) int32, rows of the table with borders, head · A' + cell.
-        mix: (Q·k, L·P·4) float, their weights.
-        fraction: (Q, k, L, P, 2) float in [0, 1), how far a place lies beyond its upper left cell.
+        index: (Q·k, 4·n) int32, rows of the table with borders, head · A' + cell.
+        mix: (Q·k, 4·n) float, their weights.
+        right: (Q, k, n) float in [0, 1), how far a place lies to the right of its upper left cell.
+        down: (Q, k, n) float in [0, 1), how far it lies below.
     """
 
     index: Tensor
     mix: Tensor
-    fraction: Tensor
+    right: Tensor
+    down: Tensor
 
     @classmethod
     def of(cls, level_shapes_hw: Sequence[SizeHW], places: Tensor, shares: Tensor) -> Corners:
-        """Return the corners of places (Q, k, L, P, 2), in cells, with weights (Q, k, L·P)."""
+        """Return the corners of places (Q, k, L, P, 2), in cells, with weights (Q, k, n)."""
         heads, points = places.shape[1], places.shape[3]
 
-        def of_places(numbers: Sequence[float]) -> Tensor:
-            """Return (L, P) from one number a map: short rows would keep the processor from its wide steps."""
-            return places.new_tensor(numbers).repeat_interleave(points).view(-1, points)
+        def of_places(numbers: Sequence[int]) -> Tensor:
+            """Return (n,) from one number a map."""
+            return places.new_tensor(numbers).repeat_interleave(points)
 
         wide_hw = _wide(level_shapes_hw)
         *starts, cells = itertools.accumulate((h * w for h, w in wide_hw), initial=0)
         widths = [w for _, w in wide_hw]
-        edge = torch.stack([of_places([size[axis] for size in level_shapes_hw]) for axis in (1, 0)], dim=-1)
+        x, y = (axis.flatten(2).clamp(min=-EDGE) for axis in places.unbind(-1))
+        right = x.minimum(of_places([w for _, w in level_shapes_hw]))
+        down = y.minimum(of_places([h for h, _ in level_shapes_hw]))
         # A place that is no number reads the border, with a weight that is none either.
-        position = places.clamp(min=-EDGE).minimum(edge)
-        near = position.floor().nan_to_num_(-EDGE)
-        fraction = position.sub_(near)
+        column, row = (axis.floor().nan_to_num_(-EDGE) for axis in (right, down))
+        right.sub_(column)
+        down.sub_(row)
         first = of_places([start + EDGE * (width + 1) for start, width in zip(starts, widths, strict=True)])
-        cell = torch.addcmul(near[..., 0] + first, near[..., 1], of_places(widths))
-        steps = torch.tensor([(0, 1, width, width + 1) for width in widths], dtype=torch.int32)
-        index = (cell.int() + cells * torch.arange(heads, dtype=torch.int32).view(-1, 1, 1)).unsqueeze(-1)
-        right, down = fraction.unbind(-1)
-        lower = shares.view_as(right) * down
-        upper = shares.view_as(right) - lower
-        lower_right, upper_right = lower * right, upper * right
-        mix = torch.stack((upper.sub_(upper_right), upper_right, lower.sub_(lower_right), lower_right), dim=-1)
+        cell = torch.addcmul(column + first, row, of_places(widths)).int()
+        cell += cells * torch.arange(heads, dtype=torch.int32).unsqueeze(-1)
+        below = of_places(widths).int()
+        index = cell.unsqueeze(2) + torch.stack((0 * below, 0 * below + 1, below, below + 1))
+        mix = shares.new_empty(index.shape)
+        upper_left, upper_right, lower_left, lower_right = mix.unbind(2)
+        torch.mul(shares, down, out=lower_left)
+        torch.sub(shares, lower_left, out=upper_left)
+        for left, other in ((upper_left, upper_right), (lower_left, lower_right)):
+            torch.mul(left, right, out=other)
+            left.sub_(other)
         rows = len(places) * heads
-        return cls((index + steps.unsqueeze(1)).view(rows, -1), mix.view(rows, -1), fraction)
+        return cls(index.view(rows, -1), mix.view(rows, -1), right, down)
 
     def pull(self, shares: Tensor, grad_mix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of places (Q, k, L, P, 2) and shares (Q, k, L·P), for one of ``mix``."""
-        right, down = self.fraction.unbind(-1)
-        grad_upper, grad_upper_right, grad_lower, grad_lower_right = grad_mix.view(*right.shape, 4).unbind(-1)
-        across_upper, across_lower = grad_upper_right - grad_upper, grad_lower_right - grad_lower
-        upper = torch.addcmul(grad_upper, right, across_upper)
-        downward = torch.addcmul(grad_lower, right, across_lower).sub_(upper)
-        across = torch.addcmul(across_upper, down, across_lower.sub_(across_upper))
-        moved = torch.stack((across, downward), dim=-1) * shares.view_as(right).unsqueeze(-1)
-        return moved, torch.addcmul(upper, down, downward).flatten(2)
+        """Return the gradients of places (Q, k, n, 2) and shares (Q, k, n), for one of ``mix``."""
+        queries, heads, places = shares.shape
+        upper_left, upper_right, lower_left, lower_right = grad_mix.view(queries, heads, 4, places).unbind(2)
+        across_upper, across_lower = upper_right - upper_left, lower_right - lower_left
+        upper = torch.addcmul(upper_left, self.right, across_upper)
+        downward = torch.addcmul(lower_left, self.right, across_lower).sub_(upper)
+        across = torch.addcmul(across_upper, self.down, across_lower.sub_(across_upper))
+        return torch.stack((across * shares, downward * shares), dim=-1), torch.addcmul(upper, self.down, downward)
 
 
 def _wide(level_shapes_hw: Sequence[SizeHW]) -> list[SizeHW]:
@@ -210,17 +220,29 @@ def _wide(level_shapes_hw: Sequence[SizeHW]) -> list[SizeHW]:
 
 def _bordered(values: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Tensor:
     """Return (B, k, A', d), head by head the values (B, A, k, d) with a border of zeros around each map."""
-    maps = values.transpose(1, 2).split([h * w for h, w in level_shapes_hw], dim=2)
-    wide = (F.pad(x.unflatten(2, hw), (0, 0, *[EDGE] * 4)) for x, hw in zip(maps, level_shapes_hw, strict=True))
-    return torch.cat([x.flatten(2, 3) for x in wide], dim=2)
+    batch, _, heads, width = values.shape
+    tables = values.new_zeros(batch, heads, sum(h * w for h, w in _wide(level_shapes_hw)), width)
+    for inner, cells in _maps(tables, values, level_shapes_hw):
+        inner.copy_(cells)
+    return tables
 
 
 def _without_border(tables: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Tensor:
     """Return (B, A, k, d) for (B, k, A', d), the inverse of ``_bordered``."""
+    batch, heads, _, width = tables.shape
+    values = tables.new_empty(batch, sum(h * w for h, w in level_shapes_hw), heads, width)
+    for inner, cells in _maps(tables, values, level_shapes_hw):
+        cells.copy_(inner)
+    return values
+
+
+def _maps(tables: Tensor, values: Tensor, level_shapes_hw: Sequence[SizeHW]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the cells of each map as views (B, k, h, w, d) of tables with borders, and of values (B, A, k, d)."""
     wide_hw = _wide(level_shapes_hw)
-    maps = tables.split([h * w for h, w in wide_hw], dim=2)
-    inner = (x.unflatten(2, hw)[:, :, EDGE:-EDGE, EDGE:-EDGE] for x, hw in zip(maps, wide_hw, strict=True))
-    return torch.cat([x.flatten(2, 3) for x in inner], dim=2).transpose(1, 2)
+    wide = tables.split([h * w for h, w in wide_hw], dim=2)
+    plain = values.split([h * w for h, w in level_shapes_hw], dim=1)
+    for table, cells, hw, size in zip(wide, plain, wide_hw, level_shapes_hw, strict=True):
+        yield table.unflatten(2, hw)[:, :, EDGE:-EDGE, EDGE:-EDGE], cells.unflatten(1, size).permute(0, 3, 1, 2, 4)
 
 
 def _products(pull: Tensor, rows: Tensor, index: Tensor) -> Tensor:
@@ -234,21 +256,17 @@ def _products(pull: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     return torch.autograd.grad(read, leaf, pull)[0]
 
 
-def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, cells: int) -> Tensor:
-    """Return (k, A', d), for each row of the table the weighted sum of the gradients that its readers receive.
+def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, grad_table: Tensor) -> None:
+    """Write into (k, A', d), for each row of the table, the weighted sum of the gradients that its readers receive.
 
-    torch's own backward pass of ``embedding_bag`` adds reader by reader, and takes four times as long.
+    torch's own backward pass of ``embedding_bag`` adds reader by reader, and takes ten times as long.
 
     Args:
         index: (k, Q, n) int32, rows head · A' + cell.
         mix: (k, Q, n), weights.
         pull: (Q, k, d), gradients of the readers.
-        cells: A' of the table.
+        grad_table: written.
     """
-    heads = enumerate(zip(index, mix, strict=True))
-    return torch.stack(
-        [
-            transposed_rows(places - head * cells, shares, cells) @ pull[:, head].contiguous()
-            for head, (places, shares) in heads
-        ]
-    )
+    cells = grad_table.shape[1]
+    for head, (places, shares) in enumerate(zip(index, mix, strict=True)):
+        grad_table[head] = transposed_rows(places - head * cells, shares, cells) @ pull[:, head].contiguous()

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from glip_adapt.core.structures import SizeHW
 from glip_adapt.trunks.cross_attention import FusionLayer, merge_heads
 from glip_adapt.trunks.dino.config import DinoConfig
 from glip_adapt.trunks.dino.deformable import DeformableAttention
 from glip_adapt.trunks.dino.geometry import Geometry
-from glip_adapt.trunks.linear import Linear
+from glip_adapt.trunks.linear import Linear, linear, matrix
 
-CPU_ROWS = 512  # of a feed-forward layer at a time on a CPU, where nothing is kept for a backward pass
+CPU_ROWS = 512  # of a frozen feed-forward layer at a time on a CPU
 
 
 class Attention(nn.Module):
@@ -58,11 +60,41 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, C)."""
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x), inplace=True))))
-        rows = x.flatten(0, -2)  # the widest tensor of a layer stays in the processor's cache
-        parts = [part + self.out(self.hidden(part).relu_()) for part in rows.split(CPU_ROWS)]
-        return self.norm(torch.cat(parts).view_as(x))
+        weights = (*self.hidden.parameters(), *self.out.parameters())
+        learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+        if learns or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return self.norm(x + self.dropout(self.out(F.relu(self.hidden(x)))))
+        moved: Tensor = _FrozenLayers.apply(x.flatten(0, -2), self.hidden, self.out)
+        return self.norm(x + self.dropout(moved.view_as(x)))
+
+
+class _FrozenLayers(torch.autograd.Function):
+    """Two frozen linear layers with a ReLU between them, some rows at a time: the widest tensor stays in the cache.
+
+    For the backward pass it is enough to know where the ReLU let through.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, hidden: nn.Linear, out: nn.Linear) -> Tensor:
+        """Return (R, C) for (R, C)."""
+        ctx.layers = hidden, out
+        parts, passed = [], []
+        for part in rows.split(CPU_ROWS):
+            wide = hidden(part).relu_()
+            if ctx.needs_input_grad[0]:
+                passed.append((wide > 0).view(torch.uint8))  # a product with bytes is faster than with bool
+            parts.append(out(wide))
+        ctx.save_for_backward(*passed)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the rows."""
+        narrow, wide = (matrix(layer)[0].t().contiguous() for layer in ctx.layers)
+        pairs = zip(grad.split(CPU_ROWS), ctx.saved_tensors, strict=True)
+        parts = [linear(linear(pull, wide).mul_(passed), narrow) for pull, passed in pairs]
+        return torch.cat(parts), None, None
 
 
 class TextLayer(nn.Module):
