@@ -4,7 +4,7 @@ import math
 import pytest
 from made_up import RECORDS, record
 
-from glip_adapt.bench.report.curves import draw_data_efficiency
+from glip_adapt.bench.report.curves import draw_data_efficiency, draw_trunks
 from glip_adapt.bench.report.plotting import styles_of
 from glip_adapt.bench.report.published import published_ap
 from glip_adapt.bench.report.tables import load_table
@@ -112,3 +112,22 @@ def test_trunks_and_sets_that_were_not_published_have_no_overlay():
     assert "published" not in figure.get_supxlabel()
     mixed = draw_data_efficiency(real(names=("Raccoon", "Dice")), "glip-t").axes
     assert [bool(dotted(axes)) for axes in mixed] == [False, True, False]
+
+
+def test_trunks_stand_side_by_side_in_a_panel_per_method_on_one_scale():
+    other = [
+        record(name, method, shots, 3, ap, trunk="glip-l")
+        for name in ("x/a", "b", "c")
+        for method, shots, ap in (("zero_shot", 0, 0.5), ("prompt", 1, 0.6), ("full", 1, 0.9))
+    ]
+    one_shot = [found for found in RECORDS if found.key.shots in (0, 1)]
+    figure = draw_trunks(load_table([*one_shot, *other]), note="Untrained.")
+    prompt, full = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["prompt", "full"]
+    assert prompt.get_ylim() == full.get_ylim()
+    assert prompt.get_ylim()[1] > 90
+    first, second = (styles_of(["glip-t", "glip-l"])[trunk]["color"] for trunk in ("glip-t", "glip-l"))
+    assert lines_of(prompt) == {first: {(15.0, 37.5)}, second: {(50.0, 60.0)}}  # c was run on one trunk only
+    assert lines_of(full) == {first: {(15.0, 17.0)}, second: {(50.0, 90.0)}}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["glip-t", "glip-l"]
+    assert "mean over 2 datasets" in prompt.get_ylabel()

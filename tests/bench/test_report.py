@@ -102,6 +102,7 @@ def test_several_trunks_get_pictures_each_and_stale_ones_go(tmp_path):
         "data_efficiency--glip-t.png",
         "data_efficiency--nano.png",  # zero-shot alone has neither methods to compare nor costs
         "strip.png",  # of someone else
+        "trunks.png",
     ]
 
 

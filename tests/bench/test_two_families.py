@@ -55,14 +55,16 @@ def test_a_plan_with_two_families_runs_goes_on_and_reports(plan, tmp_path):
     for name, record in first.items():
         assert again[name].metrics == record.metrics, name
     nano, dino = (again[name].config for name in sorted(lost))
-    assert nano["settings"] == {"frozen": []}
-    assert dino["settings"] == {"frozen": ["image_encoder.backbone", "text_encoder.bert"]}
+    assert nano["settings"] == {"frozen": [], "denoising": 0}
+    assert dino["settings"] == {"frozen": ["image_encoder.backbone", "text_encoder.bert"], "denoising": 0}
     assert (nano["fit"]["clip_norm"], dino["fit"]["clip_norm"]) == (1.0, 0.1)
 
     files = write_report(out)
     kinds = ("data_efficiency", "comparison", "cost", "stages")
-    assert {path.stem for path in files.figures} == {f"{kind}--{trunk}" for kind in kinds for trunk in TRUNKS}
+    expected = {f"{kind}--{trunk}" for kind in kinds for trunk in TRUNKS} | {"trunks"}
+    assert {path.stem for path in files.figures} == expected
     page = files.page.read_text()
+    assert "What trunk and method give" in page
     for trunk in TRUNKS:
         assert f"Mean over 1 dataset, {trunk}" in page
         for title in ("Data efficiency of", "Methods on", "Cost of the methods on", "Seconds per run on"):

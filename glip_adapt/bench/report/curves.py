@@ -1,4 +1,4 @@
-"""The data-efficiency figure: AP over shots, one line per method (the form of GLIP, arXiv 2112.03857, Fig. 8)."""
+"""Data-efficiency figures: AP over shots, one line per method (the form of GLIP, arXiv 2112.03857, Fig. 8) or trunk."""
 
 from __future__ import annotations
 
@@ -53,6 +53,35 @@ def draw_data_efficiency(table: pd.DataFrame, trunk: str, note: str = "") -> Fig
             panel.set_xticks([])  # as below
             panel.set_xlabel("")
     return figure
+
+
+def draw_trunks(table: pd.DataFrame, note: str = "") -> Figure:
+    """Return trunks side by side: AP over shots, a panel per method and in it one line per trunk, on one scale.
+
+    The lines of a panel differ by what the trunk gives; a line differs from panel to panel by what the method gives.
+    Means are over the datasets that all trunks were run on. The table is that of ``load_table``.
+    """
+    table = table[table["dataset"].isin(shared_datasets(table))]
+    mean, names = summarize_mean(table), list(dict.fromkeys(table["dataset"]))
+    methods, trunks = (list(dict.fromkeys(mean.index.get_level_values(level))) for level in ("method", "trunk"))
+    figure = plotting.build_figure("What trunk and method give", (note,), (max(7.4, 2.2 + 3.0 * len(methods)), 4.6))
+    panels = figure.subplots(1, len(methods), squeeze=False)[0]
+    unpublished = pd.Series(dtype="float64", index=pd.MultiIndex.from_tuples([], names=["method", "shots"]))
+    for axes, method in zip(panels, methods, strict=True):
+        of_trunks = select(mean.reorder_levels(["method", "trunk", "shots"]), method)
+        of_trunks.index = of_trunks.index.set_names(["method", "shots"])  # as trunks are the lines here
+        _draw_panel(axes, of_trunks, unpublished, plotting.readable(method))
+    top = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(0, top)
+    panels[0].set_ylabel(f"AP (percent), mean over {len(names)} datasets" if len(names) > 1 else "AP (percent)")
+    plotting.add_legend(figure, plotting.styles_of(trunks))
+    return figure
+
+
+def shared_datasets(table: pd.DataFrame) -> set[str]:
+    """Return the names of the datasets that every trunk of a table was run on."""
+    return set.intersection(*(set(runs["dataset"]) for _, runs in table.groupby("trunk")))
 
 
 def _draw_panel(axes: Axes, summary: pd.DataFrame, published: pd.Series, title: str, large: bool = True) -> None:

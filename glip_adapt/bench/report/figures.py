@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from glip_adapt.bench.plan import ZERO_SHOT
@@ -86,7 +85,7 @@ def draw_costs(table: pd.DataFrame, trunk: str, note: str = "") -> Figure:
         axes.set_ylabel("AP (percent)" if position % 2 else "")
         plotting.finish_axes(axes, "")
         axes.grid(axis="x", color=plotting.RULE, lw=0.8)
-    _add_legend(figure, styles)
+    plotting.add_legend(figure, styles)
     return figure
 
 
@@ -143,7 +142,7 @@ def _draw_groups(title: str, foot: Sequence[str], summary: pd.DataFrame, publish
     axes.set_xlim(-0.6, len(shots) - 0.4)
     axes.set_xticks(range(len(shots)), [str(value) for value in shots])
     axes.set_xlabel("shots per class")
-    _add_legend(figure, styles)
+    plotting.add_legend(figure, styles)
     return figure, axes
 
 
@@ -175,10 +174,3 @@ def _draw_level(axes: Axes, ap: float, name: str) -> None:
         axes.annotate(
             name, (1.01, ap), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=plotting.GREY
         )
-
-
-def _add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Name the methods above the panels."""
-    shown = {plotting.readable(name): style for name, style in styles.items() if name != ZERO_SHOT}
-    handles = [Line2D([], [], ls="", ms=8, label=name, **style) for name, style in shown.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=max(1, len(handles)), frameon=False)

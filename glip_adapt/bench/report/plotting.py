@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from glip_adapt.adapters import ADAPTERS
 from glip_adapt.bench.plan import ZERO_SHOT
@@ -78,6 +79,13 @@ def write_beside(
 ) -> None:
     """Write words at a distance from a place in the data, in points."""
     axes.annotate(text, place, shift, textcoords="offset points", color=color, **more)
+
+
+def add_legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Name the methods, or trunks, above the panels."""
+    shown = {readable(name): style for name, style in styles.items() if name != ZERO_SHOT}
+    handles = [Line2D([], [], ls="", ms=8, label=name, **style) for name, style in shown.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=max(1, len(handles)), frameon=False)
 
 
 def readable(method: str) -> str:

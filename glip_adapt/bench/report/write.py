@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from glip_adapt.bench.plan import ZERO_SHOT
 from glip_adapt.bench.records import RunRecord, read_records
-from glip_adapt.bench.report.curves import draw_data_efficiency
+from glip_adapt.bench.report.curves import draw_data_efficiency, draw_trunks, shared_datasets
 from glip_adapt.bench.report.document import build_document
 from glip_adapt.bench.report.figures import draw_comparison, draw_costs, draw_retention, draw_stages
 from glip_adapt.bench.report.markup import format_latex, format_markdown, format_page
@@ -23,7 +23,7 @@ from glip_adapt.core.files import written_whole
 from glip_adapt.core.plain_text import plain
 from glip_adapt.data.glyphs13 import rendered_datasets
 
-_STEMS = ("data_efficiency", "comparison", "cost", "stages", "retention")
+_STEMS = ("trunks", "data_efficiency", "comparison", "cost", "stages", "retention")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def write_report(out: Path, note: str = "") -> ReportFiles:
     """Write ``OUT/report/`` and return its files.
 
     The runs are in table.csv and table.parquet, the tables in table.md and table.tex, each figure in a PNG and an SVG
-    (one pair per trunk if there are several), and all tables and figures in index.html. Synthetic datasets are called
-    so, whether or not ``note`` does.
+    (one pair per trunk if there are several, and one with all of them), and all tables and figures in index.html.
+    Synthetic datasets are called so, whether or not ``note`` does.
 
     Args:
         out: the results folder.
@@ -119,8 +119,10 @@ def _call_synthetic(records: Iterable[RunRecord], note: str) -> str:
 
 
 def _draw(table: pd.DataFrame, note: str) -> Iterator[tuple[str, Figure]]:
-    """Yield file stem and figure: the curves of every trunk, other figures only if they have content."""
+    """Yield file stem and figure: trunks side by side, the curves of each, other figures only if they have content."""
     trunks = list(dict.fromkeys(table["trunk"]))
+    if len(trunks) > 1 and shared_datasets(table):
+        yield "trunks", draw_trunks(table, note)
     for trunk in trunks:
         runs = table[table["trunk"] == trunk]
         adapted = ((runs["method"] != ZERO_SHOT) & runs["ap"].notna()).any()
