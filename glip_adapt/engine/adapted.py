@@ -5,7 +5,6 @@ The trunk is never touched: attaching makes a copy of the network that shares ev
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import logging
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glip_adapt.adapters import build_adapter, storage
 from glip_adapt.adapters.protocol import Adapter, Stage
@@ -22,6 +21,7 @@ from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.config import to_mapping
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, TextFeatures, Tokens
 from glip_adapt.engine.detector import Detector
+from glip_adapt.engine.insertion import insert, no_tokens, set_mode
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
 
@@ -83,7 +83,7 @@ class AdaptedTrunk:
     def __init__(self, trunk: Trunk, adapter: Adapter) -> None:
         """Attach; see ``adapt``."""
         self.trunk, self.adapter, self.moves = trunk, adapter, 0
-        self._shared = None if adapter.caption_bound else _insert(trunk, adapter, _no_tokens())
+        self._shared = None if adapter.caption_bound else insert(trunk, adapter, no_tokens())
 
     def for_classes(self, classes: Sequence[str | ClassPrompt]) -> AdaptedModel:
         """Return a model for some classes.
@@ -108,7 +108,7 @@ class AdaptedTrunk:
                 "Use fewer or shorter class names, or zero_shot."
             )
         first = captions[0].to(self.trunk.network.device)
-        network, owned = self._shared or _insert(self.trunk, self.adapter, first)
+        network, owned = self._shared or insert(self.trunk, self.adapter, first)
         return AdaptedModel(self, network, owned, prompts, captions)
 
 
@@ -189,7 +189,7 @@ class AdaptedModel(Detector):
     def train(self, training: bool = True) -> None:
         """Set train mode where everything below a module is owned; frozen parts stay in eval mode."""
         owned = {id(tensor) for tensor in self.owned_tensors().values()}
-        _set_mode(self.network, owned if training else set())
+        set_mode(self.network, owned if training else set())
         self._adapted.moves += training
 
     def texts(self) -> list[TextFeatures]:
@@ -245,35 +245,6 @@ def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
     return tuple(ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
 
 
-def _insert(trunk: Trunk, adapter: Adapter, tokens: Tokens) -> tuple[Network, tuple[str, ...]]:
-    """Copy the network, sharing what stays frozen; verify the owned set before anything is made trainable."""
-    shared = {id(tensor): tensor for tensor in (*trunk.network.parameters(), *trunk.network.buffers())}
-    network = copy.deepcopy(trunk.network, dict(shared))
-    adapter.insert(network, tokens)
-    state = network.state_dict(keep_vars=True)
-    owned = tuple(adapter.owned(network))
-    if missing := [name for name in owned if name not in state]:
-        raise ValueError(
-            f"{adapter.name} asks for {len(missing)} tensors that {type(network).__name__} does not have: "
-            f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
-        )
-    for name in owned:
-        if id(state[name]) in shared:
-            parent, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(parent), leaf, copy.deepcopy(state[name]))
-        if isinstance(state[name], nn.Parameter):
-            network.get_parameter(name).requires_grad_(True)
-    if trunk.compiled:
-        network.compile()
-    return network, owned
-
-
-def _no_tokens() -> Tokens:
-    """Return an empty caption, for methods that do not look at it."""
-    nothing = torch.empty(1, 0)
-    return Tokens(nothing.long(), nothing.bool(), nothing[None].bool())
-
-
 def _text_digest(captions: Sequence[Tokens]) -> str:
     """Return a digest of the token ids of each caption, and of which tokens name which class."""
     digest = hashlib.sha256()
@@ -281,13 +252,3 @@ def _text_digest(captions: Sequence[Tokens]) -> str:
         for tensor in (tokens.ids, tokens.mask, tokens.token_map):
             digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _set_mode(module: nn.Module, owned: set[int]) -> None:
-    tensors = list(module.parameters())
-    if tensors and all(id(tensor) in owned for tensor in tensors):
-        module.train()
-        return
-    module.training = False
-    for child in module.children():
-        _set_mode(child, owned)
