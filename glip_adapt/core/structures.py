@@ -209,12 +209,21 @@ class Detections:
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 in 0..K-1.
         class_names: name of label 0..K-1; empty inside the network, which knows none.
+        spans: characters of the sentence whose phrase label 0..K-1 is, (start, end); empty for a list of classes.
     """
 
     boxes_xyxy: Tensor
     scores: Tensor
     labels: Tensor
     class_names: tuple[str, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def phrases(self) -> tuple[GroundedPhrase, ...]:
+        """Each phrase of the sentence with its boxes, in the order of the labels; empty for a list of classes."""
+        rows = [self.select(self.labels == label) for label in range(len(self.spans))]
+        named = zip(self.class_names, self.spans, rows, strict=False)
+        return tuple(GroundedPhrase(name, span, row.boxes_xyxy, row.scores) for name, span, row in named)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -236,6 +245,23 @@ class Detections:
     def cpu(self) -> Detections:
         """Return the detections on the CPU."""
         return replace(self, boxes_xyxy=self.boxes_xyxy.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+
+
+@dataclass(frozen=True)
+class GroundedPhrase:
+    """A phrase of a sentence, and where it is in the image.
+
+    Attributes:
+        text: of the phrase.
+        span: (start, end) of its characters in the sentence, end exclusive.
+        boxes_xyxy: (N, 4) float32, left, top, right and bottom edge in pixels, best first.
+        scores: (N,) float32 in [0, 1].
+    """
+
+    text: str
+    span: tuple[int, int]
+    boxes_xyxy: Tensor
+    scores: Tensor
 
 
 def merge(parts: Sequence[Detections]) -> Detections:

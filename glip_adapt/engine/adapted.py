@@ -17,10 +17,13 @@ from torch import Tensor
 
 from glip_adapt.adapters import build_adapter, storage
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.captions import Caption, ClassPrompt
 from glip_adapt.core.config import to_mapping
-from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, TextFeatures, Tokens
-from glip_adapt.engine.detector import Detector
+from glip_adapt.core.sentences import Span, Tagger, sentence_caption
+from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
+from glip_adapt.core.tagger import nltk_tags
+from glip_adapt.engine.detector import AnyImage, Detector
 from glip_adapt.engine.insertion import insert, no_tokens, set_mode
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
@@ -111,6 +114,58 @@ class AdaptedTrunk:
         network, owned = self._shared or insert(self.trunk, self.adapter, first)
         return AdaptedModel(self, network, owned, prompts, captions)
 
+    def for_sentence(self, sentence: Caption) -> AdaptedModel:
+        """Return a model that detects the phrases of a sentence, from ``sentence_caption``.
+
+        Raises:
+            ValueError: if the tensors of the method belong to another caption, the sentence is too long, or a phrase
+                maps to no token.
+        """
+        if self._shared is None:
+            raise ValueError(
+                f"The tensors of {self.adapter.name} belong to a caption of classes, so that it cannot read sentences. "
+                "Take zero_shot, linear_probe, lora, text_encoder or full."
+            )
+        text, tokens = sentence.text, self.trunk.tokenizer.encode(sentence)
+        named = zip(sentence.spans, sentence.names, strict=True)
+        prompts = tuple(ClassPrompt(name=name, prefix=text[:start], suffix=text[end:]) for (start, end), name in named)
+        for doubt in self.trunk.tokenizer.doubts(prompts, [tokens]):
+            _warn_once(doubt)
+        model = AdaptedModel(self, *self._shared, prompts, [tokens])
+        model.sentence = sentence
+        return model
+
+    def ground(
+        self,
+        image: AnyImage,
+        sentence: str,
+        phrases: Sequence[str | Span] | None = None,
+        *,
+        tagger: Tagger = nltk_tags,
+        threshold: float = 0.0,
+        view: ViewConfig | None = None,
+    ) -> Detections:
+        """Find the phrases of a sentence: ``ground("a.jpg", "[a man] with [a red umbrella]").phrases``.
+
+        Args:
+            image: as for ``Detector.predict``.
+            sentence: with its phrases in brackets; without brackets its noun phrases are found.
+            phrases: words of the sentence, or their spans, instead of brackets.
+            tagger: finds the noun phrases; by default that of nltk, an extra. See ``sentence_caption``.
+            threshold: lowest score in [0, 1] of a box that is returned.
+            view: resizing and precision; by default those of the trunk.
+
+        Returns:
+            The boxes, best first; ``phrases`` sorts them by phrase, each with its span in the sentence without
+            brackets.
+
+        Raises:
+            ValueError: as ``sentence_caption``, ``for_sentence`` and ``Detector.predict``.
+            RuntimeError, FileNotFoundError: if nltk or its data are needed and missing, or the image is.
+        """
+        model = self.for_sentence(sentence_caption(sentence, phrases, tagger))
+        return model.predict(image, threshold=threshold, view=view)
+
 
 class AdaptedModel(Detector):
     """A trunk with one adapter, ready for one list of classes.
@@ -164,6 +219,16 @@ class AdaptedModel(Detector):
                 "the other classes."
             )
         return self._adapted.for_classes(classes)
+
+    def for_sentence(self, sentence: Caption) -> AdaptedModel:
+        """Return a model for the phrases of a sentence by the same tensors; see ``AdaptedTrunk.for_sentence``."""
+        return self._adapted.for_sentence(sentence)
+
+    def ground(
+        self, image: AnyImage, sentence: str, phrases: Sequence[str | Span] | None = None, **options: Any
+    ) -> Detections:
+        """Find the phrases of a sentence by the same tensors; see ``AdaptedTrunk.ground``, also for the options."""
+        return self._adapted.ground(image, sentence, phrases, **options)
 
     def owned_tensors(self) -> dict[str, Tensor]:
         """Return the owned tensors by their state dict names; they are the live ones, not copies."""
@@ -222,8 +287,11 @@ class AdaptedModel(Detector):
         Raises:
             FileExistsError: if ``folder`` holds a baked model, which commands would go on using; or an adapter, and
                 ``overwrite`` is false.
+            ValueError: if the model is for a sentence.
             OSError: if the files cannot be written.
         """
+        if self.sentence is not None:
+            raise ValueError("A model for a sentence is not saved. Save the model for classes that it was made from.")
         folder = Path(folder)
         if (folder / storage.BAKED_DESCRIPTION_FILE).exists():
             raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.captions import Caption, ClassPrompt
 from glip_adapt.core.precision import autocast
 from glip_adapt.core.renamed import renamed
 from glip_adapt.core.settings import ViewConfig
@@ -46,6 +46,7 @@ class Detector(ABC):
         frozen_checksum: of the weights that the frozen stages run with; detectors that agree in it share features.
         thresholds: class name → lowest score of a box to show, chosen on held-out images; empty if none were.
         text_digest: of the text that the frozen state depends on; empty if it depends on none.
+        sentence: whose phrases are detected; None for a list of classes.
     """
 
     network: Network
@@ -57,6 +58,7 @@ class Detector(ABC):
     frozen_checksum: str
     text_digest: str
     thresholds: Mapping[str, float] = MappingProxyType({})
+    sentence: Caption | None = None
 
     if not TYPE_CHECKING:
         __getattr__ = renamed(glip="model.network", classes="model.prompts", bake="glip_adapt.bake(model)")
@@ -170,7 +172,10 @@ def detections(model: Detector, prefix: FrozenState, sizes_hw: Sequence[SizeHW],
         found = model.network.decode(output, sizes_hw)
         captions.append([replace(part, labels=part.labels + first_label) for part in found])
         first_label += count
-    return [replace(merge(parts).cpu(), class_names=model.class_names) for parts in zip(*captions, strict=True)]
+    spans = model.sentence.spans if model.sentence else ()
+    return [
+        replace(merge(parts).cpu(), class_names=model.class_names, spans=spans) for parts in zip(*captions, strict=True)
+    ]
 
 
 def _open(image: AnyImage) -> Image.Image:

@@ -186,7 +186,7 @@ def made_up_tokenizer(size: int, separators: Sequence[int] = (2, 3, 5), *, close
 
 
 def _closed(caption: Caption) -> Caption:
-    """Return the caption with a full stop behind it and none within a name; no character moves.
+    """Return the caption with one full stop behind it and none within a name; no character moves.
 
     A span leaves out the spaces around its name, of which there may be more than ``span_to_tokens`` skips.
     """
@@ -196,7 +196,7 @@ def _closed(caption: Caption) -> Caption:
         text = text[:start] + name + text[end:]
         first = start + len(name) - len(name.lstrip())
         spans.append((first, first + len(name.strip())) if name.strip() else (start, end))
-    return Caption(text + FULL_STOP, tuple(spans), caption.names)
+    return Caption(text + FULL_STOP * (not text.endswith(FULL_STOP)), tuple(spans), caption.names)
 
 
 def _short(text: str) -> str:
