@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glip_adapt.bench.report.write import write_report
     from glip_adapt.core.captions import ClassPrompt
     from glip_adapt.core.errors import GlipAdaptError
+    from glip_adapt.core.sentences import sentence_caption
     from glip_adapt.core.settings import FitConfig, ViewConfig
     from glip_adapt.core.structures import Detections
     from glip_adapt.data.dataset import Dataset, load_dataset
@@ -56,6 +57,7 @@ _HOMES = {
     "glip_adapt.bench.report.write": ("write_report",),
     "glip_adapt.core.captions": ("ClassPrompt",),
     "glip_adapt.core.errors": ("GlipAdaptError",),
+    "glip_adapt.core.sentences": ("sentence_caption",),
     "glip_adapt.core.settings": ("FitConfig", "ViewConfig"),
     "glip_adapt.core.structures": ("Detections",),
     "glip_adapt.data.dataset": ("Dataset", "load_dataset"),
@@ -88,7 +90,7 @@ __all__ = [
     "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
     "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge",
     "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
-    "to_supervision", "write_report",
+    "sentence_caption", "to_supervision", "write_report",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from glip_adapt.cli.options import (
     InPrecision,
     ShortSide,
     Vocabulary,
+    open_grounder,
     open_model,
     split_names,
     view_of,
@@ -34,7 +35,13 @@ def detect(
         typer.Argument(help="Image files, folders of them, or patterns in quotes: 'photos/*.jpg', 'photos/**'."),
     ],
     classes: Classes = "",
-    caption: Annotated[str, typer.Option(help='Instead of --classes: names separated by ". ".')] = "",
+    caption: Annotated[
+        str,
+        typer.Option(
+            help="Instead of --classes: a sentence, with what to find in brackets, '[a man] with [a red umbrella]'; "
+            'without brackets its noun phrases (extra `phrases`). Or names separated by ". ".'
+        ),
+    ] = "",
     adapter: Annotated[Path | None, typer.Option(help="Folder saved by `adapt` or `bake`.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for JSON files and annotated images.")] = Path("runs/detect"),
     threshold: Annotated[
@@ -65,18 +72,23 @@ def detect(
 ) -> None:
     """Find objects by name in images; write all boxes as JSON, and each image with the shown boxes drawn.
 
-    Boxes are edges in pixels of the upright image: left, top, right, bottom. An image that cannot be read is named and
-    left out; the exit code is then 1.
+    Boxes are edges in pixels of the upright image: left, top, right, bottom. Those of a sentence have their phrase and
+    its span; the drawing has the sentence below, its phrases in the colours of their boxes. An image that cannot be
+    read is named and left out; the exit code is then 1.
 
     Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
     """
     if classes and caption:
         raise typer.BadParameter("give --classes or --caption, not both", param_hint="--caption")
+    from glip_adapt import sentence_caption
+
+    names = split_names(classes) or _names_in(caption)
+    sentence = sentence_caption(caption) if caption and not names else None
     with terminal.working(IMPORTING, hidden=as_json):
         from glip_adapt.core.memory import peak_bytes
         from glip_adapt.share.detecting import detect_files, find_images
-    paths = find_images(images)
-    model = open_model(trunk, checkpoint, vocabulary, device, adapter, split_names(classes) or _split_caption(caption))
+    paths, weights = find_images(images), (trunk, checkpoint, vocabulary, device, adapter)
+    model = open_grounder(*weights, sentence) if sentence else open_model(*weights, names)
 
     with terminal.files_bar("detect", len(paths), hidden=as_json) as advance:
 
@@ -100,6 +112,8 @@ def detect(
     raise typer.Exit(1 if any(result.error for result in results) else 0)
 
 
-def _split_caption(caption: str) -> list[str]:
-    """Return the names in a caption, without blanks and periods around them."""
-    return [name for part in re.split(r"\.(?:\s|$)", caption) if (name := part.strip(" ."))]
+def _names_in(caption: str) -> list[str]:
+    """Return the names in a caption, without blanks and periods around them; none if it is a sentence."""
+    names = [name for part in re.split(r"\.(?:\s|$)", caption) if (name := part.strip(" ."))]
+    is_sentence = "[" in caption or (len(names) == 1 and len(names[0].split()) > 1)
+    return [] if is_sentence else names

@@ -212,6 +212,31 @@ def open_model(
     return attach(loaded, "zero_shot", classes=classes or ())
 
 
+def open_grounder(
+    trunk: str | None,
+    checkpoint: Path | None,
+    vocabulary: Path | None,
+    device: str | None,
+    adapter: Path | None,
+    sentence: Any,
+) -> Any:
+    """Return a model that finds the phrases of a sentence, by an adapter or zero-shot; arguments as ``open_model``.
+
+    Raises:
+        ValueError: if the adapter is baked, or its tensors belong to a caption of classes.
+    """
+    with terminal.working(IMPORTING):
+        from glip_adapt import adapt, load_adapter
+    if adapter is not None and (adapter / "baked.json").is_file():
+        raise ValueError(
+            f"The baked model in {adapter} has no text encoder to read a sentence with. Name the adapter that it was "
+            "made from, or leave --adapter out."
+        )
+    loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
+    grounder = adapt(loaded, "zero_shot") if adapter is None else load_adapter(adapter, trunk=loaded)
+    return grounder.for_sentence(sentence)
+
+
 def worded(data: Any, prompts: Wording) -> Any:
     """Return the classes of a dataset, worded by its official prompts if these are asked for and it has some."""
     return (data.prompts if prompts == "official" else None) or data.classes

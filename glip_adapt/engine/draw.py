@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from glip_adapt.core.captions import Caption
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.glyphs import font
 from glip_adapt.engine.metrics.matching import Floats, ImageMatches
 
 # Okabe and Ito's palette without black: told apart by colour-blind readers, visible on photographs.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+PAPER = "#FFFFFF"
 
 _FONT = "DejaVuSans.ttf"  # Pillow's own lacks most letters with accents
 Rectangle = tuple[float, float, float, float]
@@ -66,7 +71,32 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
         )
         for (x1, y1, x2, y2), score, label in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    return draw_marks(image, marks, letters=max(11, max(image.size) // 50))
+    return draw_marks(image, marks, letters=_letters(image))
+
+
+def add_sentence(image: Image.Image, sentence: Caption) -> Image.Image:
+    """Return a copy of an RGB image with a sentence below it; its phrases have the colours of their boxes."""
+    colours = [PAPER] * len(sentence.text)
+    for label, (start, end) in reversed(list(enumerate(sentence.spans))):
+        colours[start:end] = [COLOURS[label % len(COLOURS)]] * (end - start)
+    letters = _letters(image)
+    typeface, height, margin = font(_FONT, letters), letters + letters // 2, letters // 2
+    words: list[tuple[float, int, str, str]] = []  # left edge, line, text, colour
+    left, line = float(margin), 0
+    for colour, run in itertools.groupby(zip(sentence.text, colours, strict=True), key=operator.itemgetter(1)):
+        for word in re.findall(r"\S+\s?|\s", "".join(letter for letter, _ in run)):
+            if left + typeface.getlength(word.rstrip()) > image.width - margin and left > margin:
+                left, line = float(margin), line + 1
+            words.append((left, line, word, colour))
+            left += typeface.getlength(word)
+    drawn = Image.new("RGB", (image.width, image.height + (line + 1) * height + 2 * margin), PAPER)
+    drawn.paste(image)
+    canvas = ImageDraw.Draw(drawn)
+    for left, line, word, colour in words:
+        top = image.height + margin + line * height
+        canvas.rectangle((left, top, left + typeface.getlength(word) - 1, top + height - 2), fill=colour)
+        canvas.text((left, top), word, fill=Look.ink, font=typeface)
+    return drawn
 
 
 def truth_marks(matches: ImageMatches, class_names: Sequence[str]) -> list[Mark]:
@@ -124,6 +154,11 @@ def name_class(class_names: Sequence[str], label: int) -> str:
     """Return the name of a class as the font can draw it, or its number from 1, such as ``#3``."""
     name = " ".join(class_names[label].split())
     return name if name and all(map(_is_drawn, name)) else f"#{label + 1}"
+
+
+def _letters(image: Image.Image) -> int:
+    """Return the height of letters on an image, in pixels."""
+    return max(11, max(image.size) // 50)
 
 
 @functools.cache

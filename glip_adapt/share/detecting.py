@@ -23,7 +23,7 @@ from glip_adapt.core.structures import Detections
 from glip_adapt.data.documents import image_files
 from glip_adapt.data.images import SUFFIXES, load_rgb
 from glip_adapt.engine.detector import Detector
-from glip_adapt.engine.draw import draw_detections
+from glip_adapt.engine.draw import add_sentence, draw_detections
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.share.interop import place_yolo_labels, write_boxes_csv, write_pseudo_labels, write_yolo_labels
 
@@ -46,6 +46,7 @@ class FileResult:
         seconds: that detection took.
         drawing: path of the annotated image.
         error: message; empty if the file could be read.
+        sentence: whose phrases were looked for; empty for a list of classes.
     """
 
     image: Path
@@ -54,6 +55,7 @@ class FileResult:
     seconds: float = 0.0
     drawing: Path | None = None
     error: str = ""
+    sentence: str = ""
 
     @property
     def shown(self) -> Detections | None:
@@ -63,17 +65,21 @@ class FileResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as it is written, with all boxes; ``shown`` tells which reach the threshold of their class.
 
-        Boxes are edges (left, top, right, bottom) in pixels of the upright image.
+        Boxes are edges (left, top, right, bottom) in pixels of the upright image. Those of a sentence have the
+        ``phrase`` and its ``span``, start and end in the ``sentence``.
         """
         start = {"schema": SCHEMA, "image": str(self.image)}
         if self.found is None or self.is_shown is None:
             return {**start, "error": self.error}
         columns = (self.found.boxes_xyxy, self.found.scores, self.found.labels, self.is_shown)
+        names = self.found.class_names
+        spans = [{"phrase": p.text, "span": list(p.span)} for p in self.found.phrases] or [{}] * len(names)
         boxes = [
-            {"class": self.found.class_names[label], "score": score, "box_xyxy": box, "shown": shown}
+            {"class": names[label], **spans[label], "score": score, "box_xyxy": box, "shown": shown}
             for box, score, label, shown in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        return {**start, "seconds": round(self.seconds, 3), "detections": boxes}
+        sentence = {"sentence": self.sentence} if self.sentence else {}
+        return {**start, **sentence, "seconds": round(self.seconds, 3), "detections": boxes}
 
 
 def detect_files(
@@ -206,11 +212,13 @@ def _detect_one(
         is_shown=found.reach(limits),
         seconds=seconds,
         drawing=target.with_name(f"{target.name}.png"),
+        sentence=model.sentence.text if model.sentence else "",
     )
     with written_whole(target.with_name(f"{target.name}.json")) as temporary:
         temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     with written_whole(target.with_name(f"{target.name}.png")) as temporary:
-        draw_detections(image, found.above(limits)).save(temporary)
+        drawn = draw_detections(image, found.above(limits))
+        (add_sentence(drawn, model.sentence) if model.sentence else drawn).save(temporary)
     return result
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+from glip_adapt.core.sentences import sentence_caption
 from glip_adapt.core.structures import Detections
 from glip_adapt.engine.draw import (
     COLOURS,
@@ -20,6 +21,7 @@ from glip_adapt.engine.draw import (
     _place,
     _shared,
     _shorten,
+    add_sentence,
     draw_detections,
     draw_marks,
     match_marks,
@@ -154,3 +156,17 @@ def test_matches_become_marks_in_pixels_with_names_and_scores():
 def test_names_that_the_font_cannot_draw_are_numbers():
     names = ("Straße", "кошка", "犬", "a\nb", "", "\x00")
     assert [name_class(names, k) for k in range(6)] == ["Straße", "кошка", "#3", "a b", "#5", "#6"]
+
+
+def test_a_sentence_stands_below_the_image_with_its_phrases_in_the_colours_of_their_boxes():
+    image = Image.new("RGB", (200, 50), "black")
+    sentence = sentence_caption("a [man] and [a dog] " + "far " * 30)
+    drawn = add_sentence(image, sentence)
+    assert drawn.crop((0, 0, 200, 50)).tobytes() == image.tobytes()
+    rows = [y for y in range(50, drawn.height) if any(drawn.getpixel((x, y)) != (255,) * 3 for x in range(200))]
+    assert rows[-1] - rows[0] > 3 * 11  # it is wrapped
+    colours = {drawn.getpixel((x, y)) for y in rows for x in range(200)}
+    assert {ImageColor.getrgb(colour) for colour in COLOURS} & colours == {
+        ImageColor.getrgb(COLOURS[0]),
+        ImageColor.getrgb(COLOURS[1]),
+    }

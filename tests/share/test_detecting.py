@@ -29,6 +29,7 @@ class Fixed:
     """A detector that always finds the same."""
 
     device = torch.device("cpu")
+    sentence = None
 
     class_names: tuple[str, ...] = NAMES
     thresholds: Mapping[str, float] = field(default_factory=dict)
