@@ -4,13 +4,15 @@
 
 Every golden file of the folder and of its subfolders ``float64`` and ``extra`` is reproduced with stand-in weights that
 go through a public-style checkpoint file, as a user's would. The start of a file's name says what it holds. ``eval``,
-``train``, ``train_prompt``, ``steps`` and ``chunked`` are compared; other known kinds and unknown files are listed.
+``train``, ``train_prompt``, ``steps``, ``chunked``, ``phrases`` and ``tta`` are compared; other known kinds and unknown
+files are listed.
 
 One line per quantity: the error of a float64 network, its limit, then those of a float32 network. An error is
 ‖a − b‖ / ‖b‖. Against arrays recorded in float64 the limits are 1e-5, and for float32 5e-3, or 5e-2 where gradients
-enter. Against arrays recorded in float32 those of float32 hold for both. Boxes are compared at 0.1 pixels; labels and
-tokens must be equal. A dash instead of a limit: rounding decides the quantity in float32, so that its error is shown
-but not judged. Exit code 1 if a line fails, or if a kind that ``--require`` names was not compared.
+enter. Against arrays recorded in float32 those of float32 hold for both. Boxes are compared at 0.1 pixels, those of
+``phrases`` and ``tta`` at 0.01; labels and tokens must be equal. A dash instead of a limit: rounding decides the
+quantity in float32, so that its error is shown but not judged. Exit code 1 if a line fails, or if a kind that
+``--require`` names was not compared.
 tests/parity/README.md describes the files.
 
 Evaluation and prompt tuning run two ways in each precision: with the cheaper order of the fusion's products, directly;
@@ -38,9 +40,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # that of this file, also where it is started as a script
+
+from benchmarks import parity_views
+from benchmarks.goldens import (
+    EQUAL,
+    FLOAT64_ONLY,
+    FORWARD,
+    GRADIENT,
+    HUNDREDTH,
+    NOT_AT_ALL,
+    PIXELS,
+    Golden,
+    Limits,
+    Measured,
+    Recorded,
+    detections_of,
+    measure_detections,
+    pictures,
+    relative,
+    some_of,
+)
 from glip_adapt.core.captions import build_caption
-from glip_adapt.core.structures import Detections, FrozenState, ImageBatch, Target, merge
-from glip_adapt.data.transforms import collate
+from glip_adapt.core.structures import FrozenState, Target, merge
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.cache_files import CacheKey
@@ -54,43 +77,17 @@ from glip_adapt.trunks.glip.names import PROMPT_TABLE, public_name, public_names
 from glip_adapt.trunks.glip.objective import detection_loss
 from glip_adapt.trunks.released import TRUNKS, published_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
 OWN = ROOT / "tests" / "parity"
 SUBFOLDERS = ("", "float64", "extra")
 TRUNK_OF = {"glip_tiny": "glip-t", "glip_a_tiny": "glip-t-a", "glip_large": "glip-l"}
 METHOD_OF = {"full": "full", "language_prompt_v2": "prompt", "linear_prob": "linear_probe"}
 LOSS_NAMES = {"token": "loss_dot_product_token", "box": "loss_reg", "centerness": "loss_centerness"}
 # Kinds that the tests of the package read, or that have no counterpart here yet.
-NOT_COMPARED = ("tta", "phrases", "flickr_recall", "lvis_ap", "training_captions")
+NOT_COMPARED = ("tta", "flickr_recall", "lvis_ap", "training_captions")
 ELSEWHERE = ("preprocess", "text", "tuning_modes", "fewshot")
-INPUTS = ("*.state_dict.json", "weights.py", "vocab.txt", "README.md")
+INPUTS = ("phrases*.json", "*.state_dict.json", "weights.py", "vocab.txt", "README.md")
 # What vanishes analytically, such as the gradient of a key's bias, is rounding noise in both implementations.
 NOISE_FLOOR = 1e-6  # of the largest gradient norm, or of the largest change that a step can make
-
-
-Recorded = Literal["float64", "float32"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest error of a network, by its precision; None where it is shown but not judged."""
-
-    float64: float | None
-    float32: float | None
-
-    def against(self, recorded: Recorded) -> Limits:
-        """Return the limits against arrays that were recorded in this precision."""
-        return self if recorded == "float64" else Limits(self.float32, self.float32)
-
-
-FORWARD = Limits(1e-5, 5e-3)
-GRADIENT = Limits(1e-5, 5e-2)
-FLOAT64_ONLY = Limits(1e-5, None)
-PIXELS = Limits(0.1, 0.1)
-EQUAL = Limits(0, 0)
-NOT_AT_ALL = Limits(None, None)
-
-Measured = tuple[str, float, Limits]  # quantity, error of one network, limits
 
 
 @dataclass(frozen=True)
@@ -119,28 +116,6 @@ class Line:
             for error, limit in self.columns
         ]
         return "  ".join(["pass" if self.passed else "FAIL", *shown, self.file, self.quantity])
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One golden file.
-
-    Attributes:
-        path: of the file.
-        kind: one of ``MEASURES``.
-        arrays: its content by name.
-        partner: what else it needs: an evaluation the arrays in float64, if any; optimiser steps a file with the boxes.
-    """
-
-    path: Path
-    kind: str
-    arrays: Mapping[str, Any]
-    partner: Mapping[str, Any] | None = None
-
-    @property
-    def labels(self) -> list[str]:
-        """The class names."""
-        return [str(label) for label in (self.arrays if "labels" in self.arrays else self.partner or {})["labels"]]
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,7 @@ def summary(lines: Sequence[Line]) -> Iterator[str]:
     passed = sum(line.passed for line in lines)
     yield f"{passed} passed, {len(lines) - passed} failed"
     for column, precision in enumerate(("float64", "float32")):
-        limited = [(line.columns[column], line) for line in lines if line.limits not in (PIXELS, EQUAL)]
+        limited = [(line.columns[column], line) for line in lines if line.limits not in (PIXELS, HUNDREDTH, EQUAL)]
         for limit in sorted({limit for (_, limit), _ in limited if limit is not None}):
             error, worst = max(((e, line) for (e, its), line in limited if its == limit), key=lambda pair: pair[0])
             yield f"largest error of {precision} under {limit:.0e}: {error:.2e} ({worst.file} {worst.quantity})"
@@ -227,6 +202,8 @@ def read_folder(folder: Path) -> Folder:
 
 def obstacle(golden: Golden) -> str | None:
     """Return why a file cannot be reproduced, if so."""
+    if golden.kind == "phrases" and golden.partner is None:
+        return "no phrases*.json beside it has its sentences"
     if golden.kind != "steps":
         return None
     if golden.partner is None:
@@ -263,7 +240,7 @@ def partner_of(golden: Golden, goldens: Sequence[Golden], batches: Sequence[Mapp
         keys = ("seeds", "sizes", "caption")
         same = (b for b in batches if "gt_boxes_0" in b and all(np.array_equal(b[k], golden.arrays[k]) for k in keys))
         return next(same, None)
-    return None
+    return parity_views.sentences_of(golden) if golden.kind == "phrases" else None
 
 
 def compare_all(goldens: Sequence[Golden], weights: ModuleType, vocabulary: Path, fixtures: Path) -> Iterator[Line]:
@@ -535,41 +512,6 @@ def measure_chunked(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: to
             yield f"{name}: merged {quantity}", error, limits
 
 
-def measure_detections(found: Detections, expected: Detections) -> Iterator[Measured]:
-    """Yield the errors of number, boxes, scores and labels of detections that were recorded in float32."""
-    partner, pixels = match(found, expected)
-    yield "count", abs(len(found) - len(expected)), EQUAL
-    yield "boxes (pixels)", pixels, PIXELS
-    yield "scores", relative(found.scores[partner], expected.scores), FORWARD.against("float32")
-    yield "labels", (found.labels[partner] != expected.labels).sum().item(), EQUAL
-
-
-def detections_of(arrays: Mapping[str, Any], key: str) -> Detections:
-    """Return recorded detections; their labels start at 1. ``key`` has a gap for what an array holds."""
-    boxes, scores, labels = (torch.from_numpy(arrays[key.format(part)]) for part in ("boxes", "scores", "labels"))
-    return Detections(boxes, scores, labels.long() - 1)
-
-
-def some_of(detections: Detections, places: slice) -> Detections:
-    return Detections(detections.boxes_xyxy[places], detections.scores[places], detections.labels[places])
-
-
-def match(found: Detections, expected: Detections) -> tuple[Tensor, float]:
-    """Return for each expected box the nearest one found of its label, used once, and the largest distance in pixels.
-
-    Boxes are paired rather than compared in order, since scores that differ in the last bit may swap places.
-    """
-    distance = (found.boxes_xyxy[None] - expected.boxes_xyxy[:, None]).abs().amax(-1)
-    distance[found.labels[None] != expected.labels[:, None]] = float("inf")
-    partner = torch.zeros(len(expected), dtype=torch.int64)
-    worst = 0.0
-    for i in range(len(expected)):
-        partner[i] = distance[i].argmin()
-        worst = max(worst, distance[i, partner[i]].item())
-        distance[:, partner[i]] = float("inf")
-    return partner, worst
-
-
 def network(trunk: Trunk, method: str, classes: Sequence[str], dtype: torch.dtype, **settings: Any) -> AdaptedModel:
     """Return a method on a trunk, computing in ``dtype``, without dropout and stochastic depth.
 
@@ -621,14 +563,6 @@ def targets(arrays: Mapping[str, Any]) -> list[Target]:
         Target(torch.from_numpy(arrays[f"gt_boxes_{i}"]), torch.from_numpy(arrays[f"gt_labels_{i}"]).long() - 1)
         for i in range(len(arrays["seeds"]))
     ]
-
-
-def pictures(arrays: Mapping[str, Any], weights: ModuleType) -> ImageBatch:
-    """Return the pictures of a golden file, padded together."""
-    seeds = arrays["seeds"] if "seeds" in arrays else [arrays["seed"]]
-    sizes_hw = arrays["sizes"] if "sizes" in arrays else [arrays["size"]]
-    drawn = (weights.image(int(seed), int(h), int(w)) for seed, (h, w) in zip(seeds, sizes_hw, strict=True))
-    return collate([torch.from_numpy(rgb).permute(2, 0, 1) for rgb in drawn])
 
 
 def stand_in_trunk(variant: str, salt: int, weights: ModuleType, vocabulary: Path | None, fixtures: Path) -> Trunk:
@@ -685,19 +619,13 @@ def import_file(path: Path) -> ModuleType:
     return module
 
 
-def relative(ours: Any, golden: Any) -> float:
-    """Return ‖a − b‖ / ‖b‖ in float64."""
-    a = torch.as_tensor(ours).detach().double()
-    b = torch.as_tensor(np.asarray(golden)).double().reshape(a.shape)
-    return ((a - b).norm() / b.norm()).item()
-
-
 MEASURES: dict[str, Callable[[Golden, Trunk, ModuleType, torch.dtype], Iterator[Measured]]] = {
     "eval": measure_eval,
     "train": measure_train,
     "train_prompt": measure_train_prompt,
     "steps": measure_steps,
     "chunked": measure_chunked,
+    "phrases": parity_views.measure_phrases,
 }
 
 if __name__ == "__main__":

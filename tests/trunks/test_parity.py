@@ -25,6 +25,7 @@ from glip_adapt.trunks.glip import dyhead, text
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.released import TRUNKS
+from glip_adapt.trunks.tokenizer import Tokenizer
 
 PARITY = Path(__file__).resolve().parents[1] / "parity"
 VOCABULARY = SHARED / "parity" / "vocab.txt"
@@ -250,11 +251,12 @@ def test_gradients_and_steps_equal_the_public_code(name, parity, goldens, trunk_
 
 @pytest.mark.slow
 @pytest.mark.skipif(not VOCABULARY.is_file(), reason="the vocabulary of bert-base-uncased is not in ../shared/parity")
-def test_several_captions_give_what_the_public_code_gives(parity, goldens, trunk_of, weights):
+@pytest.mark.parametrize(("kind", "count"), [("chunked", 60), ("phrases", 28)])
+def test_captions_of_any_kind_give_what_the_public_code_gives(kind, count, parity, goldens, trunk_of, weights):
     trunk = copy.copy(trunk_of("glip_tiny"))
-    object.__setattr__(trunk, "tokenizer", text.Tokenizer.from_file(VOCABULARY))
-    lines = list(parity.compare(goldens["extra/chunked_glip_tiny.npz"], trunk, weights, PARITY))
-    assert len(lines) == 60
+    object.__setattr__(trunk, "tokenizer", Tokenizer.from_file(VOCABULARY))
+    lines = list(parity.compare(goldens[f"extra/{kind}_glip_tiny.npz"], trunk, weights, PARITY))
+    assert len(lines) == count
     assert [str(line) for line in lines if not line.passed] == []
 
 
