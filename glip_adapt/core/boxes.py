@@ -53,7 +53,7 @@ def scale(boxes_xyxy: Tensor, from_hw: SizeHW, to_hw: SizeHW) -> Tensor:
     return boxes_xyxy * boxes_xyxy.new_tensor((ratio_w, ratio_h, ratio_w, ratio_h))
 
 
-def flip_horizontal(boxes_xyxy: Tensor, width: int) -> Tensor:
+def flip_horizontal(boxes_xyxy: Tensor, width: float) -> Tensor:
     """Mirror boxes (N, 4) left to right in an image of ``width`` pixels."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack((width - 1 - x2, y1, width - 1 - x1, y2), dim=-1)

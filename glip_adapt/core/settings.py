@@ -12,6 +12,8 @@ Shots = int | Literal["all"]
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
+Merging = Literal["best", "vote", "soft_vote"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
@@ -32,6 +34,40 @@ class ViewConfig:
             )
         if self.precision not in get_args(Precision):
             raise unknown_name("precision", self.precision, get_args(Precision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Views of an image that are looked at one after the other, and how their boxes are merged, class by class.
+
+    As ``im_detect_bbox_aug`` in maskrcnn_benchmark/data/datasets/evaluation/box_aug.py of the public code; tiles are
+    an addition.
+    """
+
+    sizes: tuple[int, ...] = ()
+    "short sides, pixels; none: that of ``ViewConfig``"
+    flip: bool = False
+    "whether each view comes mirrored as well"
+    tile: int | None = None
+    "side of square tiles, pixels of the image; each is shown like an image, beside the whole. None: no tiles"
+    overlap: float = 0.2
+    "least part of a tile that its neighbour shows too"
+    areas: tuple[tuple[float, float], ...] = ()
+    "for each size the smallest and the largest box to keep: square root of its area in pixels of the view; none: all"
+    merging: Merging = "best"
+    "of boxes that overlap: the best one; their mean, weighted by score; or that and the rest with less score"
+
+    def __post_init__(self) -> None:
+        if min((*self.sizes, 32 if self.tile is None else self.tile)) < 32:
+            raise ValueError(f"Sizes and tiles of views have at least 32 pixels; got {self.sizes} and {self.tile}.")
+        if not 0 <= self.overlap <= 0.9:
+            raise ValueError(f"Tiles overlap by a part from 0 to 0.9 of their side; got {self.overlap}.")
+        if self.areas and len(self.areas) != len(self.sizes):
+            raise ValueError(f"Expected one range of areas for each of {len(self.sizes)} sizes; got {len(self.areas)}.")
+        if any(low >= high for low, high in self.areas):
+            raise ValueError(f"A range of areas goes from a smaller number to a larger one; got {self.areas}.")
+        if self.merging not in get_args(Merging):
+            raise unknown_name("merging", self.merging, get_args(Merging))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,8 +238,8 @@ class Detections:
             return self.scores >= score
         return self.scores >= self.scores.new_tensor([score[name] for name in self.class_names])[self.labels]
 
-    def select(self, chosen: Tensor) -> Detections:
-        """Return the rows that a mask (N,) bool or indices (M,) int64 choose."""
+    def select(self, chosen: Tensor | slice) -> Detections:
+        """Return the rows that a mask (N,) bool, indices (M,) int64 or a slice choose."""
         return replace(self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
 
     def cpu(self) -> Detections:

@@ -10,6 +10,7 @@ Shape letters: B batch, H W padded pixels, h w real pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_adapt.core import boxes
+from glip_adapt.core.settings import Views
 from glip_adapt.core.structures import DIVISOR, ImageBatch, SizeHW, Target
 
 
@@ -29,14 +31,33 @@ class View:
     Attributes:
         short_side: length of the shorter side after resizing, in pixels; less if the longer side would be too long.
         flip: whether the image is mirrored left to right.
+        part: left, top, right and bottom edge of what is shown, in pixels of the image; None for all of it.
     """
 
     short_side: int
     flip: bool
+    part: tuple[int, int, int, int] | None = None
+
+    def part_of(self, size_hw: SizeHW) -> tuple[int, int, int, int]:
+        """Return left, top, right and bottom edge of what is shown of an image of (height, width) ``size_hw``."""
+        return self.part or (0, 0, size_hw[1], size_hw[0])
+
+    def seen_hw(self, size_hw: SizeHW, max_long_side: int) -> SizeHW:
+        """Return the (height, width) of the view of an image of ``size_hw``, after resizing."""
+        left, top, right, bottom = self.part_of(size_hw)
+        return resize_shape((bottom - top, right - left), self.short_side, max_long_side)
 
     def __post_init__(self) -> None:
         if self.short_side < 1:
             raise ValueError(f"A view needs a short side of at least 1 pixel; got {self.short_side}.")
+
+
+@dataclass(frozen=True)
+class ShownView:
+    """One of several views of an image, and which boxes to keep: the square root of their area, pixels of the view."""
+
+    view: View
+    areas: tuple[float, float]
 
 
 def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
@@ -50,6 +71,36 @@ def training_views(short_sides: Sequence[int], flip: bool) -> tuple[View, ...]:
     if not short_sides:
         raise ValueError("Training needs at least one short side; got none. The public recipe has 480 560 640 720 800.")
     return tuple(View(side, mirrored) for side in short_sides for mirrored in ((False, True) if flip else (False,)))
+
+
+def views_of(size_hw: SizeHW, views: Views, short_side: int) -> list[ShownView]:
+    """Return the views of an image of (height, width) ``size_hw``, the whole first.
+
+    Without sizes, the views have ``short_side``. The tiles of an image lie evenly, from edge to edge; an image that is
+    no larger than a tile has none.
+    """
+    sizes = views.sizes or (short_side,)
+    ranges = views.areas or ((0.0, math.inf),) * len(sizes)
+    return [
+        ShownView(View(size, mirrored, part), areas)
+        for part in (None, *_tiles(size_hw, views.tile or max(size_hw), views.overlap))
+        for size, areas in zip(sizes, ranges, strict=True)
+        for mirrored in ((False, True) if views.flip else (False,))
+    ]
+
+
+def _tiles(size_hw: SizeHW, side: int, overlap: float) -> list[tuple[int, int, int, int]]:
+    """Return left, top, right and bottom edge of each tile, row by row; none if one tile holds the image."""
+    (tops, height), (lefts, width) = (_starts(length, side, overlap) for length in size_hw)
+    tiles = [(left, top, left + width, top + height) for top in tops for left in lefts]
+    return tiles if len(tiles) > 1 else []
+
+
+def _starts(length: int, side: int, overlap: float) -> tuple[list[int], int]:
+    """Return where the tiles of a row begin, and their length."""
+    side = min(side, length)
+    steps = math.ceil((length - side) / (side * (1 - overlap)))
+    return [round(i * (length - side) / max(1, steps)) for i in range(steps + 1)], side
 
 
 def resize_shape(size_hw: SizeHW, short_side: int, max_long_side: int) -> SizeHW:
@@ -75,8 +126,8 @@ def view_image(image: Image.Image, view: View, max_long_side: int = 1333) -> Ten
     """
     if image.mode != "RGB":
         raise ValueError(f"Expected an RGB image, got mode {image.mode!r}. Open it with data.images.load_rgb.")
-    height, width = resize_shape((image.height, image.width), view.short_side, max_long_side)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    height, width = view.seen_hw((image.height, image.width), max_long_side)
+    image = image.resize((width, height), Image.Resampling.BILINEAR, box=view.part)
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (h, w, 3) → (3, h, w)

@@ -20,7 +20,7 @@ from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.captions import Caption, ClassPrompt
 from glip_adapt.core.config import to_mapping
 from glip_adapt.core.sentences import Span, Tagger, sentence_caption
-from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
 from glip_adapt.core.tagger import nltk_tags
 from glip_adapt.engine.detector import AnyImage, Detector
@@ -144,6 +144,7 @@ class AdaptedTrunk:
         tagger: Tagger = nltk_tags,
         threshold: float = 0.0,
         view: ViewConfig | None = None,
+        views: Views | None = None,
     ) -> Detections:
         """Find the phrases of a sentence: ``ground("a.jpg", "[a man] with [a red umbrella]").phrases``.
 
@@ -154,6 +155,7 @@ class AdaptedTrunk:
             tagger: finds the noun phrases; by default that of nltk, an extra. See ``sentence_caption``.
             threshold: lowest score in [0, 1] of a box that is returned.
             view: resizing and precision; by default those of the trunk.
+            views: as for ``Detector.predict``.
 
         Returns:
             The boxes, best first; ``phrases`` sorts them by phrase, each with its span in the sentence without
@@ -164,7 +166,7 @@ class AdaptedTrunk:
             RuntimeError, FileNotFoundError: if nltk or its data are needed and missing, or the image is.
         """
         model = self.for_sentence(sentence_caption(sentence, phrases, tagger))
-        return model.predict(image, threshold=threshold, view=view)
+        return model.predict(image, threshold=threshold, view=view, views=views)
 
 
 class AdaptedModel(Detector):

@@ -20,12 +20,13 @@ from torch import Tensor
 from glip_adapt.core.captions import Caption, ClassPrompt
 from glip_adapt.core.precision import autocast
 from glip_adapt.core.renamed import renamed
-from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.settings import Merging, Precision, ViewConfig, Views
 from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, merge
 from glip_adapt.data.images import load_rgb, to_rgb
-from glip_adapt.data.transforms import View, collate, padded_shape, view_image
+from glip_adapt.data.transforms import ShownView, View, collate, padded_shape, view_image, views_of
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.feeding import ahead
+from glip_adapt.engine.views import in_image, merge_views
 from glip_adapt.trunks.protocol import Network
 
 AnyImage = str | Path | Image.Image | np.ndarray
@@ -107,16 +108,26 @@ class Detector(ABC):
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is a string, and that an iterable of strings
-        self, images: AnyImage, *, threshold: float = ..., view: ViewConfig | None = ...
+        self, images: AnyImage, *, threshold: float = ..., view: ViewConfig | None = ..., views: Views | None = ...
     ) -> Detections: ...
 
     @overload
     def predict(
-        self, images: Iterable[AnyImage], *, threshold: float = ..., view: ViewConfig | None = ...
+        self,
+        images: Iterable[AnyImage],
+        *,
+        threshold: float = ...,
+        view: ViewConfig | None = ...,
+        views: Views | None = ...,
     ) -> list[Detections]: ...
 
     def predict(
-        self, images: AnyImage | Iterable[AnyImage], *, threshold: float = 0.0, view: ViewConfig | None = None
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        *,
+        threshold: float = 0.0,
+        view: ViewConfig | None = None,
+        views: Views | None = None,
     ) -> Detections | list[Detections]:
         """Detect the classes in images: ``model.predict(["a.jpg", "b.jpg"], threshold=0.3)``.
 
@@ -125,23 +136,42 @@ class Detector(ABC):
             threshold: lowest score in [0, 1] of a box that is returned; ``decode`` of the trunk's family says what a
                 score is. GLIP drops class scores up to 0.05 before.
             view: resizing and precision; by default those of the trunk.
+            views: sizes, mirror images and tiles that are looked at one after the other; by default one view.
 
         Returns:
             For one image its detections, for several a list: boxes in pixels of the image, best first, as many as the
-            family keeps per caption (GLIP 100, and more where scores tie), with ``class_names``.
+            family keeps per caption (GLIP 100, and more where scores tie; of several views 1000), with
+            ``class_names``.
 
         Raises:
             FileNotFoundError: if an image is missing.
             ValueError: if a file cannot be decoded, or an array is not (H, W, 3) uint8.
         """
-        if isinstance(images, AnyImage):
-            (found,) = self._predict_all([images], threshold, view or self.view)
-            return found
-        return list(self._predict_all(images, threshold, view or self.view))
+        every = [images] if isinstance(images, AnyImage) else images
+        self.train(False)
+        detected = self._in_one_view(every, view or self.view)
+        if views is not None:
+            detected = self._in_views(every, view or self.view, views)
+        found = [one.above(threshold) for one in detected]
+        return found[0] if isinstance(images, AnyImage) else found
 
     @torch.no_grad()
-    def _predict_all(self, images: Iterable[AnyImage], threshold: float, view: ViewConfig) -> Iterator[Detections]:
-        self.train(False)
+    def _in_views(self, images: Iterable[AnyImage], view: ViewConfig, views: Views) -> Iterator[Detections]:
+        """Yield the detections of each image in several views."""
+
+        def seen(opened: Image.Image, shown: ShownView) -> FrozenState:
+            pixels = collate([view_image(opened, shown.view, view.max_long_side)])
+            with autocast(self.device, view.precision):
+                return self.prefix(pixels.to(self.device))
+
+        for opened in ahead(_open, images, self.device):
+            size_hw = opened.height, opened.width
+            states = ((shown, seen(opened, shown)) for shown in views_of(size_hw, views, view.short_side))
+            yield merged_detections(self, states, size_hw, views.merging, view.precision)
+
+    @torch.no_grad()
+    def _in_one_view(self, images: Iterable[AnyImage], view: ViewConfig) -> Iterator[Detections]:
+        """Yield the detections of each image; small images of one padded size go through the network together."""
         shown = View(view.short_side, flip=False)
 
         def open_and_resize(image: AnyImage) -> tuple[Tensor, SizeHW]:
@@ -153,29 +183,61 @@ class Detector(ABC):
             pixels, sizes_hw = zip(*batch, strict=True)
             with autocast(self.device, view.precision):
                 prefix = self.prefix(collate(pixels).to(self.device))
-            for found in detections(self, prefix, sizes_hw, view):
-                yield found.above(threshold)
+            yield from detections(self, prefix, sizes_hw, view)
+
+    def labelled(self, captions: Sequence[Detections]) -> Detections:
+        """Return the detections of each caption in one image as one, best first, with the names of the classes.
+
+        As in the public code (maskrcnn_benchmark/engine/inference.py), each caption keeps all its boxes: none
+        suppresses a box of another caption, and no limit holds over all of them.
+        """
+        first = [sum(self.class_counts[:place]) for place in range(len(self.class_counts))]
+        parts = [replace(found, labels=found.labels + label) for found, label in zip(captions, first, strict=True)]
+        spans = self.sentence.spans if self.sentence else ()
+        return replace(merge(parts).cpu(), class_names=self.class_names, spans=spans)
 
 
 @torch.no_grad()
 def detections(model: Detector, prefix: FrozenState, sizes_hw: Sequence[SizeHW], view: ViewConfig) -> list[Detections]:
     """Return the detections that follow from the frozen state of B images, in pixels of each of ``sizes_hw``.
 
-    The model must be in eval mode already when the frozen state is computed. As in the public code
-    (maskrcnn_benchmark/engine/inference.py), each caption keeps all its boxes: none suppresses a box of another
-    caption, and no limit holds over all of them.
+    The model must be in eval mode already when the frozen state is computed.
     """
     with autocast(model.device, view.precision):
         outputs = model.finish(prefix)
-    captions, first_label = [], 0
-    for output, count in zip(outputs, model.class_counts, strict=True):
-        found = model.network.decode(output, sizes_hw)
-        captions.append([replace(part, labels=part.labels + first_label) for part in found])
-        first_label += count
-    spans = model.sentence.spans if model.sentence else ()
-    return [
-        replace(merge(parts).cpu(), class_names=model.class_names, spans=spans) for parts in zip(*captions, strict=True)
-    ]
+    captions = [model.network.decode(output, sizes_hw) for output in outputs]
+    return [model.labelled(parts) for parts in zip(*captions, strict=True)]
+
+
+@torch.no_grad()
+def merged_detections(
+    model: Detector,
+    states: Iterable[tuple[ShownView, FrozenState]],
+    size_hw: SizeHW,
+    merging: Merging,
+    precision: Precision,
+) -> Detections:
+    """Return the detections of one image in all its views, best first, as edges in pixels of the image.
+
+    Of each caption the best 1000 boxes are kept, and those that tie with the last of them. The model must be in eval
+    mode already when the frozen states are computed.
+
+    Args:
+        model: the detector.
+        states: each view with the frozen state of the image in it.
+        size_hw: (height, width) of the image, pixels.
+        merging: one of ``MERGERS`` of ``engine/views.py``.
+        precision: of the stages that are not frozen.
+    """
+    last_pixel = model.network.last_pixel
+    captions: list[list[Detections]] = [[] for _ in model.class_counts]
+    for shown, state in states:
+        with autocast(model.device, precision):
+            outputs = model.finish(state)
+        for parts, output in zip(captions, outputs, strict=True):
+            (candidates,) = model.network.candidates(output)
+            parts.append(in_image(candidates.cpu(), shown, state.image_sizes_hw[0], size_hw, last_pixel))
+    return model.labelled([merge_views(merge(parts), merging, last_pixel) for parts in captions])
 
 
 def _open(image: AnyImage) -> Image.Image:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glip_adapt.core import boxes
-from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections
 from glip_adapt.core.timing import stage
 from glip_adapt.data.formats.coco import coco_ground_truth, load_ground_truth
-from glip_adapt.data.split import AnnotationIds, Split
-from glip_adapt.data.transforms import View
+from glip_adapt.data.split import AnnotationIds, ImageRecord, Split
+from glip_adapt.data.transforms import ShownView, View, views_of
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.detector import Detector, detections
-from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.detector import Detector, detections, merged_detections
+from glip_adapt.engine.features import Fetched, FrozenFeatures
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.metrics import METRICS, coco
 from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
@@ -50,6 +50,7 @@ def evaluate(
     split: Split,
     view: ViewConfig | None = None,
     *,
+    views: Views | None = None,
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
     metric: str = "coco",
@@ -60,6 +61,7 @@ def evaluate(
         model: from ``attach``, ``load_adapter`` or ``load_baked``, for the classes of the split.
         split: images with boxes to score on.
         view: resizing and precision; by default those of the trunk.
+        views: sizes, mirror images and tiles that are looked at one after the other; by default one view.
         cache: keeps the features of the frozen stages for the next evaluation.
         on_image: called after each image with its position from 1 and the number of images.
         metric: one of ``METRICS``.
@@ -67,7 +69,7 @@ def evaluate(
     Raises:
         ValueError: if the split is empty, or its classes are not those of the model in the same order.
     """
-    return score(predict_split(model, split, view, cache=cache, on_image=on_image), split, METRICS[metric])
+    return score(predict_split(model, split, view, views=views, cache=cache, on_image=on_image), split, METRICS[metric])
 
 
 def predict_split(
@@ -75,6 +77,7 @@ def predict_split(
     split: Split,
     view: ViewConfig | None = None,
     *,
+    views: Views | None = None,
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -83,22 +86,72 @@ def predict_split(
     Several ranks divide the images, and each returns all predictions, in the same order.
     """
     check_scorable(model, split)
-    view = view or model.view
+    view, position = view or model.view, itertools.count(1)
     features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
-    shown, position = View(view.short_side, flip=False), itertools.count(1)
+    look = OneView(features, view) if views is None else SeveralViews(features, view, views)
     model.train(False)
     predictions: list[list[dict[str, Any]]] = []  # by group
     ranks = current()
     with ranks.together():
-        groups = ranks.share(in_batches((record, features.padded_shape(record, shown)) for record in split.records))
-        for together, fetched in ahead(lambda group: (group, features.fetch(group, shown)), groups, model.device):
+        groups = ranks.share(look.groups(split.records))
+        for together, fetched in ahead(lambda group: (group, look.fetch(group)), groups, model.device):
             predictions.append([])
-            found = detections(model, features.finish(fetched), [r.header.size_hw for r in together], view)
-            for record, detected in zip(together, found, strict=True):
+            for record, detected in zip(together, look.detect(together, fetched), strict=True):
                 predictions[-1] += to_coco_results(detected, record.image_id, split.category_ids)
                 if on_image:
                     on_image(min(next(position) * ranks.count, len(split)), len(split))
     return [entry for group in ranks.gather(predictions) for entry in group]
+
+
+@dataclass(frozen=True)
+class OneView:
+    """Detect in images shown once; neighbours of one padded size go through the network together."""
+
+    features: FrozenFeatures
+    view: ViewConfig
+
+    @property
+    def _shown(self) -> View:
+        return View(self.view.short_side, flip=False)
+
+    def groups(self, records: Sequence[ImageRecord]) -> Iterator[list[ImageRecord]]:
+        """Yield the images that are detected in together."""
+        return in_batches((record, self.features.padded_shape(record, self._shown)) for record in records)
+
+    def fetch(self, group: Sequence[ImageRecord]) -> list[Fetched]:
+        """Do what needs no network."""
+        return [self.features.fetch(group, self._shown)]
+
+    def detect(self, group: Sequence[ImageRecord], fetched: Sequence[Fetched]) -> list[Detections]:
+        """Return the detections of each image of a group."""
+        (state,) = map(self.features.finish, fetched)
+        return detections(self.features.model, state, [record.header.size_hw for record in group], self.view)
+
+
+@dataclass(frozen=True)
+class SeveralViews:
+    """Detect in images one by one, each in several views, which are cached one by one."""
+
+    features: FrozenFeatures
+    view: ViewConfig
+    views: Views
+
+    def _shown(self, record: ImageRecord) -> list[ShownView]:
+        return views_of(record.header.size_hw, self.views, self.view.short_side)
+
+    def groups(self, records: Sequence[ImageRecord]) -> Iterator[list[ImageRecord]]:
+        """Yield each image by itself."""
+        return ([record] for record in records)
+
+    def fetch(self, group: Sequence[ImageRecord]) -> list[Fetched]:
+        """Do what needs no network, for each view."""
+        return [self.features.fetch(group, shown.view) for shown in self._shown(group[0])]
+
+    def detect(self, group: Sequence[ImageRecord], fetched: Sequence[Fetched]) -> list[Detections]:
+        """Return the merged detections of the image."""
+        states = zip(self._shown(group[0]), map(self.features.finish, fetched), strict=True)
+        size_hw, merging, precision = group[0].header.size_hw, self.views.merging, self.view.precision
+        return [merged_detections(self.features.model, states, size_hw, merging, precision)]
 
 
 def check_scorable(model: Detector, split: Split) -> None:

@@ -16,7 +16,7 @@ from glip_adapt.core.settings import Precision
 from glip_adapt.core.structures import FrozenState, ImageBatch, SizeHW
 from glip_adapt.core.timing import stage
 from glip_adapt.data.split import ImageRecord
-from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
+from glip_adapt.data.transforms import View, collate, padded_shape, view_image
 from glip_adapt.engine.cache import FeatureCache, image_digest, to
 from glip_adapt.engine.cache_files import CacheKey, map_tensors
 from glip_adapt.engine.detector import Detector
@@ -87,11 +87,12 @@ class FrozenFeatures:
 
     def padded_shape(self, record: ImageRecord, view: View) -> SizeHW:
         """Return the (height, width) at which the network sees an image; no more than its header is read."""
-        return padded_shape(resize_shape(record.header.size_hw, view.short_side, self.max_long_side))
+        return padded_shape(view.seen_hw(record.header.size_hw, self.max_long_side))
 
     def _key(self, records: Sequence[ImageRecord], view: View) -> CacheKey:
         images = "-".join(f"{image_digest(r.path)}{_turned(r)}" for r in records)
-        shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}"
+        part = "".join(f"-{edge}" for edge in view.part or ())
+        shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}{part and '-part'}{part}"
         return CacheKey(image=images, view=shown, **self._shared)
 
     def _compute(self, images: Any) -> FrozenState:

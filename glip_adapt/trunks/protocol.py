@@ -67,12 +67,14 @@ class Network(nn.Module, ABC):
         text_prompt: seam for a learned prompt, text features → text features; the identity in a trunk.
         text_width: channels D of the text features.
         reads_phrases: whether text features say which phrase each token is of.
+        last_pixel: pixels from the right corner of a candidate to its edge: 1 where corners include the last pixel.
         objective: the losses of training.
     """
 
     text_prompt: nn.Module
     text_width: int
     reads_phrases: bool = False
+    last_pixel: float = 0.0
     objective: Objective
 
     @property
@@ -114,6 +116,14 @@ class Network(nn.Module, ABC):
             output: of ``predict`` for B images.
             sizes_hw: (height, width) of each image before it was resized, pixels.
         """
+
+    def candidates(self, output: Any) -> list[Detections]:
+        """Return the boxes of each image before any suppresses another, to be merged with those of other views.
+
+        Corners are those of the family, see ``last_pixel``, in pixels of the image as the network saw it. By default
+        they are those of ``decode``, for families that suppress none.
+        """
+        return self.decode(output, output.image_sizes_hw)
 
     @abstractmethod
     def without_text(self) -> Network:

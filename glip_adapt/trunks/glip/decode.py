@@ -30,12 +30,19 @@ def decode(output: HeadOutput, limit: int = MAX_DETECTIONS) -> list[Detections]:
     Boxes include their last pixel here; ``Glip.decode`` turns them into edges. Of an image, ``limit`` boxes are kept,
     and those that tie with the last of them. They are on the CPU.
     """
+    classes = output.token_map.shape[1]
+    return [_suppress(found, classes, limit) for found in candidates(output)]
+
+
+@torch.no_grad()
+def candidates(output: HeadOutput) -> list[Detections]:
+    """Return the boxes of each image before suppression, level by level, in pixels of the image as seen, on the CPU."""
     class_scores, centerness = class_probabilities(output), output.centerness.float().sigmoid()
     best = [_best(output, i, class_scores[i], centerness[i]) for i in range(len(class_scores))]
     # Non-maximum suppression depends on numbers at each step. Where they lie on a GPU, it is waited for once, here.
     boxes_xyxy, scores, labels = (torch.stack(column).cpu() for column in zip(*best, strict=True))
-    images = zip(boxes_xyxy, scores, labels, strict=True)
-    return [_suppress(*candidates, class_scores.shape[2], limit) for candidates in images]
+    together = (Detections(*image) for image in zip(boxes_xyxy, scores, labels, strict=True))
+    return [found.select(found.scores > 0) for found in together]
 
 
 def class_probabilities(output: HeadOutput) -> Tensor:
@@ -66,10 +73,8 @@ def _best(output: HeadOutput, row: int, class_scores: Tensor, centerness: Tensor
     return boxes_xyxy, score.sqrt(), labels
 
 
-def _suppress(boxes_xyxy: Tensor, score: Tensor, labels: Tensor, classes: int, limit: int) -> Detections:
-    """Return the detections of one image, of candidates as ``_best`` returns them."""
-    real = score > 0
-    boxes_xyxy, score, labels = boxes_xyxy[real], score[real], labels[real]
-    kept = boxes.class_aware_nms(boxes_xyxy, score, labels, classes, NMS_IOU)
-    found = Detections(boxes_xyxy[kept], score[kept], labels[kept])
+def _suppress(candidates: Detections, classes: int, limit: int) -> Detections:
+    """Return the detections of one image."""
+    boxes_xyxy, scores, labels = candidates.boxes_xyxy, candidates.scores, candidates.labels
+    found = candidates.select(boxes.class_aware_nms(boxes_xyxy, scores, labels, classes, NMS_IOU))
     return found.select(found.scores >= F.pad(found.scores, (0, limit))[limit - 1])

@@ -13,7 +13,7 @@ from torch import nn
 
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
-from glip_adapt.trunks.glip.decode import decode
+from glip_adapt.trunks.glip.decode import candidates, decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.head import AlignmentHead, HeadOutput
@@ -35,6 +35,8 @@ BIASES = frozenset({"bias", "relative_position_bias_table", "bias_lang", "bias0"
 
 class Glip(Network):
     """Grounded Language-Image Pre-training, the detector."""
+
+    last_pixel = 1.0
 
     def __init__(
         self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AlignmentHead
@@ -101,6 +103,10 @@ class Glip(Network):
             Detections(boxes.to_edges(boxes.scale(found.boxes_xyxy, seen_hw, size_hw)), found.scores, found.labels)
             for found, seen_hw, size_hw in zip(decode(output), output.image_sizes_hw, sizes_hw, strict=True)
         ]
+
+    def candidates(self, output: HeadOutput) -> list[Detections]:
+        """Return the best candidates of each image, up to 1000 a level, before non-maximum suppression."""
+        return candidates(output)
 
     def graph(self, texts: Sequence[TextFeatures]) -> tuple[nn.Module, int]:
         """Return a module that ``torch.export`` can trace, and the smallest side of an image that it takes, pixels."""
