@@ -83,7 +83,7 @@ TRUNK_OF = {"glip_tiny": "glip-t", "glip_a_tiny": "glip-t-a", "glip_large": "gli
 METHOD_OF = {"full": "full", "language_prompt_v2": "prompt", "linear_prob": "linear_probe"}
 LOSS_NAMES = {"token": "loss_dot_product_token", "box": "loss_reg", "centerness": "loss_centerness"}
 # Kinds that the tests of the package read, or that have no counterpart here yet.
-NOT_COMPARED = ("tta", "flickr_recall", "lvis_ap", "training_captions")
+NOT_COMPARED = ("flickr_recall", "lvis_ap", "training_captions")
 ELSEWHERE = ("preprocess", "text", "tuning_modes", "fewshot")
 INPUTS = ("phrases*.json", "*.state_dict.json", "weights.py", "vocab.txt", "README.md")
 # What vanishes analytically, such as the gradient of a key's bias, is rounding noise in both implementations.
@@ -626,6 +626,7 @@ MEASURES: dict[str, Callable[[Golden, Trunk, ModuleType, torch.dtype], Iterator[
     "steps": measure_steps,
     "chunked": measure_chunked,
     "phrases": parity_views.measure_phrases,
+    "tta": parity_views.measure_tta,
 }
 
 if __name__ == "__main__":

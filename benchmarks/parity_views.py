@@ -5,20 +5,27 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 
 from benchmarks.goldens import EQUAL, HUNDREDTH, Golden, Measured, detections_of, measure_detections, pictures
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.sentences import noun_phrases
-from glip_adapt.engine.adapted import adapt
+from glip_adapt.core.settings import Merging, ViewConfig, Views
+from glip_adapt.core.structures import ImageBatch
+from glip_adapt.engine.adapted import adapt, attach
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.glip.decode import decode
 
 DROPPED = re.compile(r"[|:;@()\[\]{}^'\"’`?$%#!&*+,.]")  # by the public code, from noun phrases
+
+VOTED = replace(HUNDREDTH, float32=None)  # rounding decides whether a box at the limit of overlap takes part in a mean
+MERGING: Mapping[str, Merging] = {"none": "best", "vote": "vote", "soft-vote": "soft_vote"}
 
 
 def sentences_of(golden: Golden) -> Mapping[str, Any] | None:
@@ -68,3 +75,39 @@ def public_spans(text: str, phrases: Sequence[str]) -> list[tuple[int, int]]:
     """Return every place of each phrase, as the public code looks them up: as letters, again for one that repeats."""
     spelled = [DROPPED.sub("", phrase).strip() for phrase in phrases]
     return [place.span() for phrase in spelled if phrase for place in re.finditer(re.escape(phrase), text.lower())]
+
+
+def measure_tta(golden: Golden, trunk: Trunk, weights: ModuleType, dtype: torch.dtype) -> Iterator[Measured]:
+    """Yield the errors of the detections of each way to merge views, as ``predict`` returns them."""
+    arrays = golden.arrays
+    model = attach(trunk, "linear_probe", classes=golden.labels)  # what it freezes reaches up to the head
+    model.network.to(dtype)
+    prefix = remembered(model.prefix)
+    picture = weights.image(int(arrays["seed"]), *map(int, arrays["size"]))
+    for name in [key.removesuffix("/settings") for key in arrays if key.endswith("/settings")]:
+        settings = json.loads(str(arrays[f"{name}/settings"]))
+        views = Views(
+            sizes=tuple(settings["TEST.SCALES"]),
+            flip=settings["TEST.FLIP"],
+            areas=tuple(map(tuple, settings["TEST.RANGES"])),
+            merging=MERGING[settings["TEST.SPECIAL_NMS"]],
+        )
+        view = ViewConfig(short_side=views.sizes[0], max_long_side=settings["TEST.MAX_SIZE"])
+        with mock.patch.object(model, "prefix", prefix):
+            found = model.predict(picture, view=view, views=views)
+        corners = replace(found, boxes_xyxy=found.boxes_xyxy - found.boxes_xyxy.new_tensor((0, 0, 1, 1)))
+        limits_of_boxes = HUNDREDTH if views.merging == "best" else VOTED
+        expected = detections_of(arrays, name + "/{}")
+        for quantity, error, limits in measure_detections(corners, expected, limits_of_boxes):
+            yield f"{name}: {quantity}", error, limits
+
+
+def remembered(function: Callable[[ImageBatch], Any]) -> Callable[[ImageBatch], Any]:
+    """Return a function that gives what it gave for the same pixels before: ways to merge share their views."""
+    results: dict[bytes, Any] = {}
+
+    def remember(images: ImageBatch) -> Any:
+        pixels = images.pixels.numpy().tobytes()
+        return results[pixels] if pixels in results else results.setdefault(pixels, function(images))
+
+    return remember

@@ -148,6 +148,7 @@ def test_what_float32_cannot_tell_is_no_failure_but_its_error_is_shown(parity):
         ("training_captions.json", "training_captions"),
         ("steps_full_f64.npz", "steps"),
         ("tta_glip_tiny.npz", "tta"),
+        ("flickr_recall.json", "flickr_recall"),
         ("evaluation.npz", None),
         ("a_new_kind.npz", None),
     ],
@@ -159,14 +160,14 @@ def test_the_longest_start_of_a_name_that_fits_is_the_kind(name, kind, parity):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with nothing that is compared."""
-    for name in ("tta_glip_tiny.npz", "training_captions.json", "something_else.npz"):
+    for name in ("flickr_recall.json", "training_captions.json", "something_else.npz"):
         (tmp_path / name).write_bytes(b"")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [([], 0), (["--require", "tta"], 1), (["--require", "steps"], 1), (["--require", "eval,train"], 1)],
+    [([], 0), (["--require", "flickr_recall"], 1), (["--require", "steps"], 1), (["--require", "eval,train"], 1)],
 )
 def test_a_required_kind_that_was_not_compared_is_a_failure(options, code, parity, folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["parity.py", "--fixtures", str(folder), *options])
@@ -251,7 +252,7 @@ def test_gradients_and_steps_equal_the_public_code(name, parity, goldens, trunk_
 
 @pytest.mark.slow
 @pytest.mark.skipif(not VOCABULARY.is_file(), reason="the vocabulary of bert-base-uncased is not in ../shared/parity")
-@pytest.mark.parametrize(("kind", "count"), [("chunked", 60), ("phrases", 28)])
+@pytest.mark.parametrize(("kind", "count"), [("chunked", 60), ("phrases", 28), ("tta", 20)])
 def test_captions_of_any_kind_give_what_the_public_code_gives(kind, count, parity, goldens, trunk_of, weights):
     trunk = copy.copy(trunk_of("glip_tiny"))
     object.__setattr__(trunk, "tokenizer", Tokenizer.from_file(VOCABULARY))
@@ -331,7 +332,7 @@ def test_the_check_notices_the_best_token_instead_of_the_mean(variant, parity, g
 def test_detections_of_a_baked_model_equal_the_public_code(parity, goldens, trunk_of, weights, tmp_path, monkeypatch):
     golden, trunk = goldens["eval_glip_tiny.npz"], trunk_of("glip_tiny")
     bake(attach(trunk, "zero_shot", classes=golden.labels)).save(tmp_path)
-    for owner in (text.TextEncoder, text.Tokenizer):
+    for owner in (text.TextEncoder, Tokenizer):
         monkeypatch.setattr(owner, "__init__", lambda *args, **kwargs: pytest.fail("built"))
     baked = load_baked(tmp_path)
     parameters = [sum(p.numel() for p in glip.parameters()) for glip in (trunk.network, baked.network)]
