@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from glip_adapt.core.captions import ClassPrompt
     from glip_adapt.core.errors import GlipAdaptError
     from glip_adapt.core.sentences import sentence_caption
-    from glip_adapt.core.settings import FitConfig, ViewConfig
+    from glip_adapt.core.settings import FitConfig, ViewConfig, Views
     from glip_adapt.core.structures import Detections
     from glip_adapt.data.dataset import Dataset, load_dataset
     from glip_adapt.data.split import Split
@@ -58,7 +58,7 @@ _HOMES = {
     "glip_adapt.core.captions": ("ClassPrompt",),
     "glip_adapt.core.errors": ("GlipAdaptError",),
     "glip_adapt.core.sentences": ("sentence_caption",),
-    "glip_adapt.core.settings": ("FitConfig", "ViewConfig"),
+    "glip_adapt.core.settings": ("FitConfig", "ViewConfig", "Views"),
     "glip_adapt.core.structures": ("Detections",),
     "glip_adapt.data.dataset": ("Dataset", "load_dataset"),
     "glip_adapt.data.split": ("Split",),
@@ -86,7 +86,7 @@ _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "ClassPrompt", "Context", "Dataset", "Detections", "Evaluation",
     "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt", "Split",
-    "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "ZeroShot",
+    "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
     "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
     "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge",
     "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",

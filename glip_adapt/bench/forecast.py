@@ -104,9 +104,11 @@ def forecast_runs(
 
 
 def _count_shown(run: PlannedRun, sizes: Sizes) -> int | None:
-    """Return how many images a run looks at, once per view; of few shots it is at most so many."""
+    """Return how many images a run looks at, once per view; of few shots it is at most so many. Tiles do not count."""
     shots, recipe, protocol = run.key.shots, run.config["fit"], run.config["protocol"]
-    scored = sizes.test if protocol["test_split"] == "test" else sizes.val
+    scored, views = sizes.test if protocol["test_split"] == "test" else sizes.val, protocol.get("views") or {}
+    if scored is not None:
+        scored *= max(1, len(views.get("sizes", ()))) * (1 + views.get("flip", False))
     if recipe is None:
         return scored
     drawn = shots * sizes.classes if shots != "all" else sizes.train

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from glip_adapt.core.config import describe_unknown, to_mapping
 from glip_adapt.core.errors import UnknownNameError
-from glip_adapt.core.settings import Shots
+from glip_adapt.core.settings import Shots, Views
 
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000
@@ -98,6 +98,9 @@ class ProtocolConfig:
     annotation_ids: Literal["renumbered", "as_in_file"] = "renumbered"
     """Numbers of boxes while they are scored, in validation as well. ``as_in_file``: as the public evaluator does it,
     where a box with id 0 can never be found; for comparison with published numbers. ``renumbered``: from 1."""
+    views: Views | None = None
+    """Sizes, mirror images and tiles in which a test image is looked at, see ``Views``; absent: one view. Validation
+    has one view."""
     retention: tuple[str, ...] = ()
     """Datasets of the plan, or suites, on which an adapted model is scored as well, to see what it forgets."""
 

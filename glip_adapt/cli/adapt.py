@@ -21,14 +21,19 @@ from glip_adapt.cli.options import (
     Checkpoint,
     DatasetName,
     Device,
+    Flip,
     InPrecision,
+    Overlap,
     Prompts,
     ShortSide,
+    Sizes,
+    Tile,
     Vocabulary,
     Wording,
     feature_cache,
     open_model,
     open_trunk,
+    several_views,
     split_names,
     view_of,
     worded,
@@ -149,6 +154,10 @@ def evaluate_adapter(
     ] = None,
     format: FormatName = None,
     short_side: ShortSide = None,
+    sizes: Sizes = "",
+    flip: Flip = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     precision: InPrecision = None,
     predictions: Annotated[Path | None, typer.Option(help="JSON file to write: predictions in COCO form.")] = None,
     trunk: AdaptersTrunk = None,
@@ -164,6 +173,7 @@ def evaluate_adapter(
     from glip_adapt import load_dataset
     from glip_adapt.core.files import check_room, written_whole
 
+    views = several_views(sizes, flip, tile, overlap)
     if predictions is not None:
         check_room(predictions.parent, 1)
     data = load_dataset(dataset, format=format)
@@ -176,7 +186,13 @@ def evaluate_adapter(
     view = view_of(model.view, short_side, precision)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
-        found = evaluate(model, scored, view, on_image=lambda done, all_: bar.update(task, completed=done, total=all_))
+        found = evaluate(
+            model,
+            scored,
+            view,
+            views=views,
+            on_image=lambda done, all_: bar.update(task, completed=done, total=all_),
+        )
     _print_metrics(f"{data.name}/{split}", found, as_json)
     if predictions is not None and current().rank == 0:
         with written_whole(predictions) as temporary:

@@ -16,11 +16,16 @@ from glip_adapt.cli.options import (
     Checkpoint,
     Classes,
     Device,
+    Flip,
     InPrecision,
+    Overlap,
     ShortSide,
+    Sizes,
+    Tile,
     Vocabulary,
     open_grounder,
     open_model,
+    several_views,
     split_names,
     view_of,
 )
@@ -63,6 +68,10 @@ def detect(
         ),
     ] = None,
     short_side: ShortSide = None,
+    sizes: Sizes = "",
+    flip: Flip = False,
+    tile: Tile = None,
+    overlap: Overlap = 0.2,
     precision: InPrecision = None,
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
@@ -82,6 +91,7 @@ def detect(
         raise typer.BadParameter("give --classes or --caption, not both", param_hint="--caption")
     from glip_adapt import sentence_caption
 
+    views = several_views(sizes, flip, tile, overlap)
     names = split_names(classes) or _names_in(caption)
     sentence = sentence_caption(caption) if caption and not names else None
     with terminal.working(IMPORTING, hidden=as_json):
@@ -102,7 +112,7 @@ def detect(
 
         labels = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
         view = view_of(model.view, short_side, precision)
-        results = detect_files(model, paths, out, threshold=threshold, view=view, on_file=show, **labels)
+        results = detect_files(model, paths, out, threshold=threshold, view=view, views=views, on_file=show, **labels)
     if as_json:
         terminal.print_json([result.to_json() for result in results])
     else:

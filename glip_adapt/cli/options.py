@@ -51,6 +51,19 @@ InPrecision = Annotated[
         "--precision", help="Of large products; default: float32. `glip-adapt doctor` says whether bfloat16 is faster."
     ),
 ]
+Sizes = Annotated[
+    str,
+    typer.Option(help='Look at each image in several sizes and merge the boxes: short sides, "640, 800" pixels.'),
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Look at each image mirrored as well.")]
+Tile = Annotated[
+    int | None,
+    typer.Option(
+        min=32,
+        help="For small objects: look at square tiles of the image as well, with sides of so many pixels of it.",
+    ),
+]
+Overlap = Annotated[float, typer.Option(min=0, max=0.9, help="Part of a tile that the next one shows too.")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
@@ -248,6 +261,19 @@ def view_of(view: Any, short_side: int | None, precision: str | None = None) -> 
     if short_side is None:
         return view
     return replace(view, short_side=short_side, max_long_side=max(view.max_long_side, short_side))
+
+
+def several_views(sizes: str, flip: bool, tile: int | None, overlap: float) -> Any:
+    """Return the views that options ask for, or None if they ask for nothing but one."""
+    from glip_adapt import Views
+
+    given = [part.strip() for part in sizes.split(",") if part.strip()]
+    if not all(part.isdigit() and int(part) >= 32 for part in given):
+        raise typer.BadParameter(
+            f'expected whole numbers from 32, such as "640, 800", got {sizes!r}', param_hint="--sizes"
+        )
+    views = Views(sizes=tuple(map(int, given)), flip=flip, tile=tile, overlap=overlap)
+    return None if views == Views(overlap=overlap) else views
 
 
 def split_names(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_adapt.core.files import check_room, written_whole
-from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.documents import image_files
 from glip_adapt.data.images import SUFFIXES, load_rgb
@@ -89,6 +89,7 @@ def detect_files(
     *,
     threshold: float | None = None,
     view: ViewConfig | None = None,
+    views: Views | None = None,
     as_coco: Path | None = None,
     as_csv: Path | None = None,
     as_yolo: Path | None = None,
@@ -106,6 +107,7 @@ def detect_files(
         threshold: lowest score in [0, 1] of a box that is drawn, or becomes a label; by default that of its class in
             ``model.thresholds``, or ``THRESHOLD`` if the model holds none.
         view: resizing and precision; by default those of the trunk.
+        views: sizes, mirror images and tiles that are looked at one after the other; by default one view.
         as_coco: COCO file to write, with the boxes that reach the threshold as annotations.
         as_csv: table of the same boxes to write.
         as_yolo: folder for the same boxes in YOLO format.
@@ -125,7 +127,7 @@ def detect_files(
     limits = (model.thresholds or dict.fromkeys(model.class_names, THRESHOLD)) if threshold is None else threshold
     results = []
     for path, target, opened in zip(images, targets, ahead(_try_open, images, model.device), strict=True):
-        results.append(_detect_one(model, path, opened, target, limits, view))
+        results.append(_detect_one(model, path, opened, target, limits, view, views))
         if on_file:
             on_file(results[-1])
     good = {result.image: shown for result in results if (shown := result.shown) is not None}
@@ -199,12 +201,13 @@ def _detect_one(
     target: Path,
     limits: float | Mapping[str, float],
     view: ViewConfig | None,
+    views: Views | None,
 ) -> FileResult:
     """Detect in one opened file and write the results."""
     if isinstance(image, str):
         return FileResult(image=path, error=image)
     started = time.perf_counter()
-    found = model.predict(image, view=view)
+    found = model.predict(image, view=view, views=views)
     seconds = time.perf_counter() - started
     result = FileResult(
         image=path,

@@ -11,7 +11,7 @@ from glip_adapt.bench import executor
 from glip_adapt.bench.executor import BuildFitExecutor, threads_of, training_split
 from glip_adapt.bench.plan import BenchPlan, ProtocolConfig, RunKey
 from glip_adapt.core.config import to_mapping
-from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.core.settings import FitConfig, ViewConfig, Views
 from glip_adapt.core.structures import ImageBatch, Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine.adapted import attach
@@ -97,6 +97,15 @@ def test_zero_shot_leaves_predictions_alone(run, shapes, tiny_trunk, tmp_path):
     assert outcome.metrics.values == expected.values
     assert (outcome.cost.trained_parameters, outcome.cost.adapter_bytes) == (0, 0)
     assert (outcome.train_source, outcome.selected_on, outcome.metrics.val_ap) == (None, None, None)
+
+
+def test_the_views_of_a_plan_are_those_of_its_test_images(run, shapes, tiny_trunk, tmp_path):
+    views = Views(sizes=(64, 96), flip=True, tile=40)
+    outcome = run("prompt", 1, views=views)
+    model, data = load_adapter(tmp_path / "adapter", trunk=tiny_trunk), load_dataset(str(shapes))
+    found = evaluate(model, data.test, VIEW, views=views)
+    assert json.loads((tmp_path / "predictions.json").read_text()) == list(found.predictions)
+    assert outcome.metrics.values == found.values != evaluate(model, data.test, VIEW).values
 
 
 def test_the_last_state_is_selected_on_nothing(run):

@@ -58,7 +58,7 @@ def unstored(monkeypatch):
 
 def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture(asked, unstored, tmp_path):
     recipe = {"short_sides": [480, 960], "recompute": True, "flip": True}
-    protocol = {"test_split": "test", "selection": "best_on_val"}
+    protocol = {"test_split": "test", "selection": "best_on_val", "views": {"sizes": [640, 800], "flip": True}}
     common = {"predict": {"short_side": 800, "max_long_side": 1333}, "fit": recipe, "protocol": protocol}
     adapters = {"prompt": {"settings": {}}, "full": {"settings": {"frozen": ["text_encoder"]}}}
     plan = dataclasses.replace(PLAN, methods=("prompt", "full"), seeds=(3,))
@@ -75,11 +75,11 @@ def test_time_is_the_mean_over_runs_alike_and_memory_that_of_the_largest_picture
         assert found[dataset, "full", 1] == 100.0
         assert found[dataset, "prompt", 3] is found[dataset, "full", 3] is None
     shown = {(f.key.dataset, f.key.shots): f.shown for f in forecasts}
-    assert (shown["a", 1], shown["a", 3]) == (2 * 4 + 7 + 9, 6 * 4 + 7 + 9)  # two sizes, each mirrored as well
+    assert (shown["a", 1], shown["a", 3]) == (2 * 4 + 7 + 9 * 4, 6 * 4 + 7 + 9 * 4)  # two sizes, each mirrored
     assert shown["b", 1] is None  # the size of its test split is unknown
     assert asked == []  # not yet
     assert {f.memory.total for f in forecasts} == {6}
-    assert {f.feature_bytes for f in forecasts if f.key.shots == 1} == {24 * 4, None}
+    assert {f.feature_bytes for f in forecasts if f.key.shots == 1} == {51 * 4, None}
     assert asked == [  # once per method
         ("glip-t", "prompt", (960, 1333), True, {}),
         ("glip-t", "full", (960, 1333), True, {"frozen": ["text_encoder"]}),

@@ -112,6 +112,8 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('[protocol]\ntest_split = "train"', "protocol, test_split: expected 'test' or 'val'"),
         ("threads = 0", "threads: 0 is no number of threads"),
         ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
+        ("[protocol]\nviews = {sizes = [16]}", "protocol, views: Sizes and tiles of views have at least 32 pixels"),
+        ("[protocol]\nviews = {flips = true}", "protocol, views: unknown key 'flips' (did you mean 'flip'?)"),
         ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'cross_validation' or 'last'"),
         ('[checkpoints]\n"glip-l" = "x.pth"', "checkpoints: unknown 'glip-l'"),
         ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file or folder 'nowhere.pth'"),
@@ -140,7 +142,7 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     assert configs["prompt"]["protocol"] == {
         "test_split": "test", "prompts": "official", "few_shot_source": "official", "selection": "best_on_val",
         "folds": 3, "backgrounds": 0, "negatives": [], "kept_features": "float32",
-        "annotation_ids": "renumbered", "retention": [],
+        "annotation_ids": "renumbered", "retention": [], "views": None,
     }  # fmt: skip
 
 

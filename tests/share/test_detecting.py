@@ -34,7 +34,7 @@ class Fixed:
     class_names: tuple[str, ...] = NAMES
     thresholds: Mapping[str, float] = field(default_factory=dict)
 
-    def predict(self, image, *, view):
+    def predict(self, image, *, view, views):
         return FOUND
 
 
