@@ -66,6 +66,11 @@ def test_what_a_tagger_spells_otherwise_ends_a_phrase_and_moves_none():
     assert spans == [(10, 13)]
 
 
+def test_adjectives_and_nouns_of_any_degree_and_number_belong_to_a_phrase():
+    tags = "the/DT bigger/JJR brown/JJ dogs/NNS of/IN rome/NNP"
+    assert noun_phrases("the bigger brown dogs of Rome", tagged(tags)) == [(0, 21), (25, 29)]
+
+
 def test_a_letter_that_grows_in_lower_case_moves_no_span():
     assert noun_phrases("İİ Dog", lambda text: [("dog", "NN")]) == [(3, 6)]
 
