@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glip_adapt.engine.metrics.names import distinct_names
 from glip_adapt.engine.metrics.protocol import Predictions, Scores
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -31,7 +31,7 @@ def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
     precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
     per_class = {
         name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), 0, -1])
-        for category_id, name in _distinct_names(truth["categories"]).items()
+        for category_id, name in distinct_names(truth["categories"]).items()
     }
     values = {name: _defined(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}
     return Scores(values=values, per_class=per_class)
@@ -96,12 +96,6 @@ def _evaluate(predictions: Predictions, truth: Mapping[str, Any], areas: Sequenc
         evaluation.params.areaRngLbl = list(areas)
         evaluation.evaluate()
     return evaluation
-
-
-def _distinct_names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Return category id → name, with the id where several categories have one name."""
-    counts = Counter(entry["name"] for entry in categories)
-    return {e["id"]: e["name"] if counts[e["name"]] == 1 else f"{e['name']} (category {e['id']})" for e in categories}
 
 
 def _mean(precision: np.ndarray) -> float | None:
