@@ -248,7 +248,7 @@ def test_full_is_planned_with_what_the_published_recipe_freezes():
     resolved = benchmark._resolve(key, plan.config_of(key), "plan", None)
     assert resolved["settings"]["frozen"] == list(PUBLISHED_FROZEN)
     everything = replace(plan, settings={"full": {"frozen": []}})
-    assert benchmark._resolve(key, everything.config_of(key), "plan", None)["settings"] == {"frozen": []}
+    assert benchmark._resolve(key, everything.config_of(key), "plan", None)["settings"]["frozen"] == []
 
 
 def test_the_full_protocol_is_planned_without_its_data(tmp_path, monkeypatch):

@@ -92,8 +92,9 @@ def test_memory_is_that_of_the_settings_of_each_trunk(asked, unstored, tmp_path)
     runs, _ = preview_benchmark(plan, tmp_path)
     assert [run.memory.total for run in runs] == [6, 6]
     assert [(trunk, settings) for trunk, *_, settings in asked] == [
-        ("glip-nano", {"frozen": []}), ("glip-t", {"frozen": list(PUBLISHED_FROZEN)}),
-    ]  # fmt: skip
+        ("glip-nano", {"frozen": [], "denoising": 0}),
+        ("glip-t", {"frozen": list(PUBLISHED_FROZEN), "denoising": 0}),
+    ]
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_what_is_stored_is_not_measured(asked, preview):
     assert len(found) == 10
     assert asked == []
     assert found[1] == stored_step("glip-t", "prompt", {}, False).at((800, 1333))
-    frozen = {"frozen": list(PUBLISHED_FROZEN)}
+    frozen = {"frozen": list(PUBLISHED_FROZEN), "denoising": 0}
     assert found[4] == stored_step("glip-t", "full", frozen, True).at((800, 1333))  # its recipe computes blocks again
 
 

@@ -303,7 +303,7 @@ def put_baked(tiny_trunk, tmp_path, monkeypatch):
 def test_a_baked_model_is_shown_images_as_its_own_trunk_is(glip, put_baked, coco_folder, tmp_path, monkeypatch):
     shown = []
 
-    def predict(model, image, *, view):
+    def predict(model, image, *, view, views):
         shown.append(view)
         return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
