@@ -132,3 +132,30 @@ def test_a_prediction_for_an_unknown_image_or_class_is_refused():
         fixed_ap([found(1, CAT, 0.5), found(8, CAT, 0.5)], document)
     with pytest.raises(ValueError, match=r"Entry 0 is for category_id 4,"):
         standard_ap([found(1, 4, 0.5)], document)
+
+
+def ap50_of(predictions, boxes, images=(1,), **more):
+    document = truth([image(number) for number in images], boxes)
+    document["annotations"][0] |= more
+    return fixed_ap(predictions, document).values["ap50"]
+
+
+def test_a_box_to_be_found_comes_before_one_that_need_not_be():
+    boxes = [box(1, CAT), box(1, CAT, [10, 10, 20, 14])]
+    assert ap50_of([found(1, CAT, 0.9)], boxes, ignore=1) == ONE
+
+
+def test_of_equal_overlaps_the_last_box_is_taken():
+    boxes = [box(1, CAT, [0, 0, 20, 20]), box(1, CAT, [10, 0, 20, 20])]
+    predictions = [found(1, CAT, 0.9, [5, 0, 20, 20]), found(1, CAT, 0.8, [10, 0, 20, 20])]
+    assert ap50_of(predictions, boxes) == pytest.approx(51 / 101)  # the second finds its box taken
+
+
+def test_of_equal_scores_the_image_with_the_lower_id_comes_first():
+    predictions = [found(2, CAT, 0.9), found(1, CAT, 0.9, ELSEWHERE)]
+    boxes = [box(2, CAT), box(1, CAT, [90, 90, 20, 20])]
+    assert ap50_of(predictions, boxes, images=(1, 2)) == pytest.approx(51 / 101 / 2)  # half right at half of recall
+
+
+def test_an_overlap_of_exactly_the_threshold_is_a_hit():
+    assert ap50_of([found(1, CAT, 0.9, [0, 0, 20, 10])], [box(1, CAT, [0, 0, 20, 20])]) == ONE
