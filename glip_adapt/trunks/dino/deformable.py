@@ -1,8 +1,8 @@
 """Multi-scale deformable attention: each head reads a few places of every map, and weighs them.
 
 Deformable DETR, arXiv 2010.04159, section 4.1. On a CPU a place is four weighted rows of one table of all cells, and a
-head is the weighted sum of all its rows; places are worked out chunk by chunk in the processor's cache, and again in
-the backward pass. Elsewhere it is ``grid_sample``, map by map.
+head is the weighted sum of all its rows; heads take turns, so that their tables and places stay in the processor's
+cache. Elsewhere it is ``grid_sample``, map by map.
 
 Shape letters: B batch, Q queries, A cells over all levels, L levels, k heads, P points, C channels, d = C / k.
 """
@@ -24,7 +24,7 @@ from glip_adapt.core.structures import SizeHW
 from glip_adapt.trunks.linear import Linear
 from glip_adapt.trunks.sparse import sparse_rows, transposed_rows
 
-CHUNK = 512  # queries per step on a CPU: the places of their heads stay in the cache
+CHUNK = 4096  # queries of a head at a time
 EDGE = 2  # cells of zeros around each map: a place beyond them is moved there, where all four neighbours are zero
 
 
@@ -85,7 +85,7 @@ def sample(values: Tensor, level_shapes_hw: Sequence[SizeHW], positions: Tensor,
         weights: (B, Q, k, L·P).
     """
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _WeightedRows.apply(values.to(positions.dtype), positions, weights, tuple(level_shapes_hw))
+        return _WeightedRows.apply(values.to(positions.dtype), positions.flatten(3, 4), weights, tuple(level_shapes_hw))
     return sample_by_grid(values, level_shapes_hw, positions, weights)
 
 
@@ -106,7 +106,7 @@ def sample_by_grid(values: Tensor, level_shapes_hw: Sequence[SizeHW], positions:
 
 
 class _WeightedRows(torch.autograd.Function):
-    """``sample`` as weighted sums of rows of a table; the backward pass works the places out again.
+    """``sample``, head by head, as weighted sums of rows of a table; the backward pass works the places out again.
 
     The table has a border of zeros around each map, so that places outside need no rule of their own.
     """
@@ -115,53 +115,61 @@ class _WeightedRows(torch.autograd.Function):
     def forward(
         ctx: Any, values: Tensor, positions: Tensor, weights: Tensor, level_shapes_hw: tuple[SizeHW, ...]
     ) -> Tensor:
-        """Return (B, Q, C); arguments as for ``sample``."""
-        ctx.save_for_backward(values, positions, weights)
+        """Return (B, Q, C); arguments as for ``sample``, but positions (B, Q, k, L·P, 2)."""
+        tables = _bordered(values, level_shapes_hw)
+        ctx.save_for_backward(tables, positions, weights)
         ctx.level_shapes_hw = level_shapes_hw
-        parts = []
-        for table, places, shares in zip(_bordered(values, level_shapes_hw), positions, weights, strict=True):
-            rows = table.flatten(0, 1)
-            for chunk in zip(places.split(CHUNK), shares.split(CHUNK), strict=True):
-                corners = Corners.of(level_shapes_hw, *chunk)
-                parts.append(F.embedding_bag(corners.index, rows, mode="sum", per_sample_weights=corners.mix))
-        return torch.cat(parts).view(*positions.shape[:2], -1)
+        read = tables.new_empty(*positions.shape[:3], tables.shape[-1])
+        for table, places, shares, into in _heads([tables], [positions, weights, read]):
+            for part in _chunks(len(places)):
+                corners = Corners.of(level_shapes_hw, places[part], shares[part])
+                into[part] = F.embedding_bag(corners.index, table, mode="sum", per_sample_weights=corners.mix)
+        return read.flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of ``forward``'s arguments."""
-        values, positions, weights = ctx.saved_tensors
-        grad = grad.unflatten(-1, values.shape[2:]).contiguous()  # (B, Q, k, d)
-        tables = _bordered(values, ctx.level_shapes_hw)
-        grad_tables = torch.empty_like(tables)
-        grad_positions, grad_weights = torch.empty_like(positions), torch.empty_like(weights)
-        for i, (table, pull) in enumerate(zip(tables, grad, strict=True)):
-            index = torch.empty(weights.shape[2], len(pull), 4 * weights.shape[3], dtype=torch.int32)
-            mix = weights.new_empty(index.shape)
-            for start in range(0, len(pull), CHUNK):
-                part = slice(start, start + CHUNK)
-                corners = Corners.of(ctx.level_shapes_hw, positions[i, part], weights[i, part])
-                grad_mix = _products(pull[part].flatten(0, 1), table.flatten(0, 1), corners.index)
-                grad_places, grad_weights[i, part] = corners.pull(weights[i, part], grad_mix)
-                grad_positions[i, part] = grad_places.view_as(positions[i, part])
-                by_head = (len(pull[part]), -1, index.shape[2])
-                index[:, part] = corners.index.view(by_head).transpose(0, 1)
-                mix[:, part] = corners.mix.view(by_head).transpose(0, 1)
-            _transposed_product(index, mix, pull, grad_tables[i])
-        return _without_border(grad_tables, ctx.level_shapes_hw), grad_positions, grad_weights, None
+        tables, positions, weights = ctx.saved_tensors
+        pulls = grad.unflatten(-1, (tables.shape[1], -1))  # (B, Q, k, d)
+        grad_tables, *grads = (torch.empty_like(tensor) for tensor in (tables, positions, weights))
+        mix = weights.new_empty(weights.shape[1], 4 * weights.shape[3])  # of one head, as the next
+        index = torch.empty(mix.shape, dtype=torch.int32)
+        for table, grad_table, places, shares, pull, grad_places, grad_shares in _heads(
+            [tables, grad_tables], [positions, weights, pulls, *grads]
+        ):
+            pull = pull.contiguous()
+            for part in _chunks(len(pull)):
+                corners = Corners.of(ctx.level_shapes_hw, places[part], shares[part])
+                grad_mix = _products(pull[part], table, corners.index)
+                grad_places[part], grad_shares[part] = corners.pull(shares[part], grad_mix)
+                index[part], mix[part] = corners.index, corners.mix
+            # torch's own backward pass of embedding_bag adds reader by reader, and takes ten times as long.
+            grad_table.copy_(transposed_rows(index, mix, len(table)) @ pull)
+        return _without_border(grad_tables, ctx.level_shapes_hw), *grads, None
+
+
+def _heads(tables: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the parts of each head of each image: of tables (B, k, A', d), then of others (B, Q, k, …)."""
+    for image in zip(*tables, *(other.transpose(1, 2) for other in others), strict=True):
+        yield from zip(*image, strict=True)
+
+
+def _chunks(queries: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, queries, CHUNK))
 
 
 @dataclass(frozen=True)
 class Corners:
-    """The four cells around each of n = L·P places of k heads of Q queries: up left, up right, down left, down right.
+    """The four cells around each of n = L·P places of Q queries: up left, up right, down left, down right.
 
     Places are last, so that the processor takes wide steps.
 
     Attributes:
-        index: (Q·k, 4·n) int32, rows of the table with borders, head · A' + cell.
-        mix: (Q·k, 4·n) float, their weights.
-        right: (Q, k, n) float in [0, 1), how far a place lies to the right of its upper left cell.
-        down: (Q, k, n) float in [0, 1), how far it lies below.
+        index: (Q, 4·n) int32, rows of the table with borders.
+        mix: (Q, 4·n) float, their weights.
+        right: (Q, n) float in [0, 1), how far a place lies to the right of its upper left cell.
+        down: (Q, n) float in [0, 1), how far it lies below.
     """
 
     index: Tensor
@@ -171,17 +179,17 @@ class Corners:
 
     @classmethod
     def of(cls, level_shapes_hw: Sequence[SizeHW], places: Tensor, shares: Tensor) -> Corners:
-        """Return the corners of places (Q, k, L, P, 2), in cells, with weights (Q, k, n)."""
-        heads, points = places.shape[1], places.shape[3]
+        """Return the corners of places (Q, n, 2), in cells, with weights (Q, n)."""
+        points = places.shape[1] // len(level_shapes_hw)
 
         def of_places(numbers: Sequence[int]) -> Tensor:
             """Return (n,) from one number a map."""
             return places.new_tensor(numbers).repeat_interleave(points)
 
         wide_hw = _wide(level_shapes_hw)
-        *starts, cells = itertools.accumulate((h * w for h, w in wide_hw), initial=0)
+        starts = itertools.accumulate((h * w for h, w in wide_hw[:-1]), initial=0)
         widths = [w for _, w in wide_hw]
-        x, y = (axis.flatten(2).clamp(min=-EDGE) for axis in places.unbind(-1))
+        x, y = (axis.clamp(min=-EDGE) for axis in places.unbind(-1))
         right = x.minimum(of_places([w for _, w in level_shapes_hw]))
         down = y.minimum(of_places([h for h, _ in level_shapes_hw]))
         # A place that is no number reads the border, with a weight that is none either.
@@ -190,23 +198,20 @@ class Corners:
         down.sub_(row)
         first = of_places([start + EDGE * (width + 1) for start, width in zip(starts, widths, strict=True)])
         cell = torch.addcmul(column + first, row, of_places(widths)).int()
-        cell += cells * torch.arange(heads, dtype=torch.int32).unsqueeze(-1)
         below = of_places(widths).int()
-        index = cell.unsqueeze(2) + torch.stack((0 * below, 0 * below + 1, below, below + 1))
+        index = cell.unsqueeze(1) + torch.stack((0 * below, 0 * below + 1, below, below + 1))
         mix = shares.new_empty(index.shape)
-        upper_left, upper_right, lower_left, lower_right = mix.unbind(2)
+        upper_left, upper_right, lower_left, lower_right = mix.unbind(1)
         torch.mul(shares, down, out=lower_left)
         torch.sub(shares, lower_left, out=upper_left)
         for left, other in ((upper_left, upper_right), (lower_left, lower_right)):
             torch.mul(left, right, out=other)
             left.sub_(other)
-        rows = len(places) * heads
-        return cls(index.view(rows, -1), mix.view(rows, -1), right, down)
+        return cls(index.flatten(1), mix.flatten(1), right, down)
 
     def pull(self, shares: Tensor, grad_mix: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of places (Q, k, n, 2) and shares (Q, k, n), for one of ``mix``."""
-        queries, heads, places = shares.shape
-        upper_left, upper_right, lower_left, lower_right = grad_mix.view(queries, heads, 4, places).unbind(2)
+        """Return the gradients of places (Q, n, 2) and shares (Q, n), for one of ``mix``."""
+        upper_left, upper_right, lower_left, lower_right = grad_mix.view(len(shares), 4, -1).unbind(1)
         across_upper, across_lower = upper_right - upper_left, lower_right - lower_left
         upper = torch.addcmul(upper_left, self.right, across_upper)
         downward = torch.addcmul(lower_left, self.right, across_lower).sub_(upper)
@@ -254,19 +259,3 @@ def _products(pull: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     with torch.enable_grad():
         read = F.embedding_bag(index, rows, mode="sum", per_sample_weights=leaf)
     return torch.autograd.grad(read, leaf, pull)[0]
-
-
-def _transposed_product(index: Tensor, mix: Tensor, pull: Tensor, grad_table: Tensor) -> None:
-    """Write into (k, A', d), for each row of the table, the weighted sum of the gradients that its readers receive.
-
-    torch's own backward pass of ``embedding_bag`` adds reader by reader, and takes ten times as long.
-
-    Args:
-        index: (k, Q, n) int32, rows head · A' + cell.
-        mix: (k, Q, n), weights.
-        pull: (Q, k, d), gradients of the readers.
-        grad_table: written.
-    """
-    cells = grad_table.shape[1]
-    for head, (places, shares) in enumerate(zip(index, mix, strict=True)):
-        grad_table[head] = transposed_rows(places - head * cells, shares, cells) @ pull[:, head].contiguous()
