@@ -38,6 +38,7 @@ GRADIENT = Limits(1e-5, 5e-2)
 FLOAT64_ONLY = Limits(1e-5, None)
 PIXELS = Limits(0.1, 0.1)
 HUNDREDTH = Limits(0.01, 0.01)
+SCORES = Limits(1e-9, 1e-9)
 EQUAL = Limits(0, 0)
 NOT_AT_ALL = Limits(None, None)
 

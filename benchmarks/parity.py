@@ -4,16 +4,16 @@
 
 Every golden file of the folder and of its subfolders ``float64`` and ``extra`` is reproduced with stand-in weights that
 go through a public-style checkpoint file, as a user's would. The start of a file's name says what it holds. ``eval``,
-``train``, ``train_prompt``, ``steps``, ``chunked``, ``phrases`` and ``tta`` are compared; other known kinds and unknown
-files are listed.
+``train``, ``train_prompt``, ``steps``, ``chunked``, ``phrases``, ``tta``, ``flickr_recall`` and ``lvis_ap`` are
+compared; other known kinds and unknown files are listed.
 
 One line per quantity: the error of a float64 network, its limit, then those of a float32 network. An error is
 ‖a − b‖ / ‖b‖. Against arrays recorded in float64 the limits are 1e-5, and for float32 5e-3, or 5e-2 where gradients
 enter. Against arrays recorded in float32 those of float32 hold for both. Boxes are compared at 0.1 pixels, those of
-``phrases`` and ``tta`` at 0.01; labels and tokens must be equal. A dash instead of a limit: rounding decides the
+``phrases`` and ``tta`` at 0.01; labels and tokens must be equal. Recall and AP are those of given predictions, without
+a network: their difference is in both columns, and its limit is 1e-9. A dash instead of a limit: rounding decides the
 quantity in float32, so that its error is shown but not judged. Exit code 1 if a line fails, or if a kind that
-``--require`` names was not compared.
-tests/parity/README.md describes the files.
+``--require`` names was not compared. tests/parity/README.md describes the files.
 
 Evaluation and prompt tuning run two ways in each precision: with the cheaper order of the fusion's products, directly;
 and with the dense order, from frozen features that were written to a file and read back. The others run the first way.
@@ -43,7 +43,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # that of this file, also where it is started as a script
 
-from benchmarks import parity_views
+from benchmarks import parity_scores, parity_views
 from benchmarks.goldens import (
     EQUAL,
     FLOAT64_ONLY,
@@ -52,6 +52,7 @@ from benchmarks.goldens import (
     HUNDREDTH,
     NOT_AT_ALL,
     PIXELS,
+    SCORES,
     Golden,
     Limits,
     Measured,
@@ -83,7 +84,7 @@ TRUNK_OF = {"glip_tiny": "glip-t", "glip_a_tiny": "glip-t-a", "glip_large": "gli
 METHOD_OF = {"full": "full", "language_prompt_v2": "prompt", "linear_prob": "linear_probe"}
 LOSS_NAMES = {"token": "loss_dot_product_token", "box": "loss_reg", "centerness": "loss_centerness"}
 # Kinds that the tests of the package read, or that have no counterpart here yet.
-NOT_COMPARED = ("flickr_recall", "lvis_ap", "training_captions")
+NOT_COMPARED = ("training_captions",)
 ELSEWHERE = ("preprocess", "text", "tuning_modes", "fewshot")
 INPUTS = ("phrases*.json", "*.state_dict.json", "weights.py", "vocab.txt", "README.md")
 # What vanishes analytically, such as the gradient of a key's bias, is rounding noise in both implementations.
@@ -124,10 +125,12 @@ class Folder:
 
     Attributes:
         goldens: files that are compared.
+        scored: predictions and their scores by path; they need no network.
         others: what is not compared and why, by path.
     """
 
     goldens: list[Golden]
+    scored: dict[Path, Any]
     others: dict[Path, str]
 
 
@@ -140,15 +143,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     arguments = parser.parse_args()
     required = [kind for kind in arguments.require.split(",") if kind]
-    unknown = sorted(set(required) - {*MEASURES, *NOT_COMPARED, *ELSEWHERE})
+    unknown = sorted(set(required) - set(KINDS))
     if unknown:
-        parser.error(f"--require {', '.join(unknown)}: expected kinds among {', '.join((*MEASURES, *NOT_COMPARED))}")
+        parser.error(f"--require {', '.join(unknown)}: expected kinds among {', '.join(KINDS)}")
     folder = read_folder(arguments.fixtures)
-    if not folder.goldens and not folder.others:
+    if not folder.goldens and not folder.scored and not folder.others:
         parser.error(f"no golden files in {arguments.fixtures}")
     torch.set_num_threads(2)
     weights, lines = import_file(arguments.weights), []
-    for line in compare_all(folder.goldens, weights, arguments.vocabulary, arguments.fixtures):
+    compared = compare_all(folder.goldens, weights, arguments.vocabulary, arguments.fixtures)
+    for line in itertools.chain(compare_scores(folder.scored, arguments.fixtures), compared):
         lines.append(line)
         if not arguments.json:
             print(line, flush=True)
@@ -181,13 +185,15 @@ def read_folder(folder: Path) -> Folder:
     Raises:
         SystemExit: if a file that should be compared cannot be read.
     """
-    goldens, others = [], {}
+    goldens, scored, others = [], {}, {}
     files = [path for below in SUBFOLDERS for path in sorted((folder / below).glob("*")) if path.is_file()]
     for path in files:
         kind = kind_of(path.name)
         if any(path.match(pattern) for pattern in INPUTS):
             continue
-        if kind in MEASURES and path.suffix == ".npz":
+        if kind in parity_scores.MEASURES and path.suffix == ".json":
+            scored[path] = read_json(path)
+        elif kind in MEASURES and path.suffix == ".npz":
             goldens.append(Golden(path, kind, read_arrays(path)))
         else:
             others[path] = "not compared" if kind in (*NOT_COMPARED, *ELSEWHERE) else "unknown, not compared"
@@ -197,7 +203,7 @@ def read_folder(folder: Path) -> Folder:
     alone = [golden.path for golden in goldens if not has_inputs(golden) and golden.path.name not in names]
     others |= dict.fromkeys(alone, "not compared, since no file of this name says what it was made with")
     others |= {golden.path: f"not compared, since {why}" for golden in whole if (why := obstacle(golden))}
-    return Folder([golden for golden in whole if golden.path not in others], others)
+    return Folder([golden for golden in whole if golden.path not in others], scored, others)
 
 
 def obstacle(golden: Golden) -> str | None:
@@ -214,7 +220,7 @@ def obstacle(golden: Golden) -> str | None:
 
 def kind_of(name: str) -> str | None:
     """Return the longest known kind that a file's name starts with."""
-    fitting = [kind for kind in (*MEASURES, *NOT_COMPARED, *ELSEWHERE) if re.match(rf"{kind}(?![a-z])", name)]
+    fitting = [kind for kind in KINDS if re.match(rf"{kind}(?![a-z])", name)]
     return max(fitting, key=len, default=None)
 
 
@@ -224,6 +230,13 @@ def read_arrays(path: Path) -> dict[str, Any]:
             return dict(file)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise SystemExit(f"{path} is no npz file of plain arrays: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SystemExit(f"{path} is no JSON file: {error}") from error
 
 
 def has_inputs(golden: Golden) -> bool:
@@ -254,6 +267,14 @@ def compare_all(goldens: Sequence[Golden], weights: ModuleType, vocabulary: Path
         for golden in group:
             yield from compare(golden, trunk, weights, fixtures)
         del trunk  # before the next one is built
+
+
+def compare_scores(scored: Mapping[Path, Any], fixtures: Path) -> Iterator[Line]:
+    """Yield the lines of files whose scores need no network."""
+    for path, content in scored.items():
+        measure = parity_scores.MEASURES[str(kind_of(path.name))]
+        for quantity, difference in measure(content):
+            yield Line(path.relative_to(fixtures).as_posix(), quantity, difference, difference, SCORES)
 
 
 def compare(golden: Golden, trunk: Trunk, weights: ModuleType, fixtures: Path) -> Iterator[Line]:
@@ -628,6 +649,7 @@ MEASURES: dict[str, Callable[[Golden, Trunk, ModuleType, torch.dtype], Iterator[
     "phrases": parity_views.measure_phrases,
     "tta": parity_views.measure_tta,
 }
+KINDS = (*MEASURES, *parity_scores.MEASURES, *NOT_COMPARED, *ELSEWHERE)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,6 @@ from glip_adapt.data.flickr import read_sentences
 from glip_adapt.engine.metrics import lvis
 from glip_adapt.engine.metrics.recall import TOP, Boxes, recall
 
-LIMIT = 1e-9
-
 Differing = tuple[str, float]  # quantity, largest difference
 
 BOXES: dict[str, Boxes] = {"any_box": "any", "merged_boxes": "merged"}

@@ -199,27 +199,6 @@ def evaluate_adapter(
             temporary.write_text(json.dumps(found.predictions), encoding="utf-8")
 
 
-@adapt_app.command()
-def score(
-    predictions: Annotated[
-        Path, typer.Argument(help="JSON file in COCO result form, from `eval --predictions` or any other detector.")
-    ],
-    truth: Annotated[Path, typer.Argument(help="COCO JSON file with the true boxes; its images are not needed.")],
-    annotation_ids: Annotated[
-        Literal["renumbered", "as_in_file"],
-        typer.Option(help="as_in_file: as the public evaluator, which never finds a box whose id is 0."),
-    ] = "renumbered",
-    as_json: AsJson = False,
-) -> None:
-    """Score a file of predictions: COCO AP, also per class.
-
-    Example: glip-adapt score predictions.json test/_annotations.coco.json --annotation-ids as_in_file
-    """
-    with terminal.working(IMPORTING):
-        from glip_adapt.engine.evaluate import score_files
-    _print_metrics(str(truth), score_files(predictions, truth, annotation_ids), as_json)
-
-
 @contextmanager
 def _watched(title: str) -> Iterator[Any]:
     """Yield an observer that shows images, trials, steps and validations with rate and remaining time."""

@@ -70,6 +70,7 @@ def test_help_imports_nothing_heavy(run):
         ("detect x.jpg --classes a --caption b", []),
         ("bench absent.toml --out x", []),
         ("report absent", ["matplotlib", "pandas"]),
+        ("score absent.json absent.json --metric fixed_ap", []),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_loaded(run, wrong, imported):

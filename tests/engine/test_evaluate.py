@@ -16,8 +16,9 @@ from glip_adapt.core.structures import Detections, Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.adapted import attach
-from glip_adapt.engine.evaluate import evaluate, score, score_files, to_coco_results
+from glip_adapt.engine.evaluate import evaluate, score, to_coco_results
 from glip_adapt.engine.metrics import coco
+from glip_adapt.engine.scored_files import score_detections
 
 METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -205,7 +206,7 @@ def test_scoring_leaves_the_predictions_as_they_are(split):
     assert json.dumps(predictions) == before
 
 
-def test_pycocotools_prints_nothing(split, capfd):
+def test_scoring_prints_nothing(split, capfd):
     evaluate_split(in_order(split, truth_of), split)
     evaluate_split(lambda record: detections([]), split)
     assert capfd.readouterr() == ("", "")
@@ -309,8 +310,8 @@ def files(tmp_path):
 )
 def test_a_box_with_id_zero_is_never_found_where_the_ids_of_the_file_count(files, ids, ap):
     paths = files(*boxes_with_ids(*ids))
-    assert score_files(*paths, "as_in_file").ap == pytest.approx(ap)
-    assert score_files(*paths).ap == ONE
+    assert score_detections(*paths, annotation_ids="as_in_file").values["ap"] == pytest.approx(ap)
+    assert score_detections(*paths).values["ap"] == ONE
 
 
 def test_the_two_known_saturated_scores_of_the_public_evaluator(files):
@@ -319,8 +320,8 @@ def test_the_two_known_saturated_scores_of_the_public_evaluator(files):
         pytest.skip("the cases are not beside this checkout")
     for case, ap in zip(json.loads(cases.read_text()), (0.881, 0.723), strict=True):
         paths = files(case["truth"], case["predictions"])
-        assert score_files(*paths, "as_in_file").ap == pytest.approx(ap, abs=5e-4)
-        assert score_files(*paths).ap == ONE
+        assert score_detections(*paths, annotation_ids="as_in_file").values["ap"] == pytest.approx(ap, abs=5e-4)
+        assert score_detections(*paths).values["ap"] == ONE
 
 
 @pytest.mark.parametrize(
@@ -338,18 +339,18 @@ def test_the_two_known_saturated_scores_of_the_public_evaluator(files):
 )
 def test_predictions_that_cannot_be_scored_say_where_and_why(files, predictions, message):
     with pytest.raises(ValueError, match=message):
-        score_files(*files(boxes_with_ids(1)[0], predictions))
+        score_detections(*files(boxes_with_ids(1)[0], predictions))
 
 
 def test_no_predictions_in_a_file_score_zero(files):
-    assert score_files(*files(boxes_with_ids(1)[0], [])).ap == 0
+    assert score_detections(*files(boxes_with_ids(1)[0], [])).values["ap"] == 0
 
 
 def test_classes_of_one_name_are_scored_apart(files):
     truth, found = boxes_with_ids(1, 2)
     truth["categories"].append({"id": 2, "name": "box"})
     truth["annotations"][1]["category_id"] = 2
-    assert score_files(*files(truth, found[:1])).per_class == {"box (category 1)": ONE, "box (category 2)": 0}
+    assert score_detections(*files(truth, found[:1])).per_class == {"box (category 1)": ONE, "box (category 2)": 0}
 
 
 def test_ap_alone_has_the_bits_of_ap_among_all_values():

@@ -46,7 +46,7 @@ def parity():
 def test_numbers_are_those_of_the_public_evaluator(parity):
     differences = dict(parity.measure_lvis_ap(GOLDEN))
     assert len(differences) == 3 * 14
-    assert max(differences.values()) < parity.LIMIT
+    assert max(differences.values()) < 1e-9
 
 
 def test_the_golden_numbers_are_compared_with_what_is_computed(parity):

@@ -160,14 +160,14 @@ def test_the_longest_start_of_a_name_that_fits_is_the_kind(name, kind, parity):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with nothing that is compared."""
-    for name in ("flickr_recall.json", "training_captions.json", "something_else.npz"):
+    for name in ("training_captions.json", "something_else.npz"):
         (tmp_path / name).write_bytes(b"")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [([], 0), (["--require", "flickr_recall"], 1), (["--require", "steps"], 1), (["--require", "eval,train"], 1)],
+    [([], 0), (["--require", "training_captions"], 1), (["--require", "steps"], 1), (["--require", "eval,train"], 1)],
 )
 def test_a_required_kind_that_was_not_compared_is_a_failure(options, code, parity, folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["parity.py", "--fixtures", str(folder), *options])
@@ -176,6 +176,22 @@ def test_a_required_kind_that_was_not_compared_is_a_failure(options, code, parit
     assert "training_captions.json: not compared" in out
     assert "something_else.npz: unknown" in out
     assert ("FAIL" in out) == bool(code)
+
+
+@pytest.mark.parametrize(("shift", "code"), [(0, 0), (1e-8, 1)])
+def test_scores_of_predictions_are_compared_without_a_network(shift, code, parity, folder, monkeypatch, capsys):
+    golden = json.loads((PARITY / "extra" / "lvis_ap.json").read_text())
+    golden["results"]["fixed_ap"]["results"]["APr"] += shift
+    (folder / "lvis_ap_2.json").write_text(json.dumps(golden))
+    monkeypatch.setattr("sys.argv", ["parity.py", "--fixtures", str(folder), "--require", "lvis_ap"])
+    assert parity.main() == code
+    assert f"{code} failed" in capsys.readouterr().out
+
+
+def test_a_file_of_scores_that_is_no_json_is_named(parity, folder):
+    (folder / "flickr_recall.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"flickr_recall\.json is no JSON file"):
+        parity.read_folder(folder)
 
 
 def test_a_file_that_gave_no_line_was_not_compared(parity, folder, monkeypatch, capsys):

@@ -10,8 +10,8 @@ R levels of recall, K classes, A ranges of area.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,23 +33,41 @@ class Matched:
 
     Attributes:
         classes: (N,) positions of classes, rising.
+        images: (N,) positions of images.
+        scores: (N,).
         outside: (N, A) whether a prediction that hits nothing is no false alarm in a range of area.
         candidate: (N,) row in the next two; -1 for a prediction that overlaps no box enough at any threshold.
         hits: (C, T, A) whether it hits a box.
         ignored: (C, T, A) whether that box need not be found.
         truth_classes: (M,) positions of classes.
+        truth_images: (M,) positions of images.
         wanted: (M, A) whether a box is to be found.
         class_count: K.
     """
 
     classes: Integers
+    images: Integers
+    scores: Floats
     outside: Flags
     candidate: Integers
     hits: Flags
     ignored: Flags
     truth_classes: Integers
+    truth_images: Integers
     wanted: Flags
     class_count: int
+
+    def redrawn(self, images: Integers) -> Matched:
+        """Return the same for a list of images, in which one may stand several times."""
+        rows, position = _rows_of(self.images, images)
+        order = np.lexsort((position, -self.scores[rows], self.classes[rows]))
+        rows, position = rows[order], position[order]
+        boxes, _ = _rows_of(self.truth_images, images)
+        return replace(
+            self, classes=self.classes[rows], images=position, scores=self.scores[rows], outside=self.outside[rows],
+            candidate=self.candidate[rows], truth_classes=self.truth_classes[boxes],
+            truth_images=self.truth_images[boxes], wanted=self.wanted[boxes],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,26 +83,31 @@ class Precision:
     recall: Floats
 
 
-def match(found: Found, truth: Truth, places: Places, lenient: Flags) -> Matched:
+def match(
+    found: Found, truth: Truth, places: Places, areas: Sequence[str] = tuple(AREAS), lenient: Flags | None = None
+) -> Matched:
     """Match predictions with true boxes.
 
     Args:
         found: predictions that count, in the order that decides between equal scores of an image.
         truth: boxes.
         places: of the document that both are about.
-        lenient: (N,) whether a prediction that hits nothing is no false alarm.
+        areas: names in ``AREAS``.
+        lenient: (N,) whether a prediction that hits nothing is no false alarm; by default each is one.
     """
     order = np.lexsort((found.images, -found.scores, found.classes))
     found = found.at(order)
-    ranges = np.array(list(AREAS.values()))
-    outside = _outside(found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3], ranges) | lenient[order, None]
+    ranges = np.array([AREAS[name] for name in areas])
+    outside = _outside(found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3], ranges)
+    if lenient is not None:
+        outside |= lenient[order, None]
     ignored = _outside(truth.areas, ranges) | truth.ignored[:, None]
     rows, hits, ignored_hits = _take(found, truth, ignored, places)
     candidate = np.full(len(found), -1, dtype=np.int64)
     candidate[rows] = np.arange(len(rows))
     return Matched(
-        classes=found.classes, outside=outside, candidate=candidate,
-        hits=hits, ignored=ignored_hits, truth_classes=truth.classes, wanted=~ignored,
+        classes=found.classes, images=found.images, scores=found.scores, outside=outside, candidate=candidate,
+        hits=hits, ignored=ignored_hits, truth_classes=truth.classes, truth_images=truth.images, wanted=~ignored,
         class_count=len(places.classes),
     )  # fmt: skip
 
@@ -139,7 +162,7 @@ def _take(found: Found, truth: Truth, ignored: Flags, places: Places) -> tuple[I
         best = np.maximum.reduceat(value, starts, axis=0)
         who, threshold, area = np.nonzero(best)
         chosen = boxes[(best[who, threshold, area] - 1) % count]
-        free[chosen, threshold, area] = False
+        free[chosen, threshold, area] = truth.crowd[chosen]
         taker = place[first:last][starts[who]]
         hits[taker, threshold, area] = truth.countable[chosen]
         ignored_hits[taker, threshold, area] = ignored[chosen, area]
@@ -159,18 +182,19 @@ def _overlapping(found: Found, truth: Truth, places: Places) -> Iterator[tuple[I
         row = np.repeat(block, count)
         within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
         box = by_cell[starts[row] + within]
-        iou = _iou(found.boxes_xywh[row], truth.boxes_xywh[box])
+        iou = _iou(found.boxes_xywh[row], truth.boxes_xywh[box], truth.crowd[box])
         enough = iou >= IOUS[0]
         yield row[enough], box[enough], iou[enough]
 
 
-def _iou(found_xywh: Floats, truth_xywh: Floats) -> Floats:
-    """Return the overlap of each pair (P,)."""
+def _iou(found_xywh: Floats, truth_xywh: Floats, crowd: Flags) -> Floats:
+    """Return the overlap of each pair (P,); with a crowd region, as a share of the prediction alone."""
     starts = np.maximum(found_xywh[:, :2], truth_xywh[:, :2])
     ends = np.minimum(found_xywh[:, :2] + found_xywh[:, 2:], truth_xywh[:, :2] + truth_xywh[:, 2:])
     sides = np.maximum(ends - starts, 0.0)
     shared = sides[:, 0] * sides[:, 1]
-    union = found_xywh[:, 2] * found_xywh[:, 3] + truth_xywh[:, 2] * truth_xywh[:, 3] - shared
+    area = found_xywh[:, 2] * found_xywh[:, 3]
+    union = np.where(crowd, area, area + truth_xywh[:, 2] * truth_xywh[:, 3] - shared)
     return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
 
 
@@ -208,3 +232,12 @@ def _needed(wanted: int) -> Integers:
 def _outside(areas: Floats, ranges: Floats) -> Flags:
     """Return whether areas (N,) lie outside of ranges (A, 2)."""
     return (areas[:, None] < ranges[:, 0]) | (areas[:, None] > ranges[:, 1])
+
+
+def _rows_of(images: Integers, drawn: Integers) -> tuple[Integers, Integers]:
+    """Return the rows that belong to the drawn images, and which draw each is of."""
+    order = np.argsort(images, kind="stable")
+    starts, ends = (np.searchsorted(images[order], drawn, side=side) for side in ("left", "right"))
+    position = np.repeat(np.arange(len(drawn)), ends - starts)
+    within = np.arange(len(position)) - np.repeat(np.cumsum(ends - starts) - (ends - starts), ends - starts)
+    return order[starts[position] + within], position

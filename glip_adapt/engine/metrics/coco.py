@@ -1,49 +1,43 @@
-"""COCO AP of boxes, computed by pycocotools."""
+"""COCO AP of boxes, equal to that of pycocotools."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from glip_adapt.engine.metrics.average_precision import AREAS, IOUS, Matched, accumulate, match, mean
+from glip_adapt.engine.metrics.columns import Found, Places, Truth
 from glip_adapt.engine.metrics.names import distinct_names
 from glip_adapt.engine.metrics.protocol import Predictions, Scores
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 """Mean AP over IoU 0.50:0.95; AP at 0.50 and at 0.75; of boxes below 32², of 32² to 96², and above 96² pixels."""
 
-AREAS = ("all", "small", "medium", "large")
-"""Sizes of boxes, in the order of pycocotools."""
+PER_CELL = 100
+"""Predictions of a class in an image that count, the best ones."""
 
 
 def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
-    """Return the six COCO values of ``NAMES``, and AP over IoU 0.50:0.95 per class; ``truth`` is a COCO document."""
-    evaluation = _evaluate(predictions, truth)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-        evaluation.summarize()
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, detections)
-    per_class = {
-        name: _mean(precision[:, :, evaluation.params.catIds.index(category_id), 0, -1])
-        for category_id, name in distinct_names(truth["categories"]).items()
-    }
-    values = {name: _defined(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}
-    return Scores(values=values, per_class=per_class)
+    """Return the six COCO values of ``NAMES``, and AP over IoU 0.50:0.95 per class; ``truth`` is a COCO document.
+
+    Raises:
+        ValueError: if a prediction names an image or category that the truth does not have.
+    """
+    places = Places.of(truth)
+    precision = accumulate(_match(predictions, truth, places)).precision
+    every = precision[..., 0]
+    values = [mean(every), mean(every[IOUS == 0.5]), mean(every[IOUS == 0.75])]
+    values += [mean(precision[..., position]) for position in range(1, len(AREAS))]
+    names = distinct_names(truth["categories"])
+    per_class = {name: mean(every[:, :, places.classes[key]]) for key, name in names.items()}
+    return Scores(values=dict(zip(NAMES, values, strict=True)), per_class=per_class)
 
 
 def ap(predictions: Predictions, truth: Mapping[str, Any]) -> float | None:
-    """Return COCO AP alone, the same bits as in ``score`` and in a fourth of its time; None without a box to find."""
-    evaluation = _evaluate(predictions, truth, AREAS[:1])
-    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-    return _mean(evaluation.eval["precision"])
+    """Return COCO AP alone, the same bits as in ``score`` and in less time; None without a box to find."""
+    return mean(accumulate(_match(predictions, truth, Places.of(truth), ("all",))).precision)
 
 
 def ap_interval(
@@ -67,41 +61,21 @@ def ap_interval(
     count = len(truth["images"])
     if count < 3:
         return None
-    evaluation = _evaluate(predictions, truth, AREAS[:1])
-    cells = [evaluation.evalImgs[first : first + count] for first in range(0, len(evaluation.evalImgs), count)]
-    evaluation.params.maxDets = evaluation.params.maxDets[-1:]
-    random, found = np.random.default_rng(seed), []
-    with contextlib.redirect_stdout(io.StringIO()):
-        for drawn in (np.arange(count), *random.integers(count, size=(resamples, count))):
-            evaluation.evalImgs = [cell[place] for cell in cells for place in drawn]
-            evaluation.accumulate()
-            found.append(_mean(evaluation.eval["precision"]))
-    ap, *redrawn = found
+    matched = _match(predictions, truth, Places.of(truth), ("all",))
+    ap = mean(accumulate(matched).precision)
     if ap is None:
         return None
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    redrawn = (mean(accumulate(matched.redrawn(drawn)).precision) for drawn in draws)
     low, high = np.quantile([other for other in redrawn if other is not None], (0.05, 0.95))
     return max(0.0, float(2 * ap - high)), min(1.0, float(2 * ap - low))
 
 
-def _evaluate(predictions: Predictions, truth: Mapping[str, Any], areas: Sequence[str] = AREAS) -> COCOeval:
-    """Return an evaluation with its images matched; ``areas`` are the sizes of boxes to look at."""
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print
-        ground = COCO()
-        ground.dataset = truth
-        ground.createIndex()
-        found = ground.loadRes([dict(p) for p in predictions]) if predictions else COCO()
-        evaluation = COCOeval(ground, found, "bbox")
-        evaluation.params.imgIds = [entry["id"] for entry in truth["images"]]
-        evaluation.params.areaRng = evaluation.params.areaRng[: len(areas)]
-        evaluation.params.areaRngLbl = list(areas)
-        evaluation.evaluate()
-    return evaluation
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    return _defined(float(precision[precision > -1].mean())) if (precision > -1).any() else None
-
-
-def _defined(value: float) -> float | None:
-    """Turn pycocotools' -1 into None."""
-    return None if value < 0 or math.isnan(value) else float(value)
+def _match(
+    predictions: Predictions, truth: Mapping[str, Any], places: Places, areas: Sequence[str] = tuple(AREAS)
+) -> Matched:
+    """Return which predictions hit; ``areas`` are the sizes of boxes to look at."""
+    found = Found.read(predictions, places)
+    found = found.at(found.best(places.cells(found.images, found.classes), PER_CELL))
+    boxes = Truth.read(truth["annotations"], places, ignored="iscrowd", has_crowds=True)
+    return match(found, boxes, places, areas)

@@ -102,6 +102,7 @@ class Truth:
         boxes_xywh: (M, 4) left, top, width, height in pixels.
         areas: (M,) square pixels as stated, of the object and not of its box.
         ignored: (M,) whether a box need not be found.
+        crowd: (M,) whether a box stands for several objects; any number of predictions may match it.
         countable: (M,) whether a match counts; pycocotools reads one with a box whose id is 0 as none.
     """
 
@@ -110,24 +111,28 @@ class Truth:
     boxes_xywh: Floats
     areas: Floats
     ignored: Flags
+    crowd: Flags
     countable: Flags
 
     @classmethod
-    def read(cls, annotations: Sequence[Mapping[str, Any]], places: Places, *, ignored: str) -> Truth:
+    def read(cls, annotations: Sequence[Mapping[str, Any]], places: Places, *, ignored: str, has_crowds: bool) -> Truth:
         """Return annotations in COCO form as columns.
 
         Args:
             annotations: of a COCO or LVIS document.
             places: of the same document.
             ignored: key of an annotation that tells whether its box need not be found.
+            has_crowds: whether ``iscrowd`` marks boxes of several objects.
         """
         flags = [bool(entry.get(ignored)) for entry in annotations]
+        crowds = [has_crowds and bool(entry.get("iscrowd")) for entry in annotations]
         return cls(
             images=_looked_up(annotations, "image_id", places.images),
             classes=_looked_up(annotations, "category_id", places.classes),
             boxes_xywh=_boxes(annotations),
             areas=_column(entry["area"] for entry in annotations),
             ignored=np.array(flags, dtype=bool),
+            crowd=np.array(crowds, dtype=bool),
             countable=np.array([entry["id"] != 0 for entry in annotations], dtype=bool),
         )
 

@@ -71,12 +71,12 @@ def _places(truth: Mapping[str, Any]) -> Places:
 
 
 def _score(found: Found, truth: Mapping[str, Any], places: Places) -> Scores:
-    boxes = Truth.read(truth["annotations"], places, ignored="ignore")
+    boxes = Truth.read(truth["annotations"], places, ignored="ignore", has_crowds=False)
     absent, open_ended = (places.cells_of(truth, k) for k in ("neg_category_ids", "not_exhaustive_category_ids"))
     judged = np.concatenate([places.cells(boxes.images, boxes.classes), absent])
     found = found.at(np.isin(places.cells(found.images, found.classes), judged))
     lenient = np.isin(places.cells(found.images, found.classes), open_ended)
-    curves = accumulate(match(found, boxes, places, lenient))
+    curves = accumulate(match(found, boxes, places, lenient=lenient))
     names = distinct_names(truth["categories"])
     per_class = {name: mean(curves.precision[:, :, places.classes[key], 0]) for key, name in names.items()}
     return Scores(values=_values(curves, truth, places), per_class=per_class)
