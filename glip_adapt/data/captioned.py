@@ -21,8 +21,8 @@ class CaptionedImage:
 
     Attributes:
         record: the image; the label of a box is the position of its phrase among those of all sentences.
-        sentences: what the caption says, with the span of each phrase; a class name is a sentence of one phrase. Phrases
-            need not have boxes.
+        sentences: what the caption says, with the span of each phrase; a class name is a sentence of one phrase. A
+            phrase need not have boxes.
         absent: names of what the image does not show; ``drawn`` adds some of them.
     """
 
@@ -49,10 +49,12 @@ class CaptionedSplit:
     Attributes:
         name: shown in messages.
         images: in the order of their file.
+        negatives: most absent names that training adds to a caption, others at each visit of an image.
     """
 
     name: str
     images: tuple[CaptionedImage, ...]
+    negatives: int = 20
 
     def __len__(self) -> int:
         return len(self.images)

@@ -23,6 +23,7 @@ from glip_adapt.core.sentences import Span, Tagger, sentence_caption
 from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
 from glip_adapt.core.tagger import nltk_tags
+from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.engine.detector import AnyImage, Detector
 from glip_adapt.engine.insertion import insert, no_tokens, set_mode
 from glip_adapt.trunks.catalogue import Trunk
@@ -133,6 +134,19 @@ class AdaptedTrunk:
             _warn_once(doubt)
         model = AdaptedModel(self, *self._shared, prompts, [tokens])
         model.sentence = sentence
+        return model
+
+    def for_captions(self, captions: CaptionedSplit) -> AdaptedModel:
+        """Return a model that learns from images with captions of their own; see ``fit``.
+
+        Raises:
+            ValueError: if there are no images, or as for ``for_sentence``.
+        """
+        if not len(captions):
+            raise ValueError(f"{captions.name} has no images to learn from.")
+        model = self.for_sentence(captions.images[0].caption)
+        if model.frozen_state is Fused:  # by one caption; here each image has another
+            model.frozen_state, model.text_digest = Pyramid, ""
         return model
 
     def ground(
@@ -262,15 +276,21 @@ class AdaptedModel(Detector):
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption; outside of training, computed again only when weights moved."""
         if self._text_weights and torch.is_grad_enabled():
-            self._adapted.moves += 1  # an optimiser step follows, and fused optimisers do not count their changes
-            return [self.network.encode_text(tokens) for tokens in self.captions]
+            return self.encode(self.captions)
         version = (self._adapted.moves, *(weight._version for weight in self._text_weights))  # changes in place
         if self._texts_version != version:
-            # In full precision whatever the caller runs in, since they stay; and fit for training later.
-            with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
-                self._texts = [self.network.encode_text(tokens) for tokens in self.captions]
+            self._texts = self.encode(self.captions)
             self._texts_version = version
         return self._texts
+
+    def encode(self, captions: Sequence[Tokens]) -> list[TextFeatures]:
+        """Return the text features of captions, with their graph while the text encoder learns."""
+        if self._text_weights and torch.is_grad_enabled():
+            self._adapted.moves += 1  # an optimiser step follows, and fused optimisers do not count their changes
+            return [self.network.encode_text(tokens) for tokens in captions]
+        # In full precision whatever the caller runs in, since they may stay; and fit for training later.
+        with torch.autocast(self.device.type, enabled=False), torch.inference_mode(False), torch.no_grad():
+            return [self.network.encode_text(tokens) for tokens in captions]
 
     @property
     def identity(self) -> storage.TrunkIdentity:

@@ -90,17 +90,20 @@ class Detector(ABC):
             pyramid = self.network.encode_image(images)
             return pyramid if self.frozen_state is Pyramid else self.network.fuse(pyramid, self.texts()[0])
 
-    def finish(self, prefix: FrozenState, prepared: Sequence[Any] = ()) -> list[Any]:
+    def finish(
+        self, prefix: FrozenState, prepared: Sequence[Any] = (), texts: Sequence[TextFeatures] = ()
+    ) -> list[Any]:
         """Return the raw predictions that follow from a frozen state, one per caption.
 
         Args:
             prefix: of B images.
             prepared: while training, the targets of these images, from ``network.objective.prepare``.
+            texts: captions that are read instead of the model's own; one may hold a row for each image.
         """
         if isinstance(prefix, Fused):
             return [self.network.predict(prefix, prepared)]
         pyramid = self.network.encode_image(prefix) if isinstance(prefix, ImageBatch) else prefix
-        return [self.network.predict(self.network.fuse(pyramid, text), prepared) for text in self.texts()]
+        return [self.network.predict(self.network.fuse(pyramid, text), prepared) for text in texts or self.texts()]
 
     def outputs(self, images: ImageBatch) -> list[Any]:
         """Return raw predictions, one per caption; the images are encoded once."""

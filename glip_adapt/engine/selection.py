@@ -17,17 +17,18 @@ from torch import Tensor
 
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.timing import stage
+from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.data.folds import draw_folds
 from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.data.split import Split
-from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
 from glip_adapt.engine.metrics import coco
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import current
-from glip_adapt.engine.train import History, Validation, count_steps, train_model
+from glip_adapt.engine.train import History, Validation, count_steps, train_captions, train_model
 from glip_adapt.trunks.released import default_recipe
 
 FOLDS = 3
@@ -89,8 +90,8 @@ class CrossValidation:
 
 
 def fit(
-    model: AdaptedModel,
-    train: Split,
+    model: AdaptedModel | AdaptedTrunk,
+    train: Split | CaptionedSplit,
     val: Split | None = None,
     config: FitConfig | None = None,
     *,
@@ -103,8 +104,11 @@ def fit(
     With ``val`` the model ends in the state that was best on it, as published. Without, cross-validation over ``train``
     chooses the number of steps and the way back towards the start, see ``cross_validate``.
 
+    Images with captions of their own train an adapted trunk, ``fit(adapt(trunk, "lora"), load_captions(file))``, for
+    its models of any classes and for its ``ground``. There nothing is held out without ``val``: the last state is kept.
+
     Args:
-        model: from ``attach``, or from ``load_adapter`` to go on from there.
+        model: from ``attach``, or from ``load_adapter`` to go on from there; for captions from ``adapt``.
         train: images to learn from, with boxes.
         val: images that select.
         config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
@@ -115,8 +119,17 @@ def fit(
     Raises:
         ValueError, NonFiniteLossError: as ``train_model``.
     """
-    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
     cache = cache or FeatureCache()
+    if isinstance(model, AdaptedTrunk) and isinstance(train, CaptionedSplit):
+        config = config or default_recipe(model.trunk.name, model.adapter.name, "all")
+        config = bounded(config, len(train)) if val is None else config
+        return train_captions(model, train, val, config, cache=cache, on_step=on_step, on_validation=on_validation)
+    if isinstance(model, AdaptedTrunk) or isinstance(train, CaptionedSplit):
+        raise ValueError(
+            "Captions train an adapted trunk, and labelled images a model for their classes: fit(adapt(trunk, method), "
+            "captions), or fit(attach(trunk, method, classes=split.classes), split)."
+        )
+    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
     if val is not None:
         return train_model(model, train, val, config, cache=cache, on_step=on_step, on_validation=on_validation)
     config = bounded(config, len(train))

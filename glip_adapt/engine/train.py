@@ -8,10 +8,9 @@ Either way their losses share the batch's normalisation.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -21,25 +20,21 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from glip_adapt.adapters.protocol import Stage
-from glip_adapt.core.precision import autocast
 from glip_adapt.core.settings import FitConfig
-from glip_adapt.core.structures import SizeHW
 from glip_adapt.core.timing import stage
-from glip_adapt.data.split import ImageRecord, Split
-from glip_adapt.data.transforms import View, training_views, view_target
-from glip_adapt.engine.adapted import AdaptedModel
-from glip_adapt.engine.batches import in_batches, stack
+from glip_adapt.data.captioned import CaptionedSplit
+from glip_adapt.data.split import Split
+from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
-from glip_adapt.engine.features import Fetched, FrozenFeatures
-from glip_adapt.engine.feeding import ahead
+from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step, Stepper
 from glip_adapt.engine.ranks import Ranks, current
+from glip_adapt.engine.samples import draw_batches, losses_of
 
 logger = logging.getLogger(__name__)
 
-KEPT_SAMPLES = 500  # prepared targets, up to 200 kB each
 STEP_COST = 3  # of an image in a training step, in detections of an image: forward, and twice that backward
 
 
@@ -85,10 +80,11 @@ class History:
 
 def train_model(
     model: AdaptedModel,
-    train: Split,
+    train: Split | CaptionedSplit,
     val: Split | None,
     config: FitConfig,
     *,
+    watcher: AdaptedModel | None = None,
     stop_after: int | None = None,
     cache: FeatureCache | None = None,
     on_step: Callable[[Step, int], None] | None = None,
@@ -103,11 +99,12 @@ def train_model(
     rounding; dropout draws other numbers on each.
 
     Args:
-        model: from ``attach``.
-        train: images to learn from, with boxes.
+        model: from ``attach``; for captions from ``AdaptedTrunk.for_captions``.
+        train: images to learn from, with boxes for classes or for the phrases of captions.
         val: images that select the best state and drive the plateau rule; without them the last state is kept and
             training runs to its ceiling.
         config: the recipe.
+        watcher: model of the same tensors that is scored on ``val``; by default the one that is trained.
         stop_after: steps after which training ends, on the schedule of the whole recipe.
         cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
@@ -118,9 +115,10 @@ def train_model(
         NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the images. The best state is
             kept.
     """
+    watcher = watcher or model
     _check_trainable(model, train)
     if val is not None:
-        check_scorable(model, val)
+        check_scorable(watcher, val)
     cache = cache or FeatureCache()
     cache.begin_run()
     ranks = current()
@@ -132,7 +130,7 @@ def train_model(
     groups = parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
-    bad_validations, batches = 0, _batches(train, features, config, ranks)
+    bad_validations, batches = 0, draw_batches(model, train, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as keep_state:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
             if step > 0:
@@ -141,7 +139,7 @@ def train_model(
                         batch = next(batches)
                     model.train()
                     ids = [sample.record.image_id for sample in batch]
-                    history.steps.append(stepper.take(step, f"images {ids}", _losses(features, batch, ranks)))
+                    history.steps.append(stepper.take(step, f"images {ids}", losses_of(model, features, batch, ranks)))
                 if config.schedule == "cosine":
                     schedule.step()
                 if on_step:
@@ -149,7 +147,7 @@ def train_model(
             is_due = step % validate_every == 0 or step == history.total_steps
             if val is not None and (is_due if step > 0 else config.keep_start):
                 with stage("validation"):
-                    done = _validate(model, val, config, cache, history)
+                    done = _validate(watcher, val, config, cache, history)
                 bad_validations = 0 if done.is_best else bad_validations + 1
                 if done.is_best:
                     keep_state()
@@ -161,6 +159,25 @@ def train_model(
                     history.stopped_by = "patience"
                     break
     return history
+
+
+def train_captions(
+    adapted: AdaptedTrunk, captions: CaptionedSplit, val: Split | None, config: FitConfig, **options: Any
+) -> History:
+    """Train the tensors of an adapted trunk on images with captions of their own; see ``train_model``.
+
+    Args:
+        adapted: from ``adapt``.
+        captions: images to learn from.
+        val: images with boxes of any classes that select, by a model of the same tensors.
+        config: the recipe.
+        options: of ``train_model``.
+
+    Raises:
+        ValueError: if the tensors belong to a list of classes, or as ``train_model``.
+    """
+    watcher = None if val is None else adapted.for_classes(val.classes)
+    return train_model(adapted.for_captions(captions), captions, val, config, watcher=watcher, **options)
 
 
 def count_steps(config: FitConfig, images: int) -> int:
@@ -180,21 +197,27 @@ def _interval(config: FitConfig, images: int, val_images: int) -> int:
     return max(epoch, math.ceil(val_images / (STEP_COST * config.batch_size)))
 
 
-def _check_trainable(model: AdaptedModel, train: Split) -> None:
+def _check_trainable(model: AdaptedModel, train: Split | CaptionedSplit) -> None:
     if model.adapter.stage is Stage.NONE:
         raise ValueError(f"{model.adapter.name} owns nothing that could be trained. Attach another method.")
     if len(train) == 0:
         raise ValueError(f"{train.name} has no images to learn from.")
-    check_scorable(model, train)
+    if isinstance(train, Split):
+        check_scorable(model, train)
 
 
-def _facts(model: AdaptedModel, train: Split, config: FitConfig) -> dict[str, Any]:
+def _facts(model: AdaptedModel, train: Split | CaptionedSplit, config: FitConfig) -> dict[str, Any]:
     """Return what all ranks must have alike, by name."""
+    images: list[Any]
+    if isinstance(train, Split):
+        images = [(record.image_id, train.annotations_of(record)) for record in train.records]
+    else:
+        images = [(one.record.image_id, one.caption, one.record.target.labels.tolist()) for one in train.images]
     return {
         "weights": model.trunk.checksum,
         "classes": repr(model.prompts),
         "settings": (repr(model.adapter), config),
-        "images": [(record.image_id, train.annotations_of(record)) for record in train.records],
+        "images": images,
     }
 
 
@@ -228,25 +251,6 @@ def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: Feature
     return done
 
 
-def _losses(
-    features: FrozenFeatures, batch: Sequence[_Sample], ranks: Ranks
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the name of each part that goes through the network together, and its share of the batch's losses.
-
-    The parts are of the images of this rank, which may be none; their scale is that of the whole batch.
-    """
-    model = features.model
-    objective = model.network.objective
-    scale = objective.scale([sample.prepared for sample in batch])
-    for together in in_batches((sample, sample.padded_hw) for sample in ranks.share(batch)):
-        prefix = stack([features.finish(sample.fetched) for sample in together if sample.fetched])
-        prepared = [sample.prepared for sample in together]
-        with autocast(model.device, features.precision):
-            (output,) = model.finish(prefix, prepared)
-        names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
-        yield f"image {names}", objective.losses(output, prepared, scale)
-
-
 def _schedule(optimiser: torch.optim.Optimizer, config: FitConfig, total_steps: int) -> Any:
     """Return the scheduler of the learning rates: ``step()`` after each step, or ``step(ap)`` after each validation."""
     if config.schedule == "cosine":
@@ -266,52 +270,3 @@ def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, A
         key = (rate * config.bias_rate_factor, 0.0) if is_bias else (rate, config.weight_decay)
         groups.setdefault(key, []).append(tensor)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """An image in one view, and its prepared target; only the rank that takes it has fetched the image."""
-
-    record: ImageRecord
-    fetched: Fetched | None
-    padded_hw: SizeHW
-    prepared: Any
-
-
-def _batches(train: Split, features: FrozenFeatures, config: FitConfig, ranks: Ranks) -> Generator[list[_Sample]]:
-    """Yield batches for ever; beside a GPU, images and targets are prepared while it works on earlier ones."""
-
-    @functools.lru_cache(maxsize=KEPT_SAMPLES)
-    def prepare(position: int, view: View) -> tuple[SizeHW, Any]:
-        record, model = train.records[position], features.model
-        target = view_target(record.target, record.header.size_hw, view, features.max_long_side)
-        padded_hw = features.padded_shape(record, view)
-        return padded_hw, model.network.objective.prepare(target, padded_hw)
-
-    def load(number: int, position: int, view: View) -> _Sample:
-        record, is_mine = train.records[position], number in ranks.share(range(config.batch_size))
-        return _Sample(record, features.fetch([record], view) if is_mine else None, *prepare(position, view))
-
-    def load_batch(drawn: Sequence[tuple[int, View]]) -> list[_Sample]:
-        return [load(number, *one) for number, one in enumerate(drawn)]
-
-    return ahead(load_batch, _draws(len(train), config), features.model.device)
-
-
-def _draws(images: int, config: FitConfig) -> Iterator[list[tuple[int, View]]]:
-    """Yield the positions and views of batches for ever: shuffled epochs of ``copies`` × the images, a view for each.
-
-    A batch holds views of one short side, so that images of one size can go through the network together; an image
-    waits until there are enough of its side.
-    """
-    generator = torch.Generator().manual_seed(config.seed)
-    views = training_views(config.short_sides, config.flip)
-    waiting: dict[int, list[tuple[int, View]]] = {side: [] for side in config.short_sides}
-    while True:
-        for position in torch.randperm(config.copies * images, generator=generator).tolist():
-            view = views[int(torch.randint(len(views), (1,), generator=generator))]
-            drawn = waiting[view.short_side]
-            drawn.append((position % images, view))
-            if len(drawn) == config.batch_size:
-                yield drawn
-                waiting[view.short_side] = []

@@ -114,9 +114,11 @@ class BakedModel(Detector):
             )
 
     @torch.no_grad()
-    def finish(self, prefix: FrozenState, prepared: Sequence[Any] = ()) -> list[Any]:
+    def finish(
+        self, prefix: FrozenState, prepared: Sequence[Any] = (), texts: Sequence[TextFeatures] = ()
+    ) -> list[Any]:
         """Return the raw predictions that follow from a frozen state, one per caption; never with gradients."""
-        return super().finish(prefix, prepared)
+        return super().finish(prefix, prepared, texts)
 
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption, learned prompt included."""
