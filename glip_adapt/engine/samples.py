@@ -68,7 +68,7 @@ def draw_batches(
         return Sample(record, fetched, *prepare(draw.position, draw.view), tokens)
 
     def load_batch(draws: Sequence[_Draw]) -> list[Sample]:
-        mine = ranks.share(range(config.batch_size))
+        mine = set(ranks.share(range(config.batch_size)))
         return [load(draw, place in mine) for place, draw in enumerate(draws)]
 
     return ahead(load_batch, _draws(len(train), config), model.device)

@@ -266,15 +266,15 @@ def asked(ranks):
 def spoiled(ranks, folder):
     """Train with a loss that is not finite on rank 1 from step 3 on."""
     model, done = build("prompt"), []
-    losses = train._losses
+    losses = train.losses_of
 
-    def spoil(features, batch, ranks):
-        for what, part in losses(features, batch, ranks):
+    def spoil(model, features, batch, ranks):
+        for what, part in losses(model, features, batch, ranks):
             is_bad = ranks.rank == 1 and len(done) == 2
             yield what, {name: loss * float("inf") if is_bad else loss for name, loss in part.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_losses", spoil)
+        patch.setattr(train, "losses_of", spoil)
         try:
             train_model(model, load_dataset(str(folder)).train, None, CONFIG, on_step=lambda *_: done.append(1))
         except NonFiniteLossError as error:

@@ -16,7 +16,7 @@ from glip_adapt.core.structures import Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.transforms import View, collate, view_image, view_target
-from glip_adapt.engine import features, train
+from glip_adapt.engine import features, samples, train
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.evaluate import evaluate
@@ -197,7 +197,7 @@ def test_views_are_drawn_from_all_sides_and_mirrored_or_not(build, single, monke
 
 def test_a_batch_holds_one_size_and_no_image_is_left_behind(build, data, monkeypatch):
     batches, drawn = [], []
-    monkeypatch.setattr(train, "in_batches", lambda images: batches.append(list(images)) or in_batches(batches[-1]))
+    monkeypatch.setattr(samples, "in_batches", lambda images: batches.append(list(images)) or in_batches(batches[-1]))
     train_model(build(), data.train, None, replace(SMALL, short_sides=(32, 48, 64), epochs=20))
     for batch in batches:
         assert len({shape_hw for _, shape_hw in batch}) == 1
