@@ -1,17 +1,15 @@
-"""benchmarks/pretrain_nano.py: what the scenes and captions say is true, and a stopped run goes on as if it had not."""
+"""benchmarks/pretrain_nano.py: what the scenes and captions say is true, and a run writes weights and their card."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
 from conftest import load_benchmark
-from safetensors.torch import load_file
 
 from glip_adapt.data import glyphs
 from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, render_scene
-from glip_adapt.trunks.catalogue import load_tokenizer
+from glip_adapt.trunks.catalogue import load_tokenizer, load_trunk
 
 
 @pytest.fixture(scope="module")
@@ -126,55 +124,17 @@ def test_a_batch_depends_on_seed_and_step_alone(nano, scenes):
     assert not torch.equal(first.images.pixels, nano.Scenes(scenes.tokenizer, batch=4, seed=2)[7].images.pixels)
 
 
-def test_the_rate_rises_falls_to_a_fiftieth_and_starts_again_at_half(nano):
-    rate = nano.PreTraining.rate_at
-    assert rate(0) == pytest.approx(1 / 200)
-    assert rate(99) == pytest.approx(0.5, rel=0.01)
-    assert rate(1000) == pytest.approx(0.51)
-    assert rate(1999) == pytest.approx(0.02, rel=1e-3)
-    assert max(map(rate, range(2000))) < 1
-    assert [rate(2000 + step) for step in range(2000)] == pytest.approx([rate(step) / 2 for step in range(2000)])
-
-
-def test_vectors_have_no_weight_decay(nano, tmp_path):
-    matrices, others = nano.decay_groups(nano.PreTraining("glip-nano-a", tmp_path, 10, 1, 0, "cpu").network)
-    assert (matrices["weight_decay"], others["weight_decay"]) == (0.03, 0.0)
-    assert all(p.ndim > 1 for p in matrices["params"])
-    assert all(p.ndim <= 1 for p in others["params"])
-
-
-def test_a_stopped_run_ends_where_an_undisturbed_one_does(nano, tmp_path, monkeypatch):
+def test_a_run_writes_weights_that_load_and_their_card(nano, tmp_path, monkeypatch):
     monkeypatch.setattr(nano, "zero_shot", lambda trunk, split: {"Dice": 0.25})
-    monkeypatch.setattr(nano, "LOG_EVERY", 1)
-
-    def start(folder):
-        run = nano.PreTraining("glip-nano-a", tmp_path / folder, 4, 2, 0, "cpu")
-        run.resume()
-        return run
-
-    start("whole").train(4, workers=0)
-    start("parts").train(2, workers=0)
-    with (tmp_path / "parts" / "log.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 3, "token": 0.0}) + "\n")  # what a kill after step 3 would have left
-    start("parts").train(4, workers=0)
-    whole, parts = (
-        [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
-        for folder in ("whole", "parts")
-    )
-    losses = [[line["token"] for line in log if "token" in line] for log in (whole, parts)]
-    assert len(losses[0]) == 4
-    assert losses[0] == losses[1]
-    assert all(map(math.isfinite, losses[0]))
-    weights = [load_file(tmp_path / folder / "glip-nano-a.safetensors") for folder in ("whole", "parts")]
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_a_folder_of_another_run_is_refused(nano, tmp_path):
-    run = nano.PreTraining("glip-nano-a", tmp_path, 4, 2, 0, "cpu")
-    run.save()
-    with pytest.raises(ValueError, match=r"state\.pt belongs to the run .*'seed': 0.*not to .*'seed': 1"):
-        nano.PreTraining("glip-nano-a", tmp_path, 4, 2, 1, "cpu").resume()
+    arguments = ["--trunk", "glip-nano-a", "--steps", "2", "--batch", "2", "--out", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["pretrain_nano.py", *arguments])
+    nano.main()
+    loaded = load_trunk("glip-nano-a", checkpoint=tmp_path / "glip-nano-a.safetensors")
+    card = (tmp_path / "glip-nano-a.md").read_text()
+    assert loaded.checksum in card
+    assert "| **mean** | **25.0** |" in card
+    *_, last = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert last == {"step": 2, "zero_shot": {"Dice": 0.25}, "mean": 0.25}
 
 
 def test_the_vocabulary_spells_every_name_and_holds_no_unseen_noun(nano):

@@ -26,7 +26,7 @@ CONFIG = FitConfig(
     batch_size=2, learning_rate=1e-3, max_steps=6, schedule="cosine", short_sides=(64,), max_long_side=120,
     test_short_side=64, flip=False,
 )  # fmt: skip
-SENTENCES = ("a [blue box] and a [red box]", "the [blue box] is near the [red box]", "[blue box], [red box]")
+SENTENCES = ("a [red box] and a [blue box]", "the [red box] is near the [blue box]", "[red box], [blue box]")
 
 
 @pytest.fixture(params=["tiny_trunk", "dino_trunk"])
