@@ -8,6 +8,7 @@ The folder is laid out as published: a list of image ids for each split, such as
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from defusedxml import ElementTree
 from numpy.typing import NDArray
+
+from glip_adapt.core.sizes import SizeHW
 
 _PHRASE = re.compile(r"\[/EN#(?P<chain>[^/\s\]]+)(?P<types>(?:/[^/\s\]]+)*)\s+(?P<text>[^\[\]]+)\]")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -35,12 +38,48 @@ class Phrase:
     boxes_xyxy: NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """A sentence about an image.
+
+    Attributes:
+        text: the sentence without the marks of its phrases.
+        phrases: in their order.
+        spans: (start, end) of each phrase in the text, end exclusive.
+    """
+
+    text: str
+    phrases: tuple[Phrase, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedImage:
+    """An image with its sentences.
+
+    Attributes:
+        image_id: its name in the list of the split.
+        size_hw: (height, width) in pixels; None if the file of boxes states none.
+        sentences: in their order.
+    """
+
+    image_id: str
+    size_hw: SizeHW | None
+    sentences: tuple[Sentence, ...]
+
+
 Sentences = dict[str, tuple[tuple[Phrase, ...], ...]]
 """Image id → its sentences → their phrases."""
 
 
 def read_sentences(split_file: Path) -> Sentences:
-    """Return the sentences of a split: ``read_sentences(Path("flickr30k/test.txt"))``.
+    """Return the sentences of a split: ``read_sentences(Path("flickr30k/test.txt"))``; errors as ``read_images``."""
+    images = read_images(split_file)
+    return {image.image_id: tuple(sentence.phrases for sentence in image.sentences) for image in images}
+
+
+def read_images(split_file: Path) -> Iterator[DescribedImage]:
+    """Yield the images of a split with their sentences, in the order of the list.
 
     Raises:
         FileNotFoundError: if the list, or the sentences or boxes of an image, are missing.
@@ -49,33 +88,36 @@ def read_sentences(split_file: Path) -> Sentences:
     ids = _text(split_file, "list of image ids, one a line, from Flickr30k Entities").split()
     if not ids:
         raise ValueError(f"{split_file} lists no images. Expected image ids, one a line.")
-    return {image_id: _read_image(split_file.parent, image_id) for image_id in ids}
+    for image_id in ids:
+        yield _read_image(split_file.parent, image_id)
 
 
-def _read_image(folder: Path, image_id: str) -> tuple[tuple[Phrase, ...], ...]:
+def _read_image(folder: Path, image_id: str) -> DescribedImage:
     file = folder / "Sentences" / f"{image_id}.txt"
     lines = [line for line in _text(file, "sentences of an image").split("\n") if line.strip()]
-    boxes = _read_boxes(folder / "Annotations" / f"{image_id}.xml")
-    return tuple(_read_sentence(line, boxes, f"{file}, sentence {number}") for number, line in enumerate(lines))
+    size_hw, boxes = _read_annotations(folder / "Annotations" / f"{image_id}.xml")
+    sentences = (_read_sentence(line, boxes, f"{file}, sentence {number}") for number, line in enumerate(lines))
+    return DescribedImage(image_id=image_id, size_hw=size_hw, sentences=tuple(sentences))
 
 
-def _read_sentence(line: str, boxes: dict[str, list[list[float]]], place: str) -> tuple[Phrase, ...]:
+def _read_sentence(line: str, boxes: dict[str, list[list[float]]], place: str) -> Sentence:
     if re.search(r"[\[\]]", _PHRASE.sub("", line)):
         raise ValueError(
             f"{place}: expected phrases as in [/EN#42/people a man], got {line[:200]!r}. Mend its brackets."
         )
-    return tuple(
-        Phrase(
-            text=" ".join(found["text"].split()),
-            types=tuple(found["types"].split("/")[1:]),
-            boxes_xyxy=np.array(boxes.get(found["chain"], []), dtype=np.float64).reshape(-1, 4),
-        )
-        for found in _PHRASE.finditer(line)
-    )
+    text, place_in_line, phrases, spans = "", 0, [], []
+    for found in _PHRASE.finditer(line):
+        words = " ".join(found["text"].split())
+        text = (text + line[place_in_line : found.start()]).lstrip()
+        spans.append((len(text), len(text) + len(words)))
+        text, place_in_line = text + words, found.end()
+        boxes_xyxy = np.array(boxes.get(found["chain"], []), dtype=np.float64).reshape(-1, 4)
+        phrases.append(Phrase(text=words, types=tuple(found["types"].split("/")[1:]), boxes_xyxy=boxes_xyxy))
+    return Sentence(text=(text + line[place_in_line:]).strip(), phrases=tuple(phrases), spans=tuple(spans))
 
 
-def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
-    """Return the boxes of each chain of phrases that mean the same."""
+def _read_annotations(file: Path) -> tuple[SizeHW | None, dict[str, list[list[float]]]]:
+    """Return the size of an image, and the boxes of each chain of phrases that mean the same."""
     text = _text(file, "boxes of an image")
     try:
         root: Any = ElementTree.fromstring(text)
@@ -87,7 +129,9 @@ def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
                     boxes.setdefault(chain.text, []).append(corners)
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{file}: expected XML of Flickr30k Entities with whole boxes, got {error}.") from error
-    return boxes
+    height, width = (root.findtext(f"size/{side}", "").strip() for side in ("height", "width"))
+    is_stated = all(re.fullmatch("[1-9][0-9]{0,8}", side) for side in (height, width))
+    return (int(height), int(width)) if is_stated else None, boxes
 
 
 def _text(file: Path, what: str) -> str:
