@@ -43,7 +43,7 @@ def sentence_caption(sentence: str, phrases: Sequence[str | Span] | None = None,
     if not sentence.strip() or UNPRINTABLE.search(sentence):
         raise ValueError(f"A caption needs a sentence without control characters; got {sentence!a}. {HINT}")
     if phrases is not None:
-        text, spans = sentence, [span for phrase in phrases for span in _places(sentence, phrase)]
+        text, spans = sentence, [span for phrase in phrases for span in places(sentence, phrase)]
     elif _BRACKETS.search(sentence):
         text, spans = _without_brackets(sentence)
     else:
@@ -79,8 +79,12 @@ def noun_phrases(sentence: str, tagger: Tagger = nltk_tags) -> list[Span]:
     return found
 
 
-def _places(sentence: str, phrase: str | Span) -> list[Span]:
-    """Return the spans of a phrase, given by its words or by its span."""
+def places(sentence: str, phrase: str | Span) -> list[Span]:
+    """Return the spans of a phrase in a sentence, given by its words, upper case or not, or by its span.
+
+    Raises:
+        ValueError: if the words do not stand in the sentence, or the span holds none.
+    """
     if isinstance(phrase, str):
         words = r"(?<!\w)" + re.escape(phrase.strip()) + r"(?!\w)"
         found = [match.span() for match in re.finditer(words, sentence, re.IGNORECASE) if match.group()]

@@ -21,8 +21,8 @@ class CaptionedImage:
 
     Attributes:
         record: the image; the label of a box is the position of its phrase among those of all sentences.
-        sentences: what the caption says, with the span of each phrase; a class name is a sentence of one phrase. A
-            phrase need not have boxes.
+        sentences: what the caption says, with the span of each phrase; a class name is a sentence of one phrase.
+            Phrases need not have boxes.
         absent: names of what the image does not show; ``drawn`` adds some of them.
     """
 

@@ -151,7 +151,7 @@ def build_split(
     for entry in sorted(document["images"], key=lambda entry: entry["id"]):
         stated, path = tuple(annotations[entry["id"]]), image_path(source.image_dir, entry["file_name"])
         size_hw = declared_size(entry) or _upright_size(path)
-        learned = partial(_build_target, stated, label_of, size_hw)
+        learned = partial(build_target, stated, label_of, size_hw)
         records.append(ImageRecord(entry["id"], path, size_hw, learned, stated))
     classes = tuple(category_name for _, category_name in named)
     return Split(name, tuple(records), classes, tuple(label_of), source.source, image_dir=source.image_dir)
@@ -253,8 +253,16 @@ def _numbered(
     return entries
 
 
-def _build_target(annotations: tuple[Annotation, ...], label_of: dict[int, int], size_hw: SizeHW) -> Target:
-    """Return the boxes of public training: no crowd, clipped to the image, nothing without width or height."""
+def build_target(
+    annotations: Sequence[Annotation], label_of: Mapping[int, int] | Sequence[int], size_hw: SizeHW
+) -> Target:
+    """Return the boxes of public training: no crowd, clipped to the image, nothing without width or height.
+
+    Args:
+        annotations: of one image.
+        label_of: category id → label.
+        size_hw: (height, width) of the image in pixels.
+    """
     import torch
 
     from glip_adapt.core import boxes
