@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from glip_adapt.core.sentences import sentence_caption
     from glip_adapt.core.settings import FitConfig, ViewConfig, Views
     from glip_adapt.core.structures import Detections
+    from glip_adapt.data.captioned import CaptionedSplit
+    from glip_adapt.data.captions import load_captions
     from glip_adapt.data.dataset import Dataset, load_dataset
     from glip_adapt.data.split import Split
     from glip_adapt.engine.adapted import AdaptedModel, adapt, attach
@@ -60,6 +62,8 @@ _HOMES = {
     "glip_adapt.core.sentences": ("sentence_caption",),
     "glip_adapt.core.settings": ("FitConfig", "ViewConfig", "Views"),
     "glip_adapt.core.structures": ("Detections",),
+    "glip_adapt.data.captioned": ("CaptionedSplit",),
+    "glip_adapt.data.captions": ("load_captions",),
     "glip_adapt.data.dataset": ("Dataset", "load_dataset"),
     "glip_adapt.data.split": ("Split",),
     "glip_adapt.engine.adapted": ("AdaptedModel", "adapt", "attach"),
@@ -84,12 +88,12 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 
 __all__ = [
-    "AdaptedModel", "BakedModel", "BenchPlan", "ClassPrompt", "Context", "Dataset", "Detections", "Evaluation",
-    "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt", "Split",
-    "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
+    "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Context", "Dataset", "Detections",
+    "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt",
+    "Split", "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
     "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
-    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_dataset", "load_trunk", "merge",
-    "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
+    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset", "load_trunk",
+    "merge", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
     "sentence_caption", "to_supervision", "write_report",
 ]  # fmt: skip
 

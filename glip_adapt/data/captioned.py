@@ -28,7 +28,7 @@ class CaptionedImage:
 
     record: ImageRecord
     sentences: tuple[Caption, ...]
-    absent: tuple[str, ...] = ()
+    absent: Sequence[str] = ()
 
     @functools.cached_property
     def caption(self) -> Caption:

@@ -131,16 +131,16 @@ def _single_file(folder: Path) -> dict[str, Candidates]:
 
 def _has_coco_key(path: Path) -> bool:
     """Tell whether a key of a COCO file stands in the start of a JSON file."""
-    return any(key in _COCO_KEYS for key in _first_keys(path) or ())
+    return any(key in _COCO_KEYS for key in first_keys(path) or ())
 
 
 def _may_be_coco(path: Path) -> bool:
     """Tell whether a JSON file of the right name is a COCO file: it has one of its keys, or is damaged."""
-    keys = _first_keys(path)
+    keys = first_keys(path)
     return keys is not None and (not keys or _has_coco_key(path))
 
 
-def _first_keys(path: Path) -> list[str] | None:
+def first_keys(path: Path) -> list[str] | None:
     """Return the keys of the outermost object in the start of a JSON file, up to the first one of COCO.
 
     None if the file is a list; no keys if it is damaged. Large files are not read.
