@@ -76,7 +76,6 @@ def join(sentences: Sequence[Caption], order: Iterable[int]) -> Caption:
 
 
 def _without_stop(sentence: Caption) -> str:
-    """Return a text without the full stop at its end, unless that belongs to a phrase."""
-    text = sentence.text.rstrip()
-    ends = max((end for _, end in sentence.spans), default=0)
-    return text[:-1].rstrip() if text.endswith(".") and ends < len(text) else text
+    """Return a text without blanks and the full stop at its end, unless a phrase reaches so far."""
+    text = sentence.text.rstrip().removesuffix(".").rstrip()
+    return sentence.text[: max([len(text), *(end for _, end in sentence.spans)])]
