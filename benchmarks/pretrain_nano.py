@@ -4,7 +4,7 @@
     python benchmarks/pretrain_nano.py --trunk glip-nano --out runs/pretrain/second --seed 1 --steps 2000 \\
         --start runs/pretrain/first/glip-nano.safetensors
 
-glip-nano has deep fusion, glip-nano-a none; dino-nano is a small Grounding DINO.
+glip-nano has deep fusion, glip-nano-a none; dino-nano is a small Grounding DINO, of a first stage of 2000 steps alone.
 
 A scene holds 3 to 9 pictograms of ``glip_adapt.data.glyphs``. Its caption is, seven times of ten, a list of names with
 what is there and much that is not, shuffled; else a sentence of what is there. The second stage cuts some of the lists
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -39,10 +38,8 @@ from glip_adapt.data.scenes import COLOURS, TRAINING_STYLE, Scene, is_held_out, 
 from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine.pretrain import CaptionedBatch, PretrainConfig, PreTraining
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
-from glip_adapt.trunks.dino.config import DINO_NANO
-from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.protocol import Network
-from glip_adapt.trunks.released import TRUNKS, trunk_spec
+from glip_adapt.trunks.released import trunk_spec
 from glip_adapt.trunks.tokenizer import SPECIAL_TOKENS, Tokenizer
 from glip_adapt.trunks.weights import save_tensors, weights_checksum
 
@@ -91,7 +88,6 @@ def main() -> None:
         arguments.write_vocabulary.write_text("\n".join(train_vocabulary()) + "\n", encoding="utf-8")
         return
     torch.set_num_threads(arguments.threads)
-    TRUNKS.setdefault("dino-nano", replace(TRUNKS["glip-nano"], family=DinoFamily(), config=DINO_NANO))
     Run(arguments).train(arguments.until or arguments.steps, arguments.workers)
 
 
@@ -282,7 +278,7 @@ class Run:
         card = CARD.format(
             trunk=self.trunk,
             kind="GLIP" if self.trunk.startswith("glip") else "Grounding DINO",
-            fusion="deep fusion" if trunk_spec(self.trunk).config.deep_fusion else "no fusion",
+            fusion="deep fusion" if trunk_spec(self.trunk).deep_fusion else "no fusion",
             parameters=sum(p.numel() for p in trunk.network.parameters()) / 1e6,
             size=path.stat().st_size / 2**20,
             checksum=trunk.checksum,

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from glip_adapt.core.config import unknown_name
 from glip_adapt.core.settings import FitConfig, Shots, ViewConfig
 from glip_adapt.trunks.dino.config import (
+    DINO_NANO,
     GROUNDING_DINO_B,
     GROUNDING_DINO_T,
     MM_GROUNDING_DINO_B,
@@ -35,6 +36,7 @@ _PARAMETERS = {  # building a network to count them takes seconds
     GLIP_T_A: 151_409_966,
     GLIP_T: 231_759_662,
     GLIP_L: 430_401_824,
+    DINO_NANO: 3_207_340,
     GROUNDING_DINO_T: 172_249_090,
     GROUNDING_DINO_B: 232_313_216,
     MM_GROUNDING_DINO_T: 172_912_157,
@@ -117,14 +119,14 @@ def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: st
     )
 
 
-def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
+def _rendered(family: Family, config: GlipConfig | DinoConfig, deep_fusion: bool, purpose: str) -> TrunkSpec:
     """Return the row of a nano trunk, whose weights come with the package."""
     return TrunkSpec(
-        family=_GLIP,
+        family=family,
         config=config,
         public_file=None,
         parameters=_PARAMETERS[config],
-        deep_fusion=config.deep_fusion,
+        deep_fusion=deep_fusion,
         data="rendered scenes (synthetic)",
         purpose=purpose,
         view=ViewConfig(short_side=160, max_long_side=320),
@@ -135,8 +137,9 @@ def _rendered(config: GlipConfig, purpose: str) -> TrunkSpec:
 
 
 TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
-    "glip-nano": _rendered(GLIP_NANO, "to try things out; knows pictograms only"),
-    "glip-nano-a": _rendered(GLIP_NANO_A, "to compare with glip-nano"),
+    "glip-nano": _rendered(_GLIP, GLIP_NANO, True, "to try things out; knows pictograms only"),
+    "glip-nano-a": _rendered(_GLIP, GLIP_NANO_A, False, "to compare with glip-nano"),
+    "dino-nano": _rendered(_DINO, DINO_NANO, True, "to try the Grounding DINO family; knows pictograms only"),
     "glip-t-a": _released(GLIP_T_A, "glip_a_tiny_o365.pth", "O365", "to compare with glip-t-b"),
     "glip-t-b": _released(GLIP_T, "glip_tiny_model_o365.pth", "O365", "to compare pre-training data"),
     "glip-t-c": _released(GLIP_T, "glip_tiny_model_o365_goldg.pth", "O365, GoldG", "to compare pre-training data"),

@@ -31,7 +31,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path):
         load_trunk("glip-nano", vocabulary=path)
 
 
-@pytest.mark.parametrize("name", ["glip-nano", "glip-nano-a"])
+@pytest.mark.parametrize("name", ["glip-nano", "glip-nano-a", "dino-nano"])
 def test_the_nano_trunks_come_with_the_package(name):
     trunk = load_trunk(name)
     file = ASSETS / f"{name}.safetensors"
