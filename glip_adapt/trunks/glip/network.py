@@ -16,7 +16,7 @@ from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, S
 from glip_adapt.trunks.glip.decode import candidates, decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
-from glip_adapt.trunks.glip.head import AlignmentHead, HeadOutput
+from glip_adapt.trunks.glip.head import AnchorHead, HeadOutput
 from glip_adapt.trunks.glip.objective import GlipObjective
 from glip_adapt.trunks.glip.tower import FusionTower
 from glip_adapt.trunks.protocol import Network, Seams
@@ -39,7 +39,7 @@ class Glip(Network):
     last_pixel = 1.0
 
     def __init__(
-        self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AlignmentHead
+        self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AnchorHead
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -47,7 +47,7 @@ class Glip(Network):
         self.text_prompt = nn.Identity()
         self.tower = tower
         self.head = head
-        self.text_width = len(head.bias_lang)
+        self.text_width = head.text_width
         self.objective = GlipObjective(head.anchor_scale)
 
     @property
@@ -114,4 +114,5 @@ class Glip(Network):
 
     def without_text(self) -> Glip:
         """Return a network that shares all modules but text encoder and prompt."""
-        return Glip(image_encoder=self.image_encoder, text_encoder=nn.Identity(), tower=self.tower, head=self.head)
+        parts: dict[str, Any] = {"image_encoder": self.image_encoder, "tower": self.tower, "head": self.head}
+        return type(self)(text_encoder=nn.Identity(), **parts)
