@@ -33,6 +33,7 @@ class Context(Adapter):
     name: ClassVar[str] = "context"
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
     caption_bound: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
     purpose: ClassVar[str] = (
         "Learned words before each class name (CoOp). Take it to compare prompts inside and behind the text encoder."
     )

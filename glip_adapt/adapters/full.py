@@ -67,6 +67,7 @@ class TextEncoderTuning(Adapter):
     """Owns the text encoder."""
 
     name: ClassVar[str] = "text_encoder"
+    needs_text: ClassVar[bool] = True
     stage: ClassVar[Stage] = Stage.ENCODE_TEXT
     purpose: ClassVar[str] = (
         "Training of the text encoder alone. Take it to compare with the paper; prompt does as well for less."

@@ -28,6 +28,7 @@ class Lora(Adapter):
     """Owns two low-rank factors beside each linear layer of a part of the network; their product starts at zero."""
 
     name: ClassVar[str] = "lora"
+    needs_text: ClassVar[bool] = True
     renamed: ClassVar[Mapping[str, str]] = {"target": "part"}
     purpose: ClassVar[str] = (
         "Small updates in text encoder, fusion and head. Take it if full costs too much, above all with 10 shots or "

@@ -23,6 +23,7 @@ class Prompt(Adapter):
     name: ClassVar[str] = "prompt"
     stage: ClassVar[Stage] = Stage.FUSE
     caption_bound: ClassVar[bool] = True
+    needs_text: ClassVar[bool] = True
     purpose: ClassVar[str] = (
         "Learned changes to the text features of the class names. Take it first: from 1 shot on, and for many tasks on "
         "one trunk."

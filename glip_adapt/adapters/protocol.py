@@ -37,6 +37,7 @@ class Adapter(ABC):
     Attributes:
         name: in plans, files and on the command line.
         caption_bound: whether the owned tensors belong to the tokens of one caption; other methods serve any classes.
+        needs_text: whether it works by the text of class names, so that trunks of a closed set refuse it.
         renamed: old names of settings → present ones, for saved adapters and plans.
         purpose: use of the method, and when to take it; one sentence.
         cost: time, memory and file size compared with other methods; one sentence.
@@ -45,6 +46,7 @@ class Adapter(ABC):
 
     name: ClassVar[str]
     caption_bound: ClassVar[bool] = False
+    needs_text: ClassVar[bool] = False
     renamed: ClassVar[Mapping[str, str]] = {}
     purpose: ClassVar[str]
     cost: ClassVar[str]

@@ -111,7 +111,9 @@ def preview_benchmark(
     def checksum(trunk: str) -> str | None:
         if trunk in plan.checkpoints:
             return _load_checksum(plan, where, vocabulary, trunk)
-        return packaged_checksum(trunk) if TRUNKS[trunk].public_file is None else recorded.get(trunk)
+        spec = TRUNKS[trunk]
+        packaged = spec.public_file is None and not spec.starts_random
+        return packaged_checksum(trunk) if packaged else recorded.get(trunk)
 
     runs = list_runs(
         plan, Path(out), lambda key, given: _resolve(key, given, where, checksum(key.trunk)), update_config

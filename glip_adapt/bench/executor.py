@@ -160,13 +160,13 @@ class FitExecutor:
     def _retained(self, model: AdaptedModel, dataset: str, protocol: ProtocolConfig, shown: ViewConfig) -> float | None:
         """Return the AP of a model on another dataset, without training for it.
 
-        Tensors that belong to a caption are left out under another one: there the model is the trunk.
+        Tensors that belong to a list of classes are left out under another one: there the model is the trunk.
         """
         data = self.load_dataset(dataset).scored(protocol.annotation_ids)
         classes, split, cell = _classes(data, protocol), _scored(data, protocol), (model.trunk.name, dataset)
         options: dict[str, Any] = {"views": protocol.views, "cache": self.cache}
         with stage("other datasets"):
-            if not model.adapter.caption_bound:
+            if not model.class_bound:
                 return evaluate(model.for_classes(classes), split, shown, **options).ap
             if cell not in self._zero_shot:
                 fresh = attach(model.trunk, ZERO_SHOT, classes=classes)

@@ -25,7 +25,7 @@ from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, T
 from glip_adapt.core.tagger import nltk_tags
 from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.engine.detector import AnyImage, Detector
-from glip_adapt.engine.insertion import insert, no_tokens, set_mode
+from glip_adapt.engine.insertion import check_text, insert, no_tokens, set_mode
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
 
@@ -65,8 +65,8 @@ def adapt(trunk: Trunk, method: str | Adapter, *, settings: Mapping[str, Any] | 
     The arguments are those of ``attach``.
 
     Raises:
-        ValueError: if the method or a setting is unknown, settings come beside an adapter that has its own, or the
-            trunk lacks a tensor that the method asks for.
+        ValueError: if the method or a setting is unknown, settings come beside an adapter that has its own, the trunk
+            reads no text and the method works by it, or the trunk lacks a tensor that the method asks for.
     """
     if isinstance(method, str):
         return AdaptedTrunk(trunk, build_adapter(method, {**trunk.spec.settings.get(method, {}), **(settings or {})}))
@@ -81,18 +81,22 @@ class AdaptedTrunk:
     Attributes:
         trunk: the trunk, untouched.
         adapter: the method and its settings.
+        class_bound: whether the owned tensors belong to one list of classes.
         moves: counter, raised when owned weights may have changed unnoticed; a new value makes kept text stale.
     """
 
     def __init__(self, trunk: Trunk, adapter: Adapter) -> None:
         """Attach; see ``adapt``."""
+        if doubt := check_text(trunk, adapter):
+            _warn_once(doubt)
         self.trunk, self.adapter, self.moves = trunk, adapter, 0
-        self._shared = None if adapter.caption_bound else insert(trunk, adapter, no_tokens())
+        self.class_bound = adapter.caption_bound or trunk.spec.closed_set
+        self._shared = None if self.class_bound else insert(trunk, adapter, no_tokens())
 
     def for_classes(self, classes: Sequence[str | ClassPrompt]) -> AdaptedModel:
         """Return a model for some classes.
 
-        Models of one adapted trunk share the owned tensors, unless these belong to the caption: then each model starts
+        Models of one adapted trunk share the owned tensors, unless these belong to the classes: then each model starts
         with its own.
 
         Raises:
@@ -122,6 +126,8 @@ class AdaptedTrunk:
             ValueError: if the tensors of the method belong to another caption, the sentence is too long, or a phrase
                 maps to no token.
         """
+        if self.trunk.spec.closed_set:
+            raise ValueError(f"{self.trunk.name} reads no text, so that it cannot read sentences. Take another trunk.")
         if self._shared is None:
             raise ValueError(
                 f"The tensors of {self.adapter.name} belong to a caption of classes, so that it cannot read sentences. "
@@ -190,6 +196,7 @@ class AdaptedModel(Detector):
         trunk: the trunk, untouched.
         network: frozen tensors are the trunk's own, owned ones are copies.
         adapter: the method and its settings.
+        class_bound: whether the owned tensors belong to these classes.
         prompts: wording of each class, in label order.
         captions: tokens of the caption; several where zero-shot classes do not fit into one.
         owned: state dict names of the trained tensors.
@@ -205,6 +212,7 @@ class AdaptedModel(Detector):
     ) -> None:
         """Put the parts together; see ``attach``."""
         self.trunk, self.adapter, self._adapted = adapted.trunk, adapted.adapter, adapted
+        self.class_bound = adapted.class_bound
         self.network, self.owned, self.prompts = network, owned, prompts
         self.captions = [tokens.to(network.device) for tokens in captions]
         self.trunk_name, self.view = self.trunk.name, self.trunk.spec.view
@@ -227,12 +235,12 @@ class AdaptedModel(Detector):
         """Return a model for other classes by the same tensors.
 
         Raises:
-            ValueError: if the tensors belong to the caption, or as for ``attach``.
+            ValueError: if the tensors belong to the classes, or as for ``attach``.
         """
-        if self.adapter.caption_bound:
+        if self.class_bound:
+            bound = "the caption of these classes" if self.adapter.caption_bound else "these classes"
             raise ValueError(
-                f"The tensors of {self.adapter.name} belong to the caption of these classes. Attach and train it for "
-                "the other classes."
+                f"The tensors of {self.adapter.name} belong to {bound}. Attach and train it for the other classes."
             )
         return self._adapted.for_classes(classes)
 

@@ -1,4 +1,4 @@
-"""Put a method into a copy of a network that shares what stays frozen."""
+"""Put a method into a copy of a network that shares what stays frozen, if the two go together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import nn
 
-from glip_adapt.adapters.protocol import Adapter
+from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
@@ -34,6 +35,25 @@ def insert(trunk: Trunk, adapter: Adapter, tokens: Tokens) -> tuple[Network, tup
     if trunk.compiled:
         network.compile()
     return network, owned
+
+
+def check_text(trunk: Trunk, adapter: Adapter) -> str | None:
+    """Return what to warn of where a method is put into a trunk of a closed set, if anything.
+
+    Raises:
+        ValueError: if the method works by text, and the trunk reads none.
+    """
+    if not trunk.spec.closed_set:
+        return None
+    if adapter.needs_text:
+        others = [name for name, kind in ADAPTERS.items() if not kind.needs_text and name != "zero_shot"]
+        raise ValueError(
+            f"{trunk.name} reads no text and knows only the classes that it is trained on, so {adapter.name} has "
+            f"nothing to work with. Use {' or '.join(others)}, or another trunk."
+        )
+    if adapter.stage is Stage.NONE:
+        return f"{trunk.name} knows no class before it is trained: zero_shot finds nothing."
+    return None
 
 
 def no_tokens() -> Tokens:

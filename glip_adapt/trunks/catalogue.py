@@ -58,7 +58,8 @@ def best_trunk(device: torch.device | str | None = None) -> tuple[str, str]:
     """
     room_gb = min(total_bytes(), total_bytes(choose_device(device))) / 1e9
     for name, spec in reversed(TRUNKS.items()):
-        if spec.public_file and spec.memory_gb <= room_gb and cached(spec.repository, spec.public_file):
+        usable = spec.public_file and not spec.closed_set and spec.memory_gb <= room_gb
+        if usable and cached(spec.repository, str(spec.public_file)):
             return name, f"{name} is the most accurate detector whose weights are on this machine."
     if TRUNKS[DEFAULT].memory_gb > room_gb:
         return PACKAGED, f"{DEFAULT} does not fit into the {room_gb:.1f} GB of memory."
@@ -82,7 +83,8 @@ def load_trunk(
     Args:
         name: one of ``TRUNKS``.
         checkpoint: public ``.pth`` or safetensors file, or the folder that ``hf download`` makes; without it the public
-            file is fetched from the Hub and kept in its cache. The weights of the nano trunks come with the package.
+            file is fetched from the Hub and kept in its cache. Weights of the nano trunks come with the package;
+            those of dyhead-nano are random, and always alike.
         vocabulary: ``vocab.txt`` of bert-base-uncased; without it the one in the folder ``checkpoint``, else fetched
             from the Hub.
         device: where the network goes; by default the GPU if there is one.
@@ -114,6 +116,9 @@ def load_trunk_and_prompt(
         vocabulary = vocabulary or _vocabulary_in(Path(checkpoint))
         checkpoint = checkpoint_file(Path(checkpoint), name)
     tokenizer = load_tokenizer(name, vocabulary)
+    if checkpoint is None and spec.starts_random:
+        network = spec.family.drawn(spec.config).requires_grad_(False).to(device)
+        return Trunk(name, network, tokenizer, weights_checksum(network)), None
     if checkpoint is None and spec.public_file is not None:
         checkpoint = fetch(spec.repository, spec.public_file, option="--checkpoint")
     checkpoint = Path(checkpoint or ASSETS / f"{name}.safetensors")
@@ -154,9 +159,7 @@ def random_trunk(name: str, device: torch.device | str = "cpu", seed: int = 0) -
         ValueError: if the name is unknown.
     """
     spec = trunk_spec(name)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = spec.family.build(spec.config).requires_grad_(False).to(device)
+    network = spec.family.drawn(spec.config, seed).requires_grad_(False).to(device)
     return Trunk(name, network, spec.family.made_up_tokenizer(spec.config), checksum=f"random {name} {seed}")
 
 
@@ -243,6 +246,8 @@ def _warn_of_prompt(checkpoint: str | Path | None, name: str) -> None:
 
 def _how_to_get(name: str) -> str:
     spec = trunk_spec(name)
+    if spec.starts_random:
+        return f"{name} starts from random weights; leave the checkpoint out."
     if spec.public_file is None:
         return f"The weights of {name} come with the package; leave the checkpoint out."
     return f"The public file of {name} is {spec.public_file} in the Hub repository {spec.repository}."

@@ -39,6 +39,14 @@ class Family(ABC):
     def build(self, config: Any, *, with_text: bool = True) -> Network:
         """Return a network with random weights, in eval mode; without text as ``Network.without_text``."""
 
+    def drawn(self, config: Any, seed: int = 0) -> Network:
+        """Return a network as ``build``, with the random weights of a seed; other random numbers stay as they are."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(config)
+
     @abstractmethod
     def tokenizer(self, config: Any, vocabulary: Path | None) -> Tokenizer:
         """Return the tokenizer of a network: from a file, or from the Hub.

@@ -22,6 +22,8 @@ from glip_adapt.trunks.dino.config import (
     DinoConfig,
 )
 from glip_adapt.trunks.dino.family import DinoFamily
+from glip_adapt.trunks.dyhead.config import DYHEAD_NANO, DYHEAD_T, DyHeadConfig
+from glip_adapt.trunks.dyhead.family import DyHeadFamily
 from glip_adapt.trunks.family import Family
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
@@ -29,8 +31,10 @@ from glip_adapt.trunks.recipes import GROUNDING_DINO, NANO, PUBLISHED, Recipes
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
-_GLIP, _DINO = GlipFamily(), DinoFamily()
+_GLIP, _DINO, _DYHEAD = GlipFamily(), DinoFamily(), DyHeadFamily()
 _PARAMETERS = {  # building a network to count them takes seconds
+    DYHEAD_NANO: 2_198_026,
+    DYHEAD_T: 42_386_476,
     GLIP_NANO: 3_341_292,
     GLIP_NANO_A: 2_769_900,
     GLIP_T_A: 151_409_966,
@@ -42,6 +46,14 @@ _PARAMETERS = {  # building a network to count them takes seconds
     MM_GROUNDING_DINO_T: 172_912_157,
     MM_GROUNDING_DINO_B: 232_976_283,
     MM_GROUNDING_DINO_L: 343_052_631,
+}
+
+
+_NANO_FACTS: dict[str, Any] = {
+    "view": ViewConfig(short_side=160, max_long_side=320),
+    "recipes": NANO,
+    "minutes": 2,
+    "threads": 1,  # a second thread makes them slower; with one, their numbers are the same on any machine
 }
 
 
@@ -66,6 +78,9 @@ class TrunkSpec:
         memory_gb: that loading it and detection in one image take, in 10⁹ bytes.
         download_gb: size of the public file in 10⁹ bytes, as far as it is known.
         minutes: that adapting it by trying methods may take, unless the caller says.
+        closed_set: whether it reads no text and knows only the classes that it is trained on; methods that work by text
+            refuse it, and what it learns belongs to its classes.
+        starts_random: whether its weights are random where no file is named, always alike.
     """
 
     purpose: str
@@ -84,6 +99,8 @@ class TrunkSpec:
     memory_gb: float = 1
     download_gb: float | None = None
     minutes: float = 10
+    closed_set: bool = False
+    starts_random: bool = False
 
 
 def _released(config: GlipConfig, public_file: str, data: str, purpose: str, **facts: float) -> TrunkSpec:
@@ -129,10 +146,22 @@ def _rendered(family: Family, config: GlipConfig | DinoConfig, deep_fusion: bool
         deep_fusion=deep_fusion,
         data="rendered scenes (synthetic)",
         purpose=purpose,
-        view=ViewConfig(short_side=160, max_long_side=320),
-        recipes=NANO,
-        minutes=2,
-        threads=1,  # a second thread makes them slower; with one, their numbers are the same on any machine
+        **_NANO_FACTS,
+    )
+
+
+def _supervised(config: DyHeadConfig, public_file: str | None, data: str, purpose: str, **facts: Any) -> TrunkSpec:
+    """Return the row of a detector without language; all but its backbone starts from random weights."""
+    return TrunkSpec(
+        family=_DYHEAD,
+        config=config,
+        public_file=public_file,
+        parameters=_PARAMETERS[config],
+        deep_fusion=False,
+        data=data,
+        purpose=purpose,
+        closed_set=True,
+        **facts,
     )
 
 
@@ -140,6 +169,18 @@ TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
     "glip-nano": _rendered(_GLIP, GLIP_NANO, True, "to try things out; knows pictograms only"),
     "glip-nano-a": _rendered(_GLIP, GLIP_NANO_A, False, "to compare with glip-nano"),
     "dino-nano": _rendered(_DINO, DINO_NANO, True, "to try the Grounding DINO family; knows pictograms only"),
+    "dyhead-nano": _supervised(
+        *(DYHEAD_NANO, None, "nothing", "to see what glip-nano gains by pre-training; knows no class before training"),
+        **_NANO_FACTS,
+        starts_random=True,
+    ),
+    "dyhead-t": _supervised(
+        *(DYHEAD_T, "model.safetensors", "ImageNet-1k (backbone)"),
+        "to see what glip-t gains by language; knows no class before training",
+        repository="timm/swin_tiny_patch4_window7_224.ms_in1k",
+        settings={"full": {"frozen": PUBLISHED_FROZEN}},
+        download_gb=0.11,
+    ),
     "glip-t-a": _released(GLIP_T_A, "glip_a_tiny_o365.pth", "O365", "to compare with glip-t-b"),
     "glip-t-b": _released(GLIP_T, "glip_tiny_model_o365.pth", "O365", "to compare pre-training data"),
     "glip-t-c": _released(GLIP_T, "glip_tiny_model_o365_goldg.pth", "O365, GoldG", "to compare pre-training data"),
