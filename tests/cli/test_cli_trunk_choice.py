@@ -151,7 +151,7 @@ def test_a_file_name_of_several_trunks_alone_says_too_little(tmp_path, glip, coc
     (tmp_path / "model.safetensors").touch()
     code, _, err = glip("eval", coco_folder, "--checkpoint", tmp_path / "model.safetensors")
     assert code == 1
-    assert "model.safetensors may be one of grounding-dino-t, mm-grounding-dino-t" in err
+    assert "model.safetensors may be one of dyhead-t, grounding-dino-t, mm-grounding-dino-t" in err
     assert "Say which with --trunk." in err
 
 
