@@ -79,8 +79,8 @@ def adapt_dataset(
         recipe: of training; by default that of trunk, method and shots.
         changes: fields of that default that differ.
         settings: fields of a named method that differ from its defaults.
-        start: an adapter for the same classes to go on from; its method is taken. What to expect is found by trainings
-            from the beginning, as it has seen images of ``data``.
+        start: an adapter for the same classes to go on from; its method is taken, unless that is zero-shot detection.
+            What to expect is found by trainings from the beginning, as it has seen images of ``data``.
         backgrounds: images without boxes to learn from as well.
         negatives: names that are no class, see ``Dataset.with_negatives``; ``detect`` never shows them.
         minutes: that trials and training may take; by default those of the trunk for ``auto``, else any.
@@ -100,11 +100,11 @@ def adapt_dataset(
     with cpu_threads(trunk.spec.threads), recorded() as seconds:
         run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
         train = run.draw(shots, backgrounds)
-        if start is not None:
+        if start is not None and start.trained_parameters:
             _check_start(start, method, train)
             method, fresh = start.adapter.name, [adapt(trunk, start.adapter).for_prompts(start.prompts)]
-        else:
-            names = trials.METHODS if method == AUTO else [method]
+        else:  # also from zero-shot detection, which has nothing to go on from
+            start, names = None, trials.METHODS if method == AUTO else [method]
             fresh = [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
         recipes = [recipe or _recipe_of(model, train, seed, changes or {}) for model in fresh]
         if method != AUTO and "val" in data.splits:

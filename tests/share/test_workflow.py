@@ -231,6 +231,14 @@ def test_training_goes_on_from_another_adapter(run, tiny_trunk, tmp_path, monkey
         run(start=start, negatives=["cat"], out=tmp_path / "other")
 
 
+def test_from_zero_shot_detection_it_starts_anew(run, tmp_path):
+    start = run(minutes=1e-4).model
+    assert start.adapter.name == "zero_shot"
+    later = run(start=start, out=tmp_path / "later")
+    assert [trial.method for trial in later.tried] == list(trials.METHODS)
+    assert "It went on from another adapter" not in later.page.read_text()
+
+
 def test_classes_may_be_worded_by_other_names(run, alone, tiny_trunk):
     """As the official prompts of two public sets do."""
     names = ("crimson box", "azure box")
