@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
     from glip_adapt.trunks.released import default_recipe, published_recipe
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "glip_adapt.adapters.context": ("Context",),
