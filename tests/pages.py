@@ -15,7 +15,6 @@ NOT_HERE = {  # what a mark before a block says, and why the tests leave such a 
     "needs network": "the Hub, a package registry or the host of a dataset",
     "needs hours": "a whole benchmark; pages show its --dry-run as well",
     "needs minutes": "an installation, or quickstart; CI runs them elsewhere",
-    "needs a checkout": "scripts of the repository, which have tests of their own",
 }
 _BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
