@@ -14,7 +14,7 @@ NOT_HERE = {  # what a mark before a block says, and why the tests leave such a 
     "needs weights": "of a released trunk, from the Hub",
     "needs network": "the Hub, a package registry or the host of a dataset",
     "needs hours": "a whole benchmark; pages show its --dry-run as well",
-    "needs minutes": "an installation, or quickstart; CI runs them elsewhere",
+    "needs minutes": "an installation, or a long command, which has tests of its own",
 }
 _BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
