@@ -177,7 +177,10 @@ def evaluate_adapter(
     if predictions is not None:
         check_room(predictions.parent, 1)
     data = load_dataset(dataset, format=format)
-    scored = getattr(data, split)
+    if split not in data.splits:
+        have = ", ".join(data.splits)
+        raise FileNotFoundError(f"{data.name} has no split {split}, only {have}. Score one of these with --split.")
+    scored = data.splits[split]
     with terminal.working(IMPORTING):
         from glip_adapt import evaluate
         from glip_adapt.engine.ranks import current

@@ -1,6 +1,7 @@
 """The verb ``score`` on files: LVIS AP and recall of phrases, and one error for each bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,10 @@ def test_an_entry_that_is_no_grounded_sentence_is_named(tmp_path, parity, entry)
     (tmp_path / "found.json").write_text(json.dumps([entry]))
     with pytest.raises(ValueError, match=r"found\.json: entry 0 is .*Expected a JSON list of {image_id, sentence_id"):
         score_phrases(tmp_path / "found.json", split_file)
+
+
+def test_eval_of_a_split_that_a_folder_lacks_names_those_that_it_has(glip, coco_folder):
+    shutil.rmtree(coco_folder / "test")
+    code, _, err = glip("eval", coco_folder)
+    assert code == 1
+    assert "has no split test, only train, val. Score one of these with --split." in err
