@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import SHARED, TINY
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,6 +15,7 @@ from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.train import train_model
 from glip_adapt.share.baked import bake, load_baked
@@ -207,3 +208,19 @@ def test_another_file_is_refused_by_its_entries(classifier, swin_row, tmp_path):
     save_file(entries, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=r"of dyhead-t.*\n.*missing: image_encoder.backbone.stages.3"):
         load_trunk("dyhead-t", checkpoint=tmp_path / "part.safetensors", device="cpu")
+
+
+@pytest.mark.slow
+def test_four_photographs_are_learnt_by_heart(monkeypatch):
+    if not (SHARED / "data" / "odinw" / "Raccoon").is_dir():
+        pytest.skip("the photographs are not beside this checkout")
+    monkeypatch.undo()  # the released size
+    split = load_dataset(SHARED / "data" / "odinw" / "Raccoon").train
+    four = replace(split, records=split.records[:4])
+    config = FitConfig(
+        learning_rate=1e-3, weight_decay=0.0, schedule="cosine", max_steps=400, short_sides=(128,), test_short_side=128,
+        max_long_side=230, flip=False,
+    )  # fmt: skip
+    model = attach(load_trunk("dyhead-nano", device="cpu"), "full", classes=four.classes)
+    train_model(model, four, None, config)
+    assert evaluate(model, four, config.view).values["ap50"] >= 0.9
