@@ -17,7 +17,7 @@ from glip_adapt.trunks.catalogue import random_trunk
 from glip_adapt.trunks.released import TRUNKS
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "memory.py"
-NANO = ("glip-nano", "glip-nano-a", "dino-nano", "dyhead-nano")
+NANO = ("glip-nano", "glip-nano-a", "dino-nano")
 
 
 @pytest.fixture
