@@ -14,11 +14,12 @@ from glip_adapt.adapters import ADAPTERS
 from glip_adapt.core.settings import FitConfig, ViewConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.transforms import collate
-from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.adapted import adapt, attach
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.engine.train import train_model
 from glip_adapt.share.baked import bake, load_baked
+from glip_adapt.share.trials import METHODS, methods_for
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
 from glip_adapt.trunks.checkpoint_files import CheckpointError
 from glip_adapt.trunks.dyhead.config import DyHeadConfig
@@ -224,3 +225,13 @@ def test_four_photographs_are_learnt_by_heart(monkeypatch):
     model = attach(load_trunk("dyhead-nano", device="cpu"), "full", classes=four.classes)
     train_model(model, four, None, config)
     assert evaluate(model, four, config.view).values["ap50"] >= 0.9
+
+
+def test_auto_tries_the_methods_that_need_no_text(trunk, tiny_trunk):
+    assert methods_for(trunk) == ["full"]
+    assert methods_for(tiny_trunk) == list(METHODS)
+
+
+def test_sentences_are_refused(trunk):
+    with pytest.raises(ValueError, match="dyhead-nano reads no text, so that it cannot read sentences"):
+        adapt(trunk, "full").ground(picture(), "a [red box]")

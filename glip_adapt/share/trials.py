@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.core.memory import total_bytes
 from glip_adapt.core.plain_text import duration
 from glip_adapt.core.settings import FitConfig, Shots
@@ -19,9 +20,10 @@ from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, START, CrossValidation, OnStep, bounded, cross_validate
+from glip_adapt.trunks.catalogue import Trunk
 
 METHODS = ("prompt", "lora", "full")
-"""What ``auto`` tries, cheapest first."""
+"""What ``auto`` tries, cheapest first; see ``methods_for``."""
 NOISE = 0.25
 """Two standard errors of the difference in AP of two methods, times the root of the number of held-out images, by
 redrawing images (three sets of glyphs13, 1 to 10 shots, a seed that no table reports: 0.1 to 0.4)."""
@@ -66,6 +68,11 @@ class Budget:
 
     minutes: float
     seconds_per_image: float
+
+
+def methods_for(trunk: Trunk) -> list[str]:
+    """Return what ``auto`` tries on a trunk: on one that reads no text, what works without."""
+    return [name for name in METHODS if not (trunk.spec.closed_set and ADAPTERS[name].needs_text)]
 
 
 def shots_of(split: Split) -> Shots:

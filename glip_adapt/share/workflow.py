@@ -104,7 +104,7 @@ def adapt_dataset(
             _check_start(start, method, train)
             method, fresh = start.adapter.name, [adapt(trunk, start.adapter).for_prompts(start.prompts)]
         else:  # also from zero-shot detection, which has nothing to go on from
-            start, names = None, trials.METHODS if method == AUTO else [method]
+            start, names = None, trials.methods_for(trunk) if method == AUTO else [method]
             fresh = [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
         recipes = [recipe or _recipe_of(model, train, seed, changes or {}) for model in fresh]
         if method != AUTO and "val" in data.splits:
