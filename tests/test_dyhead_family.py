@@ -204,6 +204,17 @@ def test_a_file_of_microsoft_gives_the_same_weights_and_our_own_too(classifier, 
     assert load_trunk("dyhead-t", checkpoint=tmp_path / "ours.safetensors", device="cpu").checksum == one.checksum
 
 
+def test_the_backbone_sees_what_the_classifier_sees(classifier, swin_row, tmp_path):
+    save_file(classifier.state_dict(), tmp_path / "timm.safetensors")
+    backbone = load_trunk("dyhead-t", checkpoint=tmp_path / "timm.safetensors", device="cpu").network.image_encoder
+    pixels = torch.randn(1, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = classifier.forward_features(pixels).permute(0, 3, 1, 2)  # its last norm starts as ours do
+        *_, last = backbone.backbone(pixels.flip(1))  # RGB there, BGR here
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.5
+
+
 def test_another_file_is_refused_by_its_entries(classifier, swin_row, tmp_path):
     entries = {k: v for k, v in classifier.state_dict().items() if not k.startswith("layers.3")}
     save_file(entries, tmp_path / "part.safetensors")
