@@ -6,6 +6,7 @@ GLIP, arXiv 2112.03857, section 3.1: a list of class names is a caption as well,
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from glip_adapt.core.captions import SEPARATOR, Caption, build_caption
 from glip_adapt.data.split import ImageRecord
+
+_SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class CaptionedImage:
     def caption(self) -> Caption:
         """The sentences in their order."""
         return join(self.sentences, range(len(self.sentences)))
+
+    @functools.cached_property
+    def has_sides(self) -> bool:
+        """Whether a sentence tells left from right, so that it would be wrong of the mirrored image."""
+        return any(_SIDES.search(sentence.text) for sentence in self.sentences)
 
     def drawn(self, negatives: int, dice: np.random.Generator) -> Caption:
         """Return the sentences and up to ``negatives`` absent names, shuffled; the labels of the boxes stay valid."""

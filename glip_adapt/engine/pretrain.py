@@ -97,7 +97,10 @@ class CaptionedBatch:
 
 
 class CaptionedBatches(Dataset[CaptionedBatch]):
-    """Batch *i* of captioned images, drawn from (seed, i) with replacement; half of the images are mirrored."""
+    """Batch *i* of captioned images, drawn from (seed, i) with replacement.
+
+    Half of the images are mirrored, but none whose caption tells left from right.
+    """
 
     def __init__(self, split: CaptionedSplit, tokenizer: Tokenizer, view: ViewConfig, batch: int, seed: int) -> None:
         self.split, self.tokenizer, self.view, self.batch, self.seed = split, tokenizer, view, batch, seed
@@ -107,8 +110,9 @@ class CaptionedBatches(Dataset[CaptionedBatch]):
         dice = np.random.default_rng((self.seed, step))
         pixels, captions, targets = [], [], []
         for position in dice.integers(len(self.split), size=self.batch):
-            image, view = self.split.images[position], View(self.view.short_side, flip=bool(dice.integers(2)))
-            record, longest = image.record, self.view.max_long_side
+            image, longest = self.split.images[position], self.view.max_long_side
+            record, flip = image.record, bool(dice.integers(2)) and not image.has_sides
+            view = View(self.view.short_side, flip)
             pixels.append(view_image(record.load(), view, longest))
             captions.append(draw_caption(image, self.split.negatives, self.tokenizer, dice))
             targets.append(view_target(record.target, record.header.size_hw, view, longest))
@@ -150,6 +154,7 @@ class PreTraining:
         """
         self.network, self.batches, self.folder, self.config, self.score = network, batches, folder, config, score
         self.recipe = {**asdict(config), "betas": list(config.betas), **(facts or {})}
+        del self.recipe["steps"]  # a run may be made longer
         self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.averaged))
         self.stepper = Stepper(
             decay_groups(network, config),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,13 @@ def draw_batches(
         return padded_hw, model.network.objective.prepare(target, padded_hw)
 
     def load(draw: _Draw, is_mine: bool) -> Sample:
-        record, tokens = records[draw.position], None
+        record, view, tokens = records[draw.position], draw.view, None
         if isinstance(train, CaptionedSplit):
-            dice = np.random.default_rng((config.seed, draw.number))
-            tokens = draw_caption(train.images[draw.position], train.negatives, model.trunk.tokenizer, dice)
-        fetched = features.fetch([record], draw.view) if is_mine else None
-        return Sample(record, fetched, *prepare(draw.position, draw.view), tokens)
+            image, dice = train.images[draw.position], np.random.default_rng((config.seed, draw.number))
+            tokens = draw_caption(image, train.negatives, model.trunk.tokenizer, dice)
+            view = replace(view, flip=view.flip and not image.has_sides)
+        fetched = features.fetch([record], view) if is_mine else None
+        return Sample(record, fetched, *prepare(draw.position, view), tokens)
 
     def load_batch(draws: Sequence[_Draw]) -> list[Sample]:
         mine = set(ranks.share(range(config.batch_size)))

@@ -147,6 +147,24 @@ def test_no_images_and_nothing_to_train_are_refused(tiny_trunk, captions):
         fit(adapt(tiny_trunk, "zero_shot"), captions, config=CONFIG)
 
 
+def test_images_are_mirrored_unless_their_caption_tells_left_from_right(tiny_trunk, captions, monkeypatch):
+    seen = {}
+    fetch = FrozenFeatures.fetch
+    monkeypatch.setattr(
+        FrozenFeatures,
+        "fetch",
+        lambda self, records, view: (
+            seen.setdefault(records[0].image_id, set()).add(view.flip) or fetch(self, records, view)
+        ),
+    )
+    first, *others = captions.images
+    sided = replace(first, sentences=(sentence_caption("a [red box] to the right of a [blue box]"),))
+    split = replace(captions, images=(sided, *others))
+    fit(adapt(tiny_trunk, "linear_probe"), split, config=replace(CONFIG, flip=True, max_steps=24))
+    assert seen.pop(first.record.image_id) == {False}
+    assert set.union(*seen.values()) == {False, True}
+
+
 def test_absent_names_are_left_out_until_the_caption_is_short_enough(captions):
     tokenizer, dice = load_tokenizer("glip-nano"), np.random.default_rng(0)
     many = replace(captions.images[0], absent=tuple(f"red box number {i}" for i in range(200)))

@@ -154,6 +154,26 @@ def test_boxes_of_a_batch_lie_where_their_phrase_is_shown(batches):
     assert hidden <= 4
 
 
+def test_a_run_can_be_made_longer(start):
+    start("short", replace(CONFIG, steps=2)).run()
+    longer, whole = start("short"), start("whole")
+    assert longer.done == 2
+    longer.run()
+    whole.run()
+    others = whole.network.state_dict()
+    assert all(torch.equal(tensor, others[name]) for name, tensor in longer.network.state_dict().items())
+
+
+def test_an_image_whose_caption_tells_left_from_right_is_never_mirrored(batches):
+    sided = tuple(
+        replace(image, sentences=(sentence_caption("the [blue box] left of it"),)) for image in batches.split.images
+    )
+    with_sides = CaptionedBatches(replace(batches.split, images=sided), batches.tokenizer, VIEW, batch=12, seed=0)
+    plain = CaptionedBatches(batches.split, batches.tokenizer, VIEW, batch=12, seed=0)
+    assert 1 < len({tuple(target.boxes_xyxy.flatten().tolist()) for target in with_sides[1].targets}) <= 6
+    assert len({tuple(t.boxes_xyxy.flatten().tolist()) for step in range(4) for t in plain[step].targets}) > 6
+
+
 def test_a_state_is_read_as_data(start, monkeypatch):
     start("run").run(1)
     load, kinds = torch.load, []
