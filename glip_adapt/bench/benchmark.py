@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glip_adapt.adapters import ADAPTERS, build_adapter
+from glip_adapt.adapters import ADAPTERS, build_adapter, check_taken
 from glip_adapt.bench.events import Work
 from glip_adapt.bench.forecast import Forecast, Sizes, forecast_runs
 from glip_adapt.bench.plan import ZERO_SHOT, BenchPlan, ProtocolConfig, RunKey, check_plan
@@ -164,6 +164,12 @@ def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
     with _placing(where):
         for method, settings in plan.settings.items():
             build_adapter(method, settings)
+    for key in plan.keys():  # noqa: SIM118  # a plan is no dict
+        try:
+            check_taken(key.trunk, ADAPTERS[key.method])
+        except ValueError as error:
+            hint = f"Give {key.trunk} a plan of its own; two plans may share one results folder."
+            raise ValueError(f"{where}, methods: {error} {hint}") from error
     return plan
 
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters import check_taken
 from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.catalogue import Trunk
@@ -43,15 +43,8 @@ def check_text(trunk: Trunk, adapter: Adapter) -> str | None:
     Raises:
         ValueError: if the method works by text, and the trunk reads none.
     """
-    if not trunk.spec.closed_set:
-        return None
-    if adapter.needs_text:
-        others = [name for name, kind in ADAPTERS.items() if not kind.needs_text and name != "zero_shot"]
-        raise ValueError(
-            f"{trunk.name} reads no text and knows only the classes that it is trained on, so {adapter.name} has "
-            f"nothing to work with. Use {' or '.join(others)}, or another trunk."
-        )
-    if adapter.stage is Stage.NONE:
+    check_taken(trunk.name, type(adapter))
+    if trunk.spec.closed_set and adapter.stage is Stage.NONE:
         return f"{trunk.name} knows no class before it is trained: zero_shot finds nothing."
     return None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from glip_adapt.adapters import ADAPTERS
+from glip_adapt.adapters import ADAPTERS, takes
 from glip_adapt.core.memory import total_bytes
 from glip_adapt.core.plain_text import duration
 from glip_adapt.core.settings import FitConfig, Shots
@@ -72,7 +72,7 @@ class Budget:
 
 def methods_for(trunk: Trunk) -> list[str]:
     """Return what ``auto`` tries on a trunk: on one that reads no text, what works without."""
-    return [name for name in METHODS if not (trunk.spec.closed_set and ADAPTERS[name].needs_text)]
+    return [name for name in METHODS if takes(trunk.name, ADAPTERS[name])]
 
 
 def shots_of(split: Split) -> Shots:
