@@ -17,6 +17,7 @@ from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import adapt, attach
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.load import load_adapter
+from glip_adapt.engine.prompting import search_prompts
 from glip_adapt.engine.train import train_model
 from glip_adapt.share.baked import bake, load_baked
 from glip_adapt.share.trials import METHODS, methods_for
@@ -246,3 +247,8 @@ def test_auto_tries_the_methods_that_need_no_text(trunk, tiny_trunk):
 def test_sentences_are_refused(trunk):
     with pytest.raises(ValueError, match="dyhead-nano reads no text, so that it cannot read sentences"):
         adapt(trunk, "full").ground(picture(), "a [red box]")
+
+
+def test_no_wording_is_searched_for(trunk, coco_folder):
+    with pytest.raises(ValueError, match="dyhead-nano reads no text, so that no wording is better"):
+        search_prompts(trunk, load_dataset(coco_folder), ["a {}"])

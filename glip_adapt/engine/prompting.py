@@ -76,8 +76,10 @@ def search_prompts(
 
     Raises:
         FileNotFoundError: if a split is missing.
-        ValueError: if there is no candidate, or one does not hold ``{}`` once.
+        ValueError: if there is no candidate, one does not hold ``{}`` once, or the trunk reads no text.
     """
+    if trunk.spec.closed_set:
+        raise ValueError(f"{trunk.name} reads no text, so that no wording is better than another. Take another trunk.")
     if not candidates:
         raise ValueError('No candidate wording came. Give at least one, such as "a photo of a {}".')
     val, test, cache = data.val, data.test, cache or FeatureCache()
