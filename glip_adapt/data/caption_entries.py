@@ -118,9 +118,9 @@ def box_of(value: Any, place: str) -> BoxXYWH:
     return a, b, c, d
 
 
-def annotation_of(label: int, box: BoxXYWH, iscrowd: bool = False) -> Annotation:
+def annotation_of(label: int, box: BoxXYWH, iscrowd: bool = False, score: float = 1.0) -> Annotation:
     """Return a box of a phrase; the label stands for the category id."""
-    return Annotation(label, box, box[2] * box[3], iscrowd)
+    return Annotation(label, box, box[2] * box[3], iscrowd, score=score)
 
 
 def caption_of(text: str, spans: Sequence[Span]) -> Caption:

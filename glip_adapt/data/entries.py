@@ -54,6 +54,12 @@ def area_of(entry: Mapping[str, Any], box: list[float]) -> float:
     return float(entry["area"]) if is_area(entry.get("area")) else box[2] * box[3]
 
 
+def score_of(entry: Mapping[str, Any]) -> float:
+    """Return how sure a detector was of a box, in (0, 1]; 1 for one that states no such score, so drawn by hand."""
+    score = entry.get("score")
+    return float(score) if _is_number(score) and 0 < score <= 1 else 1.0
+
+
 def root_category(document: Mapping[str, Any]) -> tuple[int, str] | None:
     """Return id and name of the root category, such as Roboflow exports: a heading of the others without boxes.
 

@@ -48,6 +48,7 @@ class Annotation:
         area: square pixels, of the segmentation if the file has one.
         iscrowd: whether scoring ignores detections in this region.
         annotation_id: the id in the file, if it has one.
+        score: how sure a detector was of the box, in (0, 1]; 1 for one drawn by hand.
     """
 
     category_id: int
@@ -55,6 +56,7 @@ class Annotation:
     area: float
     iscrowd: bool
     annotation_id: int | str | None = None
+    score: float = 1.0
 
 
 @dataclass(frozen=True)

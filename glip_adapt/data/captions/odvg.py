@@ -4,7 +4,8 @@ A line has ``filename``, ``height`` and ``width``, and one of two contents:
 
 - ``"grounding": {"caption", "regions": [{"phrase", "bbox", "tokens_positive"}, …]}``, a caption. ``bbox`` is [left,
   top, right, bottom], edges in pixels, or a list of such boxes. ``tokens_positive`` are spans as of MDETR; without them
-  a phrase stands where the caption first has its words. Regions of the same span are one phrase.
+  a phrase stands where the caption first has its words. Regions of the same span are one phrase. ``score``, an addition,
+  is how sure a detector was of its boxes.
 - ``"detection": {"instances": [{"bbox", "label", "category"}, …]}``, classes. Each class on the image is a sentence,
   all others are ``absent``: those of the label map ``*label_map.json`` beside the file, or without one those of the
   file. With a label map, ``label`` names the class, as in the public loaders. Names that differ only in case,
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from glip_adapt.core.captions import Caption, build_caption, clean_name
+from glip_adapt.core.files import written_whole
 from glip_adapt.core.sentences import Span, places
 from glip_adapt.data.caption_entries import (
     annotation_of,
@@ -37,7 +39,7 @@ from glip_adapt.data.caption_entries import (
 )
 from glip_adapt.data.captioned import CaptionedImage, CaptionedSplit
 from glip_adapt.data.documents import BoxXYWH
-from glip_adapt.data.entries import image_path
+from glip_adapt.data.entries import image_path, score_of
 from glip_adapt.data.label_files import read_json
 from glip_adapt.data.layouts import first_keys
 
@@ -46,6 +48,9 @@ LAYOUT = "a .jsonl file with filename, height, width, and grounding or detection
 
 _CONTENTS = ("grounding", "detection")
 _MAP = "label_map.json"
+
+_Box = tuple[int, BoxXYWH, float]
+"""Label, box, and how sure a detector was of it."""
 
 
 def recognises(path: Path) -> bool:
@@ -72,7 +77,7 @@ def read(path: Path, images: Path | None) -> CaptionedSplit:
             present, boxes = classes.detected(contents[0], place)
             sentences = [classes.captions[number] for number in present]
         if sentences:
-            stated = [annotation_of(label, box) for label, box in boxes]
+            stated = [annotation_of(label, box, score=score) for label, box, score in boxes]
             image = build_image(name, image_path(folder, name), size_of(entry, place), sentences, stated)
             built.append((image, present))
     if not built:
@@ -85,6 +90,28 @@ def read(path: Path, images: Path | None) -> CaptionedSplit:
             for image, present in built
         ),
     )
+
+
+def write(split: CaptionedSplit, path: Path) -> None:
+    """Write images with their captions, each as one of regions; a phrase without a box is not told from other words.
+
+    File names are relative to the folder of ``path`` where the images lie below it.
+    """
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for image in split.images:
+            record, caption = image.record, image.caption
+            regions: list[dict[str, Any]] = []
+            for one in record.annotations:
+                left, top, width, height = one.bbox_xywh
+                start, end = caption.spans[one.category_id]
+                region = {"phrase": caption.text[start:end], "bbox": [left, top, left + width, top + height]}
+                region |= {"tokens_positive": [[start, end]]} | ({"score": one.score} if one.score < 1 else {})
+                regions.append(region)
+            inside = record.path.is_relative_to(path.parent)
+            name = record.path.relative_to(path.parent) if inside else record.path
+            entry = {"filename": name.as_posix(), "height": record.size_hw[0], "width": record.size_hw[1]}
+            content = {"grounding": {"caption": caption.text, "regions": regions}}
+            file.write(json.dumps(entry | content, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -128,13 +155,13 @@ class _Classes:
         self._numbers: dict[str, int] = {}  # by what is the same in all writings of a name
         self._written: dict[str, int] = {}  # by names as they are written: cleaning each one takes half of the time
 
-    def detected(self, content: Mapping[str, Any], place: str) -> tuple[list[int], list[tuple[int, BoxXYWH]]]:
+    def detected(self, content: Mapping[str, Any], place: str) -> tuple[list[int], list[_Box]]:
         """Return the numbers of the classes on an image, and its boxes, each with the position of its class there."""
         positions: dict[int, int] = {}
         boxes = []
         for where, instance in _objects(content, "instances", "instance", place):
             position = positions.setdefault(self._number_of(instance, where), len(positions))
-            boxes.append((position, _xywh(instance.get("bbox"), where)))
+            boxes.append((position, _xywh(instance.get("bbox"), where), score_of(instance)))
         return [*positions], boxes
 
     def _number_of(self, instance: Mapping[str, Any], place: str) -> int:
@@ -193,7 +220,7 @@ def _label_map_of(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _grounded(content: Mapping[str, Any], place: str) -> tuple[Caption, list[tuple[int, BoxXYWH]]]:
+def _grounded(content: Mapping[str, Any], place: str) -> tuple[Caption, list[_Box]]:
     """Return the caption of an image, and its boxes, each with the position of its phrase."""
     text = text_of(content.get("caption"), place)
     labels: dict[Span, int] = {}
@@ -203,7 +230,7 @@ def _grounded(content: Mapping[str, Any], place: str) -> tuple[Caption, list[tup
         stated = region.get("bbox")
         is_nested = isinstance(stated, list) and all(isinstance(box, list) for box in stated)
         nested: Any = stated if is_nested else [stated]
-        boxes += [(label, _xywh(box, where)) for box in nested]
+        boxes += [(label, _xywh(box, where), score_of(region)) for box in nested]
     return caption_of(text, [*labels]), boxes
 
 

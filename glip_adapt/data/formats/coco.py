@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import SplitDocument, copy_images
-from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category
+from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category, score_of
 from glip_adapt.data.images import read_header
 from glip_adapt.data.layouts import LAYOUT as LAYOUT
 from glip_adapt.data.layouts import coco_layout, has_coco_layout, image_dir_of
@@ -232,7 +232,7 @@ def _upright_size(path: Path) -> SizeHW:
 def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
     x, y, w, h = box
     is_crowd = entry.get("iscrowd") in (1, True)
-    return Annotation(entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"))
+    return Annotation(entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"), score_of(entry))
 
 
 def _numbered(
@@ -249,7 +249,7 @@ def _numbered(
             )
         entry: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": annotation.category_id}
         entry |= {"bbox": list(annotation.bbox_xywh), "area": annotation.area, "iscrowd": int(annotation.iscrowd)}
-        entries.append(entry)
+        entries.append(entry | ({"score": annotation.score} if annotation.score < 1 else {}))
     return entries
 
 
