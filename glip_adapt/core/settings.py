@@ -116,6 +116,8 @@ class FitConfig:
     "pixels (configs/odinw_13/*.yaml)"
     precision: Precision = "float32"
     "of large products; losses and weights stay in float32, float16 scales the loss; see ``ViewConfig``"
+    weights: Literal["equal", "score"] = "equal"
+    "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
     recompute: bool = False
     "whether blocks are computed again in the backward pass rather than kept; on for full: a third of the memory"
     seed: int = 10
@@ -128,6 +130,8 @@ class FitConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0.")
         if self.schedule not in ("plateau", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
+        if self.weights not in ("equal", "score"):
+            raise ValueError(f"weights is {self.weights!r}; expected 'equal' or 'score'.")
         _ = self.view  # checks the sizes
 
     @property

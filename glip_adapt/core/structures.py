@@ -187,17 +187,20 @@ class Target:
     Attributes:
         boxes_xyxy: (N, 4) float32, corners in pixels, the last pixel included.
         labels: (N,) int64 in 0..K-1.
+        weights: (N,) float32 in (0, 1], what each box counts in the losses; None: 1.
     """
 
     boxes_xyxy: Tensor
     labels: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Target:
         """Return the target on ``device``."""
-        return Target(send(self.boxes_xyxy, device), send(self.labels, device))
+        weights = None if self.weights is None else send(self.weights, device)
+        return Target(send(self.boxes_xyxy, device), send(self.labels, device), weights)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def area_of(entry: Mapping[str, Any], box: list[float]) -> float:
 
 def score_of(entry: Mapping[str, Any]) -> float:
     """Return how sure a detector was of a box, in (0, 1]; 1 for one that states no such score, so drawn by hand."""
-    score = entry.get("score")
+    score: Any = entry.get("score")
     return float(score) if _is_number(score) and 0 < score <= 1 else 1.0
 
 

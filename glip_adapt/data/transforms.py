@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ def view_target(target: Target, size_hw: SizeHW, view: View, max_long_side: int 
     """Return the ground truth of an image of (height, width) ``size_hw`` in pixels of its view."""
     seen_hw = resize_shape(size_hw, view.short_side, max_long_side)
     boxes_xyxy = boxes.scale(target.boxes_xyxy, size_hw, seen_hw)
-    return Target(boxes.flip_horizontal(boxes_xyxy, seen_hw[1]) if view.flip else boxes_xyxy, target.labels)
+    return replace(target, boxes_xyxy=boxes.flip_horizontal(boxes_xyxy, seen_hw[1]) if view.flip else boxes_xyxy)
 
 
 def padded_shape(size_hw: SizeHW) -> SizeHW:

@@ -5,8 +5,8 @@ GLIP, arXiv 2112.03857, section 3.3: a teacher finds the phrases of captions, an
 A detection becomes a label by these rules:
 
 - its score reaches the threshold of its class;
-- of several classes on one place, IoU above 0.7, the best stays; phrases of a sentence may share a place, as "a man" and
-  "the man with the hat" do;
+- of several classes on one place, IoU above 0.7, the best stays; phrases of a sentence may share a place, such as
+  "a man" and "the man with the hat";
 - clipped to the image, both of its sides have at least 2 pixels.
 
 Scores are kept: ``FitConfig.weights`` makes training trust an unsure label less.
@@ -145,7 +145,9 @@ def found_in(model: Detector, record: ImageRecord, category_ids: tuple[int, ...]
     return list(to_coco_results(model.predict(record.path, **options), record.image_id, category_ids))
 
 
-def captioned_image(record: ImageRecord, sentence: Caption, found: Sequence[Result], threshold: float) -> CaptionedImage:
+def captioned_image(
+    record: ImageRecord, sentence: Caption, found: Sequence[Result], threshold: float
+) -> CaptionedImage:
     """Return an image with a sentence, and the labels of its phrases among what ``find_phrases`` found."""
     phrases = range(len(sentence.spans))
     labels = labels_among(found, dict.fromkeys(phrases, threshold), record.size_hw, shared=True)

@@ -56,6 +56,8 @@ def draw_batches(
     def prepare(position: int, view: View) -> tuple[SizeHW, Any]:
         record = records[position]
         target = view_target(record.target, record.header.size_hw, view, features.max_long_side)
+        if config.weights == "equal":
+            target = replace(target, weights=None)
         padded_hw = features.padded_shape(record, view)
         return padded_hw, model.network.objective.prepare(target, padded_hw)
 

@@ -60,6 +60,11 @@ START = Candidate(0, 0.0)
 """The state before training."""
 
 
+def cautious_of(steps: int) -> Candidate:
+    """Return the candidate of a training of ``steps`` steps that is taken where nothing can be held out."""
+    return Candidate(max(1, round(CAUTIOUS[0] * steps)), CAUTIOUS[1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class CrossValidation:
     """What held-out images tell about one method on a few labelled images.
@@ -176,7 +181,7 @@ def cross_validate(
         ValueError, NonFiniteLossError: as ``train_model``.
     """
     current().copy_first(model.owned_tensors().values())
-    parts, start = [_fold(val, train)] if val else _split_up(train, folds, config.seed), model.copy_owned()
+    parts, start = [_fold(val, train)] if val else split_up(train, folds, config.seed), model.copy_owned()
     steps = count_steps(config, len(train))
     found = []
     try:
@@ -190,7 +195,7 @@ def cross_validate(
     finally:
         model.load_owned(start)
     scores = _scores(parts, found)
-    cautious = Candidate(max(1, round(CAUTIOUS[0] * steps)), CAUTIOUS[1])
+    cautious = cautious_of(steps)
     others = [(parts[:i] + parts[i + 1 :], found[:i] + found[i + 1 :]) for i in range(len(parts))]
     if len(train) == 1 and val is None:
         chosen = cautious if (scores[cautious] or 0.0) > (scores[START] or 0.0) else START
@@ -204,7 +209,7 @@ def cross_validate(
     result = CrossValidation(
         chosen=chosen,
         scores=scores,
-        estimate=_pooled_ap(parts, held_out) if len(train) > 1 or val else None,
+        estimate=pooled_ap(parts, held_out) if len(train) > 1 or val else None,
         held_out=[entry for fold in held_out for entry in fold],
         held_out_start=[entry for fold in found for entry in fold[START]],
         folds=tuple(tuple(record.image_id for record in part.held.records) for part in parts),
@@ -227,27 +232,46 @@ def train_candidate(
     Raises:
         KeyboardInterrupt: on Ctrl-C; the model is as before.
     """
-    current().copy_first(model.owned_tensors().values())
-    start, steps = model.copy_owned(), count_steps(config, len(train))
+    steps = count_steps(config, len(train))
     shown = _counting(on_step, len(found.folds) * steps, (len(found.folds) + 1) * steps)
-    history = train_model(model, train, None, config, stop_after=found.chosen.steps, cache=cache, on_step=shown)
+    return make(model, train, found.chosen, config, cache=cache, on_step=shown)
+
+
+def make(
+    model: AdaptedModel,
+    train: Split,
+    candidate: Candidate,
+    config: FitConfig,
+    *,
+    cache: FeatureCache | None = None,
+    on_step: OnStep | None = None,
+) -> History:
+    """Make a candidate from images; the model is in the state to start from.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; the model is as before.
+    """
+    current().copy_first(model.owned_tensors().values())
+    start = model.copy_owned()
+    history = train_model(model, train, None, config, stop_after=candidate.steps, cache=cache, on_step=on_step)
     if history.stopped_by == "interrupt":
         model.load_owned(start)
         raise KeyboardInterrupt
-    model.load_owned(model.adapter.between(start, model.copy_owned(), found.chosen.factor))
+    model.load_owned(model.adapter.between(start, model.copy_owned(), candidate.factor))
     return history
 
 
 @dataclass(frozen=True)
-class _Fold:
-    """The images that are held out, those that are learned from, and which classes the latter show."""
+class Fold:
+    """The images that are held out, those that are learned from, and the category ids that the latter show."""
 
     held: Split
     rest: Split
     learned: frozenset[int]
 
 
-def _split_up(train: Split, count: int, seed: int) -> list[_Fold]:
+def split_up(train: Split, count: int, seed: int) -> list[Fold]:
+    """Return folds of labelled images; below four images, one per image."""
     present = [{annotation.category_id for annotation in train.annotations_of(record)} for record in train.records]
     folds = []
     for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):
@@ -257,13 +281,13 @@ def _split_up(train: Split, count: int, seed: int) -> list[_Fold]:
     return folds
 
 
-def _fold(held: Split, rest: Split) -> _Fold:
+def _fold(held: Split, rest: Split) -> Fold:
     learned = (annotation.category_id for record in rest.records for annotation in rest.annotations_of(record))
-    return _Fold(held, rest, frozenset(learned))
+    return Fold(held, rest, frozenset(learned))
 
 
 def _look(
-    fold: _Fold,
+    fold: Fold,
     model: AdaptedModel,
     start: Mapping[str, Tensor],
     config: FitConfig,
@@ -304,11 +328,11 @@ def _best(scores: Mapping[Candidate, float | None], cautious: Candidate) -> Cand
     return max(known, key=known.__getitem__, default=cautious)
 
 
-def _scores(folds: Sequence[_Fold], found: Sequence[Mapping[Candidate, Found]]) -> dict[Candidate, float | None]:
-    return {candidate: _pooled_ap(folds, [fold[candidate] for fold in found]) for candidate in found[0]}
+def _scores(folds: Sequence[Fold], found: Sequence[Mapping[Candidate, Found]]) -> dict[Candidate, float | None]:
+    return {candidate: pooled_ap(folds, [fold[candidate] for fold in found]) for candidate in found[0]}
 
 
-def _pooled_ap(folds: Sequence[_Fold], found: Sequence[Found]) -> float | None:
+def pooled_ap(folds: Sequence[Fold], found: Sequence[Found]) -> float | None:
     """Return COCO AP over the held-out images of several folds together; None if no class can be scored."""
     records = tuple(record for fold in folds for record in fold.held.records)
     scored = {record.image_id: fold.learned for fold in folds for record in fold.held.records}

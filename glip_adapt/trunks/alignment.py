@@ -42,10 +42,19 @@ def check_labels(targets: Sequence[Target], token_map: Tensor, images: int) -> N
             raise ValueError(f"Labels {unnamed} have no token in their caption. Train only on classes it names.")
 
 
-def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor) -> Tensor:
-    """Return the summed binary focal loss (arXiv 1708.02002) of (B, A, T) logits over real tokens."""
+def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the summed binary focal loss (arXiv 1708.02002) of (B, A, T) logits over real tokens.
+
+    ``weights``, (B, A), tell what each anchor or query counts; None: 1.
+    """
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     agreement = probability * targets + (1 - probability) * (1 - targets)
     weight = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-    return (weight * (1 - agreement) ** FOCAL_GAMMA * cross_entropy * token_mask.unsqueeze(1)).sum()
+    losses = weight * (1 - agreement) ** FOCAL_GAMMA * cross_entropy * token_mask.unsqueeze(1)
+    return losses.sum() if weights is None else (losses * weights.unsqueeze(2)).sum()
+
+
+def total_weight(parts: Sequence[tuple[int, Tensor | None]]) -> float:
+    """Return what boxes or anchors of several images count together; a part is a number of them, and their weights."""
+    return sum(count if weights is None else weights.sum().item() for count, weights in parts)

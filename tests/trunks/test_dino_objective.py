@@ -377,3 +377,25 @@ def test_a_label_without_a_token_is_an_error_naming_it():
 def test_as_many_targets_as_images_are_asked_for():
     with pytest.raises(ValueError, match="each of 2 images, got 1"):
         losses_of(random_output(2), [NOTHING])
+
+
+def test_weights_of_one_change_nothing_and_equal_weights_cancel_in_the_losses_of_boxes():
+    output, targets = random_output(batch=2), [random_target(1, 2), random_target(2, 3)]
+    plain = losses_of(output, targets)
+    ones = losses_of(output, [replace(t, weights=torch.ones(len(t))) for t in targets])
+    halves = losses_of(output, [replace(t, weights=torch.full((len(t),), 0.5)) for t in targets])
+    for name in plain:
+        torch.testing.assert_close(ones[name], plain[name])
+    for name in ("box", "giou"):
+        torch.testing.assert_close(halves[name], plain[name])
+    assert halves["token"] != plain["token"]
+
+
+def test_a_query_of_a_box_without_weight_learns_nothing():
+    output = random_output(layers=1)
+    target = replace(random_target(1, 2), weights=torch.tensor([1.0, 1e-9]))
+    query, box = match(output.layers, as_truths(output, [target]))[0][0]
+    sum(losses_of(output, [target]).values()).backward()
+    unsure, sure = (query[box == i] for i in (1, 0))
+    for column in (output.layers[0].logits.grad[0], output.layers[0].boxes.grad[0]):
+        assert column[unsure].abs().max() < 1e-6 * column[sure].abs().max()

@@ -283,3 +283,32 @@ def test_a_label_that_is_no_class_is_named():
 def test_as_many_targets_as_pictures_are_asked_for():
     with pytest.raises(ValueError, match="each of 2 images, got 1"):
         detection_loss(random_output(2), [NOTHING])
+
+
+@given(seeds)
+@settings(max_examples=10, deadline=None)
+def test_weights_of_one_change_nothing_and_weights_of_a_batch_are_a_mean(seed):
+    targets = [random_target(seed, 2), random_target(seed + 1, 3)]
+    plain = detection_loss(random_output(2), targets)
+    ones = detection_loss(random_output(2), [replace(t, weights=torch.ones(len(t))) for t in targets])
+    halves = detection_loss(random_output(2), [replace(t, weights=torch.full((len(t),), 0.5)) for t in targets])
+    for name in plain:
+        torch.testing.assert_close(ones[name], plain[name])
+    for name in ("box", "centerness"):  # all halved, and divided by half as many
+        torch.testing.assert_close(halves[name], plain[name])
+
+
+def test_a_box_of_no_weight_is_as_good_as_none_but_for_what_surrounds_it():
+    target, output = random_target(3, 3), random_output(1)
+    found = assign(ANCHORS, SHAPES_HW, target)
+    unsure = replace(target, weights=torch.tensor([1.0, 1e-9, 1.0]))
+    detection_loss(output, [unsure])["token"].backward()
+    gradient = output.token_logits.grad[0].abs().sum(-1)
+    assert gradient[found.matched == 1].max() < 1e-6 * gradient[found.matched == 0].min()
+    assert gradient[found.matched == -1].min() > 0
+
+
+def test_the_scale_counts_weights():
+    target = replace(random_target(3, 3), weights=torch.full((3,), 0.25))
+    found = assign(ANCHORS, SHAPES_HW, target)
+    assert LossScale.of([found, found]).positives == pytest.approx(max(1, 0.5 * len(found.positive)))

@@ -4,8 +4,8 @@ A line has ``filename``, ``height`` and ``width``, and one of two contents:
 
 - ``"grounding": {"caption", "regions": [{"phrase", "bbox", "tokens_positive"}, …]}``, a caption. ``bbox`` is [left,
   top, right, bottom], edges in pixels, or a list of such boxes. ``tokens_positive`` are spans as of MDETR; without them
-  a phrase stands where the caption first has its words. Regions of the same span are one phrase. ``score``, an addition,
-  is how sure a detector was of its boxes.
+  a phrase stands where the caption first has its words. Regions of the same span are one phrase. A ``score`` in (0, 1]
+  tells how sure a detector was.
 - ``"detection": {"instances": [{"bbox", "label", "category"}, …]}``, classes. Each class on the image is a sentence,
   all others are ``absent``: those of the label map ``*label_map.json`` beside the file, or without one those of the
   file. With a label map, ``label`` names the class, as in the public loaders. Names that differ only in case,
@@ -100,13 +100,13 @@ def write(split: CaptionedSplit, path: Path) -> None:
     with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for image in split.images:
             record, caption = image.record, image.caption
-            regions: list[dict[str, Any]] = []
+            regions = []
             for one in record.annotations:
                 left, top, width, height = one.bbox_xywh
                 start, end = caption.spans[one.category_id]
-                region = {"phrase": caption.text[start:end], "bbox": [left, top, left + width, top + height]}
-                region |= {"tokens_positive": [[start, end]]} | ({"score": one.score} if one.score < 1 else {})
-                regions.append(region)
+                box = {"bbox": [left, top, left + width, top + height], "tokens_positive": [[start, end]]}
+                sure = {"score": one.score} if one.score < 1 else {}
+                regions.append({"phrase": caption.text[start:end], **box, **sure})
             inside = record.path.is_relative_to(path.parent)
             name = record.path.relative_to(path.parent) if inside else record.path
             entry = {"filename": name.as_posix(), "height": record.size_hw[0], "width": record.size_hw[1]}

@@ -232,7 +232,9 @@ def _upright_size(path: Path) -> SizeHW:
 def _build_annotation(entry: dict[str, Any], box: list[float]) -> Annotation:
     x, y, w, h = box
     is_crowd = entry.get("iscrowd") in (1, True)
-    return Annotation(entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"), score_of(entry))
+    return Annotation(
+        entry["category_id"], (x, y, w, h), area_of(entry, box), is_crowd, entry.get("id"), score_of(entry)
+    )
 
 
 def _numbered(
@@ -274,4 +276,6 @@ def build_target(
         labels = torch.tensor([label_of[annotation.category_id] for annotation in single], dtype=torch.int64)
         boxes_xyxy = boxes.clip(boxes.xywh_to_xyxy(boxes_xywh), size_hw)
         solid = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
-        return Target(boxes_xyxy[solid], labels[solid])
+        if all(annotation.score == 1 for annotation in single):
+            return Target(boxes_xyxy[solid], labels[solid])
+        return Target(boxes_xyxy[solid], labels[solid], torch.tensor([one.score for one in single])[solid])

@@ -18,7 +18,7 @@ from torchvision.ops import box_convert, generalized_box_iou
 
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, Target
-from glip_adapt.trunks.alignment import FOCAL_ALPHA, FOCAL_GAMMA, check_labels, focal_loss
+from glip_adapt.trunks.alignment import FOCAL_ALPHA, FOCAL_GAMMA, check_labels, focal_loss, total_weight
 from glip_adapt.trunks.dino.output import DinoOutput, NoisyOutput, QueryOutput
 from glip_adapt.trunks.dino.truth import Match, Truth, truths_of
 
@@ -33,11 +33,11 @@ class DinoObjective:
         """Return the target on the CPU: nothing else is known before the forward pass."""
         return target.to("cpu")
 
-    def scale(self, prepared: Sequence[Target]) -> int:
-        """Return the number of boxes of a batch, at least 1."""
-        return max(1, sum(map(len, prepared)))
+    def scale(self, prepared: Sequence[Target]) -> float:
+        """Return the number of boxes of a batch, each as often as it counts, at least 1."""
+        return max(1, total_weight([(len(target), target.weights) for target in prepared]))
 
-    def losses(self, output: DinoOutput, prepared: Sequence[Target], scale: int) -> dict[str, Tensor]:
+    def losses(self, output: DinoOutput, prepared: Sequence[Target], scale: float) -> dict[str, Tensor]:
         """Return the losses ``token``, ``box`` (L1) and ``giou``, each summed over decoder layers and proposals.
 
         Where queries started from the truth, ``denoising`` is the sum of their three.
@@ -106,7 +106,22 @@ def query_losses(
     own = torch.cat([predicted[i, query] for i, (query, _) in enumerate(matches)])
     goal = torch.cat([truth.boxes[box] for truth, (_, box) in zip(truths, matches, strict=True)]).to(own)
     overlap = generalized_box_iou(*(box_convert(b, "cxcywh", "xyxy") for b in (own, goal))).diagonal()
-    return focal_loss(logits, wanted, token_mask), (own - goal).abs().sum(), (1 - overlap).sum()
+    distance, apart = (own - goal).abs(), 1 - overlap
+    if all(truth.weights is None for truth in truths):
+        return focal_loss(logits, wanted, token_mask), distance.sum(), apart.sum()
+    weights = query_weights(truths, matches, logits)
+    counted = torch.cat([weights[i, query] for i, (query, _) in enumerate(matches)])
+    token = focal_loss(logits, wanted, token_mask, weights)
+    return token, (distance * counted[:, None]).sum(), (apart * counted).sum()
+
+
+def query_weights(truths: Sequence[Truth], matches: Sequence[Match], logits: Tensor) -> Tensor:
+    """Return what each query counts, (B, Q): as much as its box, 1 without one."""
+    weights = logits.new_ones(logits.shape[:2])
+    for row, truth, (query, box) in zip(weights, truths, matches, strict=True):
+        if truth.weights is not None:
+            row[query] = truth.weights[box].to(weights)
+    return weights
 
 
 def denoising_loss(noisy: NoisyOutput, truths: Sequence[Truth], token_mask: Tensor) -> Tensor:

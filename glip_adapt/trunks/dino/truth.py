@@ -24,10 +24,12 @@ class Truth:
     Attributes:
         boxes: (N, 4) float, (centre x, centre y, width, height) in shares of the image without padding.
         tokens: (N, T) bool, True for the tokens of the class of each box.
+        weights: (N,) float, what each box counts; None: 1.
     """
 
     boxes: Tensor
     tokens: Tensor
+    weights: Tensor | None = None
 
 
 def truths_of(targets: Sequence[Target], sizes_hw: Sequence[SizeHW], token_map: Tensor, like: Tensor) -> list[Truth]:
@@ -42,5 +44,7 @@ def truths_of(targets: Sequence[Target], sizes_hw: Sequence[SizeHW], token_map: 
     maps, truths = token_map.expand(len(targets), -1, -1), []
     for target, (height, width), class_map in zip(targets, sizes_hw, maps, strict=True):
         edges = boxes.to_edges(target.boxes_xyxy.to(like)) / like.new_tensor((width, height)).repeat(2)
-        truths.append(Truth(box_convert(edges, "xyxy", "cxcywh"), class_map[target.labels.to(class_map.device)]))
+        tokens = class_map[target.labels.to(class_map.device)]
+        weights = None if target.weights is None else target.weights.to(like)
+        truths.append(Truth(box_convert(edges, "xyxy", "cxcywh"), tokens, weights))
     return truths

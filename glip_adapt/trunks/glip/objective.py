@@ -18,7 +18,7 @@ from torch import Tensor
 from glip_adapt.core import boxes
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, Target, send
-from glip_adapt.trunks.alignment import check_labels, focal_loss
+from glip_adapt.trunks.alignment import check_labels, focal_loss, total_weight
 from glip_adapt.trunks.glip import anchors as codec
 from glip_adapt.trunks.glip.head import HeadOutput
 
@@ -35,25 +35,31 @@ class Assignment:
         matched: (A,) int64, index of the box, -1 for anchors without one.
         positive: (P,) int64, the anchors with a box, in anchor order.
         centerness: (P,) float32 in (0, 1], target of each positive anchor.
-        total: () float32 on the CPU, sum of these targets.
+        weights: (P,) float32 in (0, 1], what each positive anchor counts; None: 1.
+        total: () float32 on the CPU, weighted sum of the centerness targets.
     """
 
     matched: Tensor
     positive: Tensor
     centerness: Tensor
+    weights: Tensor | None
     total: Tensor
 
     @classmethod
-    def of(cls, matched: Tensor, anchors_xyxy: Tensor, boxes_xyxy: Tensor) -> Assignment:
-        """Return the assignment (A,) of anchors (A, 4) to boxes (N, 4)."""
+    def of(cls, matched: Tensor, anchors_xyxy: Tensor, target: Target) -> Assignment:
+        """Return the assignment (A,) of anchors (A, 4) to the N boxes of a target."""
         positive = (matched >= 0).nonzero().flatten()
-        centerness = centerness_targets(anchors_xyxy[positive], boxes_xyxy[matched[positive]])
-        return cls(matched, positive, centerness, centerness.sum().cpu())
+        own = matched[positive]
+        centerness = centerness_targets(anchors_xyxy[positive], target.boxes_xyxy[own])
+        weights = None if target.weights is None else target.weights[own]
+        counted = centerness if weights is None else centerness * weights
+        return cls(matched, positive, centerness, weights, counted.sum().cpu())
 
     def to(self, device: torch.device | str) -> Assignment:
         """Return the assignment on ``device``, all but ``total``."""
         matched, positive = send(self.matched, device), send(self.positive, device)
-        return Assignment(matched, positive, send(self.centerness, device), self.total)
+        weights = None if self.weights is None else send(self.weights, device)
+        return Assignment(matched, positive, send(self.centerness, device), weights, self.total)
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,8 @@ class LossScale:
     The images of a batch may then go through the network one by one: their losses add up to those of the batch.
 
     Attributes:
-        positives: anchors with a box, at least 1.
-        centerness: sum of their centerness targets, above 0.
+        positives: anchors with a box, each as often as it counts, at least 1.
+        centerness: sum of their centerness targets, likewise, above 0.
     """
 
     positives: float
@@ -74,7 +80,7 @@ class LossScale:
     def of(cls, assignments: Sequence[Assignment]) -> LossScale:
         """Return the scale of a batch of images."""
         total = torch.stack([a.total for a in assignments]).sum().item()
-        return cls(max(1, sum(len(a.centerness) for a in assignments)), total or 1.0)
+        return cls(max(1, total_weight([(len(a.centerness), a.weights) for a in assignments])), total or 1.0)
 
 
 Prepared = tuple[Target, Assignment]  # of one image
@@ -135,7 +141,8 @@ def detection_loss(
     scale = scale or LossScale.of(assignments)
     matched = torch.stack([a.matched for a in assignments])  # (B, A)
     logits = full_precision(output.token_logits)
-    token = focal_loss(logits, token_targets(output, targets, matched).to(logits), output.token_mask)
+    weights = anchor_weights(assignments, logits)
+    token = focal_loss(logits, token_targets(output, targets, matched).to(logits), output.token_mask, weights)
     box, centerness = _localisation(output, targets, assignments)
     return {
         "token": token / scale.positives,
@@ -153,7 +160,7 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
     """
     matched = torch.full((len(anchors_xyxy),), -1, dtype=torch.int64, device=anchors_xyxy.device)
     if len(target) == 0:
-        return Assignment.of(matched, anchors_xyxy, target.boxes_xyxy)
+        return Assignment.of(matched, anchors_xyxy, target)
     iou = boxes.pairwise_iou(anchors_xyxy, target.boxes_xyxy)  # (A, N)
     centres = codec.centres(anchors_xyxy)
     # Written out rather than torch.cdist: many anchors are equally far, and ties break on the last bit.
@@ -172,7 +179,7 @@ def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Targ
     good &= to_corners.amin(-1) > MIN_INSIDE
     wanted = torch.full_like(iou, -1).scatter(0, candidate, torch.where(good, candidate_iou, -1.0))
     best_iou, best_box = wanted.max(1)
-    return Assignment.of(torch.where(best_iou >= 0, best_box, matched), anchors_xyxy, target.boxes_xyxy)
+    return Assignment.of(torch.where(best_iou >= 0, best_box, matched), anchors_xyxy, target)
 
 
 def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor) -> Tensor:
@@ -190,6 +197,17 @@ def token_targets(output: HeadOutput, targets: Sequence[Target], matched: Tensor
     return torch.stack(rows)
 
 
+def anchor_weights(assignments: Sequence[Assignment], like: Tensor) -> Tensor | None:
+    """Return what each anchor counts, (B, A), 1 for those without a box; None if all boxes of the images count 1."""
+    if all(assignment.weights is None for assignment in assignments):
+        return None
+    weights = like.new_ones(len(assignments), len(assignments[0].matched))
+    for row, assignment in zip(weights, assignments, strict=True):
+        if assignment.weights is not None:
+            row[assignment.positive] = assignment.weights.to(like)
+    return weights
+
+
 def _localisation(
     output: HeadOutput, targets: Sequence[Target], assignments: Sequence[Assignment]
 ) -> tuple[Tensor, Tensor]:
@@ -201,9 +219,11 @@ def _localisation(
     decoded = codec.decode(full_precision(output.box_deltas.flatten(0, 1).index_select(0, rows)), anchors)
     centerness = full_precision(output.centerness.flatten().index_select(0, rows))
     goal = torch.cat([a.centerness for a in assignments]).to(centerness)
+    weights = anchor_weights(assignments, goal)
+    counted = None if weights is None else weights.flatten()[rows]
     return (
-        ((1 - boxes.generalized_iou(decoded, truth)) * goal).sum(),
-        F.binary_cross_entropy_with_logits(centerness, goal, reduction="sum"),
+        ((1 - boxes.generalized_iou(decoded, truth)) * (goal if counted is None else goal * counted)).sum(),
+        F.binary_cross_entropy_with_logits(centerness, goal, counted, reduction="sum"),
     )
 
 

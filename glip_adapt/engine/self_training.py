@@ -1,0 +1,149 @@
+"""Self-training: a model labels images that nobody labelled, and learns from them beside its few labelled ones.
+
+Whether that helps is not taken for granted. Each round is made without the images of a fold as well, and is scored on
+them; the number of rounds with the best AP over all folds is then made from all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from glip_adapt.core.settings import FitConfig
+from glip_adapt.core.timing import stage
+from glip_adapt.data.formats.coco import coco_ground_truth
+from glip_adapt.data.split import ImageRecord, Split
+from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.cache import FeatureCache
+from glip_adapt.engine.evaluate import predict_split
+from glip_adapt.engine.metrics.matching import balanced_thresholds, match
+from glip_adapt.engine.pseudo_labels import label_images, together
+from glip_adapt.engine.ranks import current
+from glip_adapt.engine.selection import (
+    FOLDS,
+    START,
+    Candidate,
+    CrossValidation,
+    Found,
+    OnStep,
+    bounded,
+    cautious_of,
+    cross_validate,
+    make,
+    pooled_ap,
+    split_up,
+)
+from glip_adapt.engine.train import count_steps
+from glip_adapt.trunks.released import default_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTraining:
+    """What labels of its own gave a model.
+
+    Attributes:
+        rounds: that were made; 0 if they did not help on held-out images.
+        scores: AP on the held-out images after 0, 1, … rounds, fractions in [0, 1]; None if no class can be scored.
+        thresholds: class name → lowest score of a label: that of the best F1 on held-out images.
+        labels: the labels that the model learned from in the last round; None without rounds.
+    """
+
+    rounds: int
+    scores: tuple[float | None, ...]
+    thresholds: Mapping[str, float]
+    labels: Split | None
+
+
+def self_train(
+    model: AdaptedModel,
+    train: Split,
+    unlabelled: Sequence[ImageRecord],
+    config: FitConfig | None = None,
+    *,
+    rounds: int = 1,
+    found: CrossValidation | None = None,
+    cache: FeatureCache | None = None,
+    on_step: OnStep | None = None,
+) -> SelfTraining:
+    """Train on a few labelled images, and on what the model finds in unlabelled ones if that helps.
+
+    In each round the model of the round before labels all unlabelled images; training then begins again from the
+    start, with both, and trusts a label by its score. Nobody looks at validation or test images.
+
+    Args:
+        model: from ``attach``.
+        train: the labelled images.
+        unlabelled: images of the same kind, from ``unlabelled_images``; boxes that they have are not looked at.
+        config: the recipe; by default that of the trunk and method for the shots of ``train``.
+        rounds: most rounds to try.
+        found: of ``cross_validate`` with the same images and recipe, if it is known; it tells steps and thresholds.
+        cache: keeps the features of the frozen stages.
+        on_step: called after each step with it and the number of steps of the training that is under way.
+
+    Raises:
+        ValueError: if there are no unlabelled images, ``rounds`` is below 1, or as for ``fit``.
+        KeyboardInterrupt: on Ctrl-C; the model is as before.
+    """
+    if not unlabelled:
+        raise ValueError("Self-training needs unlabelled images, and there are none. Name a folder that holds some.")
+    if rounds < 1:
+        raise ValueError(f"Expected at least 1 round of self-training, got {rounds}. Without rounds, use fit.")
+    cache = cache or FeatureCache()
+    config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, train.shots), len(train))
+    found = found or cross_validate(model, train, config, cache=cache, on_step=on_step)
+    thresholds = balanced_thresholds(match(found.held_out, coco_ground_truth(train)))
+    run = _Run(model, list(unlabelled), config, _candidate(found, config, len(train)), thresholds, cache, on_step)
+    start = model.copy_owned()
+    try:
+        scores = run.hold_out(train, rounds)
+        known = {count: ap for count, ap in enumerate(scores) if ap is not None}
+        chosen = current().agreed(max(known, key=known.__getitem__, default=0))
+        *_, labels = run.rounds(train, chosen)
+    except BaseException:
+        model.load_owned(start)
+        raise
+    return SelfTraining(rounds=chosen, scores=scores, thresholds=thresholds, labels=labels)
+
+
+def _candidate(found: CrossValidation, config: FitConfig, images: int) -> Candidate:
+    """Return what to make in each round; where training did not help without more images, the cautious candidate."""
+    return cautious_of(count_steps(config, images)) if found.chosen == START else found.chosen
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all trainings of one call share."""
+
+    model: AdaptedModel
+    unlabelled: list[ImageRecord]
+    config: FitConfig
+    candidate: Candidate
+    thresholds: Mapping[str, float]
+    cache: FeatureCache
+    on_step: OnStep | None
+
+    def hold_out(self, train: Split, rounds: int) -> tuple[float | None, ...]:
+        """Return AP on held-out images after each number of rounds; afterwards the model is as before."""
+        folds = split_up(train, FOLDS, self.config.seed)
+        looks: list[list[Found]] = [[] for _ in range(rounds + 1)]  # by round, then by fold
+        start = self.model.copy_owned()
+        for fold in folds:
+            for count, _ in enumerate(self.rounds(fold.rest, rounds)):
+                with stage("validation"):
+                    looks[count].append(predict_split(self.model, fold.held, self.config.view, cache=self.cache))
+            self.model.load_owned(start)
+        return tuple(pooled_ap(folds, found) for found in looks)
+
+    def rounds(self, train: Split, count: int) -> Iterator[Split | None]:
+        """Make rounds 0, 1, … ``count`` in turn; yield the labels that each learned from, while the model is in it."""
+        start, labels = self.model.copy_owned(), None
+        config = replace(self.config, weights="score")
+        for number in range(count + 1):
+            if number:
+                with stage("pseudo-labels"):
+                    view, cache = config.view, self.cache
+                    labels = label_images(self.model, self.unlabelled, train, self.thresholds, view=view, cache=cache)
+                self.model.load_owned(start)
+            images = together(train, labels) if labels else train
+            make(self.model, images, self.candidate, config, cache=self.cache, on_step=self.on_step)
+            yield labels
