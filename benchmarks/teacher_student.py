@@ -20,24 +20,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
-from scipy.stats import t as student_t
 from torchvision.ops import box_iou
 
 from benchmarks.pretrain_nano import build_sentence
 from glip_adapt import adapt, attach, evaluate, load_captions, load_dataset
 from glip_adapt.core import boxes
-from glip_adapt.core.captions import Caption, build_caption
+from glip_adapt.core.captions import build_caption
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.data.captioned import CaptionedImage, CaptionedSplit
 from glip_adapt.data.captions import odvg

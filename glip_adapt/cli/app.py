@@ -20,6 +20,7 @@ from glip_adapt.cli.deploy import deploy_app
 from glip_adapt.cli.detect import detect_app
 from glip_adapt.cli.ls import ls_app
 from glip_adapt.cli.prompt import prompt_app
+from glip_adapt.cli.pseudo_label import pseudo_label_app
 from glip_adapt.cli.score import score_app
 from glip_adapt.cli.share import share_app
 from glip_adapt.cli.suggest import suggest_app
@@ -36,7 +37,10 @@ DIVIDED = ("adapt", "eval")
 """Verbs that several processes of ``torchrun`` run together."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for verbs in (detect_app, adapt_app, suggest_app, bench_app, ls_app, convert_app, deploy_app, score_app, share_app):
+for verbs in (
+    *(detect_app, adapt_app, suggest_app, pseudo_label_app, bench_app, ls_app, convert_app, deploy_app, score_app),
+    share_app,
+):
     app.add_typer(verbs)
 app.add_typer(data_app, name="data")
 app.add_typer(prompt_app, name="prompt")

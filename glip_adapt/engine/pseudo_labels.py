@@ -42,6 +42,7 @@ RULES = "best class of a place (IoU above 0.7), at least 2 pixels a side"
 """What else makes a label, for people."""
 _SAME_PLACE = 0.7  # IoU; boxes of different objects seldom overlap as much
 _LEAST_SIDE = 2.0  # pixels
+_MOST_SURE = 0.9999  # score of a label: 1 is that of a box drawn by hand
 _AGREES = 0.5  # IoU of a pseudo-label with a labelled box of the same image that makes it needless
 
 Result = Mapping[str, Any]
@@ -83,7 +84,7 @@ def labels_among(
     scores = torch.tensor([entry["score"] for entry in sure], dtype=torch.float32)
     kept = range(len(sure)) if shared else sorted(nms(edges, scores, _SAME_PLACE).tolist())
     return tuple(
-        Annotation(sure[i]["category_id"], (x, y, w, h), w * h, False, score=sure[i]["score"])
+        Annotation(sure[i]["category_id"], (x, y, w, h), w * h, False, score=min(sure[i]["score"], _MOST_SURE))
         for i in kept
         for x, y, w, h in boxes.edges_to_xywh(edges[i : i + 1]).tolist()
         if min(w, h) >= _LEAST_SIDE
@@ -124,7 +125,9 @@ def label_images(
     return replace(asked, records=tuple(with_labels(record, own, label_of) for record, own in labelled if own))
 
 
-def find_phrases(model: AdaptedTrunk | AdaptedModel, record: ImageRecord, sentence: Caption, **options: Any) -> list:
+def find_phrases(
+    model: AdaptedTrunk | AdaptedModel, record: ImageRecord, sentence: Caption, **options: Any
+) -> list[Result]:
     """Return what a model finds of the phrases of a sentence, as results whose category is the place of the phrase.
 
     Args:

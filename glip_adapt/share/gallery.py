@@ -90,12 +90,13 @@ def _gallery_row(record: ImageRecord, start: ImageMatches, adapted: ImageMatches
         alt, picture = escape(f"{file}, {title}: {counts}"), draw_marks(small, marks, letters=LETTERS, scale=scale)
         figures += (
             f"<figure><figcaption><b>{title}</b> {counts}</figcaption>"
-            f'<img loading="lazy" {size} alt="{alt}" src="{_embed(picture)}"></figure>'
+            f'<img loading="lazy" {size} alt="{alt}" src="{embed(picture)}"></figure>'
         )
     return f'<article><h3>{escape(file)}</h3><div class="views">{figures}</div></article>'
 
 
-def _embed(image: Image.Image) -> str:
+def embed(image: Image.Image) -> str:
+    """Return an image as an address that holds it, for a page that loads nothing."""
     stream = io.BytesIO()
     image.save(stream, "WEBP", quality=72, method=3)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

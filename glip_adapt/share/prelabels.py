@@ -81,7 +81,7 @@ def read_photographs(folder: Path, format: str | None = None) -> Photographs:
         found = Photographs(unlabelled=tuple(unlabelled_images(folder, format)), data=data)
     if not found.unlabelled:
         what = "Every image in it is labelled" if found.data else "It holds no image"
-        raise ValueError(f"{folder}: nothing to suggest. {what}. Add images without labels.")
+        raise ValueError(f"{folder}: no image to label. {what}. Add images without labels.")
     return found
 
 
