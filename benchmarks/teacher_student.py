@@ -9,8 +9,8 @@ embedded trunks, as lists of names and as sentences. 4 000 captioned scenes show
 comet, a blue anchor and a green star". A teacher that does not know comets may still know what is red.
 
 Four trainings from one network of random weights: the teacher on labelled scenes; from there, with as many steps each,
-the student on labelled scenes and on captioned ones that the teacher labelled; the control on labelled scenes alone; the
-ceiling on the same scenes as the student, with their true boxes. AP is that of new scenes by bare names, without
+the student on labelled scenes and on captioned ones that the teacher labelled; the control on labelled scenes alone;
+the ceiling on the same scenes as the student, with their true boxes. AP is that of new scenes by bare names, without
 colours: names that had boxes, names that only captions had, and names that nothing had.
 
 A killed run goes on from its folder. One thread; about an hour a seed.
@@ -158,7 +158,7 @@ class Experiment:
         return trunk
 
     def label(self, teacher: Trunk) -> CaptionedSplit:
-        """Return the captioned scenes with the labels of the teacher, at the threshold of the best F1 on held-out ones."""
+        """Return the captioned scenes with labels of the teacher, at the threshold of the best F1 on held-out scenes."""
         model, file = adapt(teacher, "zero_shot"), self.folder / "pseudo.jsonl"
         if not file.exists():
             shown = [find_phrases(model, image.record, image.caption, view=VIEW) for image in self.held_out.images]

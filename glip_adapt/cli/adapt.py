@@ -60,6 +60,13 @@ def adapt(
     start: Annotated[
         Path | None, typer.Option("--continue", help="Folder of an adapter for the same classes to go on from.")
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of images without labels: learn from what the detector finds in them as well, if that helps on "
+            "held-out images; takes about twice the time."
+        ),
+    ] = None,
     backgrounds: Annotated[int, typer.Option(min=0, help="Images without boxes to learn from as well.")] = 0,
     negatives: Annotated[
         str, typer.Option(help="Names of things that are no class but may be mistaken for one, separated by commas.")
@@ -89,6 +96,7 @@ def adapt(
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
     data = load_dataset(dataset, format=format)
+    more = _images_in(unlabelled) if unlabelled else []
     with terminal.working(IMPORTING):
         from glip_adapt import load_adapter
         from glip_adapt.share.destination import check_free, free_folder
@@ -113,6 +121,7 @@ def adapt(
             start=None if start is None else load_adapter(start, trunk=loaded),
             backgrounds=backgrounds,
             negatives=split_names(negatives),
+            unlabelled=more,
             minutes=minutes,
             overwrite=overwrite,
             cache=feature_cache(cache),
@@ -243,6 +252,20 @@ def _read_recipe(trunk: str, file: Path | None) -> tuple[dict[str, Any], dict[st
     settings = changes.pop("settings", {})
     override(default_recipe(trunk, "prompt", "all"), changes, str(file))  # an error names the file
     return changes, settings
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images below a folder that no label file in it speaks of; an error if there are none."""
+    from glip_adapt.data.dataset import FORMATS, unlabelled_images
+    from glip_adapt.data.documents import image_files
+
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}. Give a folder of unlabelled images (--unlabelled).")
+    has_labels = any(known.recognises(folder) for known in FORMATS)
+    found = unlabelled_images(folder) if has_labels else image_files(folder)
+    if not found:
+        raise ValueError(f"{folder} holds no image without labels. Give a folder that does (--unlabelled).")
+    return found
 
 
 def _positive(text: str) -> int:

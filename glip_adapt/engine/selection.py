@@ -181,7 +181,7 @@ def cross_validate(
         ValueError, NonFiniteLossError: as ``train_model``.
     """
     current().copy_first(model.owned_tensors().values())
-    parts, start = [_fold(val, train)] if val else split_up(train, folds, config.seed), model.copy_owned()
+    parts, start = split_up(train, folds, config.seed, val), model.copy_owned()
     steps = count_steps(config, len(train))
     found = []
     try:
@@ -270,8 +270,10 @@ class Fold:
     learned: frozenset[int]
 
 
-def split_up(train: Split, count: int, seed: int) -> list[Fold]:
-    """Return folds of labelled images; below four images, one per image."""
+def split_up(train: Split, count: int, seed: int, val: Split | None = None) -> list[Fold]:
+    """Return folds of labelled images; below four images, one per image. Other images, ``val``, are the only fold."""
+    if val is not None:
+        return [_fold(val, train)]
     present = [{annotation.category_id for annotation in train.annotations_of(record)} for record in train.records]
     folds = []
     for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):

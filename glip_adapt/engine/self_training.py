@@ -24,6 +24,7 @@ from glip_adapt.engine.selection import (
     START,
     Candidate,
     CrossValidation,
+    Fold,
     Found,
     OnStep,
     bounded,
@@ -33,7 +34,7 @@ from glip_adapt.engine.selection import (
     pooled_ap,
     split_up,
 )
-from glip_adapt.engine.train import count_steps
+from glip_adapt.engine.train import History, count_steps
 from glip_adapt.trunks.released import default_recipe
 
 
@@ -46,12 +47,27 @@ class SelfTraining:
         scores: AP on the held-out images after 0, 1, … rounds, fractions in [0, 1]; None if no class can be scored.
         thresholds: class name → lowest score of a label: that of the best F1 on held-out images.
         labels: the labels that the model learned from in the last round; None without rounds.
+        held_out: the predictions on held-out images after this number of rounds, in COCO result form.
+        history: of the last training.
     """
 
     rounds: int
     scores: tuple[float | None, ...]
     thresholds: Mapping[str, float]
     labels: Split | None
+    held_out: Found
+    history: History
+
+    def summary(self, images: int) -> str:
+        """Return a sentence for people: whether labels in so many images helped."""
+        before, after = self.scores[0], max((ap for ap in self.scores if ap is not None), default=None)
+        if before is None or after is None:
+            return "Nothing could be held out to tell whether labels of its own help, so it has none."
+        if not self.rounds:
+            return f"What it finds in {images} unlabelled images did not help on held-out ones, and is not used."
+        count = sum(len(record.annotations) for record in self.labels.records) if self.labels else 0
+        gain = f"AP {100 * before:.1f} → {100 * after:.1f} on held-out images"
+        return f"It also learned from {count} boxes that it found itself in {images} unlabelled images: {gain}."
 
 
 def self_train(
@@ -60,6 +76,7 @@ def self_train(
     unlabelled: Sequence[ImageRecord],
     config: FitConfig | None = None,
     *,
+    val: Split | None = None,
     rounds: int = 1,
     found: CrossValidation | None = None,
     cache: FeatureCache | None = None,
@@ -75,6 +92,7 @@ def self_train(
         train: the labelled images.
         unlabelled: images of the same kind, from ``unlabelled_images``; boxes that they have are not looked at.
         config: the recipe; by default that of the trunk and method for the shots of ``train``.
+        val: other images to hold out, instead of folds of ``train``.
         rounds: most rounds to try.
         found: of ``cross_validate`` with the same images and recipe, if it is known; it tells steps and thresholds.
         cache: keeps the features of the frozen stages.
@@ -90,24 +108,33 @@ def self_train(
         raise ValueError(f"Expected at least 1 round of self-training, got {rounds}. Without rounds, use fit.")
     cache = cache or FeatureCache()
     config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, train.shots), len(train))
-    found = found or cross_validate(model, train, config, cache=cache, on_step=on_step)
-    thresholds = balanced_thresholds(match(found.held_out, coco_ground_truth(train)))
-    run = _Run(model, list(unlabelled), config, _candidate(found, config, len(train)), thresholds, cache, on_step)
+    found = found or cross_validate(model, train, config, val=val, cache=cache, on_step=on_step)
+    thresholds = balanced_thresholds(match(found.held_out, coco_ground_truth(val or train)))
+    run = _Run(model, list(unlabelled), config, _candidates(found, config, len(train)), thresholds, cache, on_step)
     start = model.copy_owned()
     try:
-        scores = run.hold_out(train, rounds)
+        folds = split_up(train, FOLDS, config.seed, val)
+        looks = run.hold_out(folds, rounds)
+        scores = tuple(pooled_ap(folds, found) for found in looks)
         known = {count: ap for count, ap in enumerate(scores) if ap is not None}
         chosen = current().agreed(max(known, key=known.__getitem__, default=0))
-        *_, labels = run.rounds(train, chosen)
+        *_, (labels, history) = run.rounds(train, chosen)
     except BaseException:
         model.load_owned(start)
         raise
-    return SelfTraining(rounds=chosen, scores=scores, thresholds=thresholds, labels=labels)
+    return SelfTraining(
+        rounds=chosen,
+        scores=scores,
+        thresholds=thresholds,
+        labels=labels,
+        held_out=[entry for fold in looks[chosen] for entry in fold],
+        history=history,
+    )
 
 
-def _candidate(found: CrossValidation, config: FitConfig, images: int) -> Candidate:
-    """Return what to make in each round; where training did not help without more images, the cautious candidate."""
-    return cautious_of(count_steps(config, images)) if found.chosen == START else found.chosen
+def _candidates(found: CrossValidation, config: FitConfig, images: int) -> tuple[Candidate, Candidate]:
+    """Return what to make without rounds, and in each round: the cautious candidate where training did not help."""
+    return found.chosen, cautious_of(count_steps(config, images)) if found.chosen == START else found.chosen
 
 
 @dataclass(frozen=True)
@@ -117,33 +144,34 @@ class _Run:
     model: AdaptedModel
     unlabelled: list[ImageRecord]
     config: FitConfig
-    candidate: Candidate
+    candidates: tuple[Candidate, Candidate]
     thresholds: Mapping[str, float]
     cache: FeatureCache
     on_step: OnStep | None
 
-    def hold_out(self, train: Split, rounds: int) -> tuple[float | None, ...]:
-        """Return AP on held-out images after each number of rounds; afterwards the model is as before."""
-        folds = split_up(train, FOLDS, self.config.seed)
-        looks: list[list[Found]] = [[] for _ in range(rounds + 1)]  # by round, then by fold
+    def hold_out(self, folds: Sequence[Fold], rounds: int) -> list[list[Found]]:
+        """Return predictions on held-out images, by number of rounds and fold; afterwards the model is as before."""
+        looks: list[list[Found]] = [[] for _ in range(rounds + 1)]
         start = self.model.copy_owned()
         for fold in folds:
             for count, _ in enumerate(self.rounds(fold.rest, rounds)):
                 with stage("validation"):
                     looks[count].append(predict_split(self.model, fold.held, self.config.view, cache=self.cache))
             self.model.load_owned(start)
-        return tuple(pooled_ap(folds, found) for found in looks)
+        return looks
 
-    def rounds(self, train: Split, count: int) -> Iterator[Split | None]:
-        """Make rounds 0, 1, … ``count`` in turn; yield the labels that each learned from, while the model is in it."""
-        start, labels = self.model.copy_owned(), None
-        config = replace(self.config, weights="score")
+    def rounds(self, train: Split, count: int) -> Iterator[tuple[Split | None, History]]:
+        """Make rounds 0, 1, … ``count`` in turn; yield the labels that each learned from, and its training.
+
+        The model is in the state of that round.
+        """
+        model, view, cache = self.model, self.config.view, self.cache
+        start, config = model.copy_owned(), replace(self.config, weights="score")
+        labels: Split | None = None
         for number in range(count + 1):
             if number:
                 with stage("pseudo-labels"):
-                    view, cache = config.view, self.cache
-                    labels = label_images(self.model, self.unlabelled, train, self.thresholds, view=view, cache=cache)
-                self.model.load_owned(start)
+                    labels = label_images(model, self.unlabelled, train, self.thresholds, view=view, cache=cache)
+                model.load_owned(start)
             images = together(train, labels) if labels else train
-            make(self.model, images, self.candidate, config, cache=self.cache, on_step=self.on_step)
-            yield labels
+            yield labels, make(model, images, self.candidates[number > 0], config, cache=cache, on_step=self.on_step)

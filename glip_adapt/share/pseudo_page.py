@@ -18,7 +18,10 @@ PAGE_FILE = "sample.html"
 MOST_SHOWN = 24
 """Images on the page, and sentences about what is left out."""
 
-_STYLE = "figure { margin: 0; } .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }"
+_STYLE = """
+figure { margin: 0; }
+.views { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem; }
+"""
 
 
 def format_page(

@@ -25,8 +25,10 @@ from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
+from glip_adapt.engine.pseudo_labels import unlabelled as record_of
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import START, fit, only_scored, train_candidate
+from glip_adapt.engine.self_training import SelfTraining, self_train
 from glip_adapt.engine.train import History
 from glip_adapt.share import trials
 from glip_adapt.share.card import TrainingFacts, write_facts
@@ -57,6 +59,7 @@ def adapt_dataset(
     start: AdaptedModel | None = None,
     backgrounds: int = 0,
     negatives: Sequence[str] = (),
+    unlabelled: Sequence[Path] = (),
     minutes: float | None = None,
     overwrite: bool = False,
     cache: FeatureCache | None = None,
@@ -83,6 +86,8 @@ def adapt_dataset(
             What to expect is found by trainings from the beginning, as it has seen images of ``data``.
         backgrounds: images without boxes to learn from as well.
         negatives: names that are no class, see ``Dataset.with_negatives``; ``detect`` never shows them.
+        unlabelled: image files of the same kind without labels; the method that is chosen learns from what it finds in
+            them as well, if that helps on held-out images, see ``self_train``.
         minutes: that trials and training may take; by default those of the trunk for ``auto``, else any.
         overwrite: whether an adapter in ``out`` is replaced.
         cache: keeps features of the frozen stages.
@@ -100,6 +105,11 @@ def adapt_dataset(
     with cpu_threads(trunk.spec.threads), recorded() as seconds:
         run = _Run(trunk, data, out, seed, classes, cache or FeatureCache(), observer or Observer())
         train = run.draw(shots, backgrounds)
+        if start is not None and unlabelled:
+            raise ValueError(
+                "An adapter to go on from has seen some of the images, so nothing would tell whether labels of its own "
+                "help. Leave out the adapter, or the unlabelled images."
+            )
         if start is not None and start.trained_parameters:
             _check_start(start, method, train)
             method, fresh = start.adapter.name, [adapt(trunk, start.adapter).for_prompts(start.prompts)]
@@ -107,11 +117,11 @@ def adapt_dataset(
             start, names = None, trials.methods_for(trunk) if method == AUTO else [method]
             fresh = [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
         recipes = [recipe or _recipe_of(model, train, seed, changes or {}) for model in fresh]
-        if method != AUTO and "val" in data.splits:
+        if method != AUTO and "val" in data.splits and not unlabelled:
             outcome = run.select_published(start or fresh[0], train, recipes[0])
         else:
             limit = trunk.spec.minutes if method == AUTO else math.inf
-            outcome = run.try_methods(fresh, recipes, train, minutes or limit, start)
+            outcome = run.try_methods(fresh, recipes, train, minutes or limit, start, unlabelled)
         return run.finish(outcome, train, overwrite, negatives, seconds)
 
 
@@ -190,8 +200,9 @@ class _Run:
         train: Split,
         minutes: float,
         start_from: AdaptedModel | None,
+        unlabelled: Sequence[Path],
     ) -> Outcome:
-        """Try methods on held-out images, and train the best on all."""
+        """Try methods on held-out images, and train the best on all, with labels of its own if these help."""
         val, watch, kept = self.data.splits.get("val"), self.observer, FoldFiles(self.out / FOLDS_FOLDER)
         looked_at, before = val or train, time.perf_counter()
         start = self._look(looked_at, recipes[0])
@@ -222,7 +233,21 @@ class _Run:
                 note="No method could be tried, so this is zero-shot detection; the table says why.",
             )
         model = start_from or next(model for model in models if model.adapter.name == best.method)
-        history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
+        own: SelfTraining | None = None
+        if unlabelled:
+            own = self_train(
+                model,
+                train,
+                [record_of(path) for path in unlabelled],
+                best.recipe,
+                val=val,
+                found=best.found,
+                cache=self.cache,
+                on_step=watch.on_step,
+            )
+            history = own.history
+        else:
+            history = train_candidate(model, train, best.found, best.recipe, cache=self.cache, on_step=watch.on_step)
         how = f"by {len(val)} validation images" if val else f"by cross-validation in {len(best.found.folds)} parts"
         notes = [f"Chosen {how}."]
         if best.expected is None and len(train) == 1:
@@ -231,10 +256,12 @@ class _Run:
             notes.append("No class is on images of two parts, so nothing tells what to expect.")
         elif any(learned < set(train.category_ids) for learned in best.found.scored.values()):
             notes.append("A class counts in the AP to expect where other images show it too.")
-        if best.found.chosen == START:
+        if best.found.chosen == START and not (own and own.rounds):
             notes.append(
                 "Training only made it worse on images that it had not seen, so it detects as before training."
             )
+        if own is not None:
+            notes.append(own.summary(len(unlabelled)))
         if start_from:
             notes.append("It went on from another adapter; what to expect was found by trainings from the beginning.")
         return Outcome(
@@ -243,7 +270,7 @@ class _Run:
             tried=tuple(tried),
             looked_at=looked_at,
             start=best.found.held_out_start,
-            held_out=best.found.held_out,
+            held_out=own.held_out if own and own.rounds else best.found.held_out,
             expected=best.expected,
             zero_shot=best.found.start,
             note=" ".join(notes),
