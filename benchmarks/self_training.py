@@ -83,7 +83,7 @@ def measure(trunk_name: str, method: str, name: str, seed: int) -> dict[str, Any
     train_candidate(model, train, found, config, cache=cache)
     alone = test_ap()
     model.load_owned(start)
-    result = self_train(model, train, unlabelled, config, found=found, cache=cache)
+    result = self_train(model, train, [record.path for record in unlabelled], config, found=found, cache=cache)
     chosen, labels = test_ap(), result.labels
     if labels is None:  # what one round would have given, for the record
         train_candidate(model, train, found, config, cache=cache)

@@ -158,7 +158,7 @@ class Experiment:
         return trunk
 
     def label(self, teacher: Trunk) -> CaptionedSplit:
-        """Return the captioned scenes with labels of the teacher, at the threshold of the best F1 on held-out scenes."""
+        """Return the captioned scenes with labels of the teacher, at the threshold of best F1 on held-out scenes."""
         model, file = adapt(teacher, "zero_shot"), self.folder / "pseudo.jsonl"
         if not file.exists():
             shown = [find_phrases(model, image.record, image.caption, view=VIEW) for image in self.held_out.images]

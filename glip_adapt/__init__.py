@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from glip_adapt.engine.load import load_adapter
     from glip_adapt.engine.prompting import search_prompts
     from glip_adapt.engine.selection import cross_validate, fit
+    from glip_adapt.engine.self_training import self_train
     from glip_adapt.engine.train import History
     from glip_adapt.share.baked import BakedModel, bake, load_baked
     from glip_adapt.share.card import TrainingFacts
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.hub import from_hub, push_to_hub
     from glip_adapt.share.interop import to_supervision
     from glip_adapt.share.peft import merge, save_for_peft
+    from glip_adapt.share.pseudo_labelling import pseudo_label
     from glip_adapt.share.tasks import TaskSet
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
     from glip_adapt.trunks.released import default_recipe, published_recipe
@@ -73,6 +75,7 @@ _HOMES = {
     "glip_adapt.engine.load": ("load_adapter",),
     "glip_adapt.engine.prompting": ("search_prompts",),
     "glip_adapt.engine.selection": ("cross_validate", "fit"),
+    "glip_adapt.engine.self_training": ("self_train",),
     "glip_adapt.engine.train": ("History",),
     "glip_adapt.share.baked": ("BakedModel", "bake", "load_baked"),
     "glip_adapt.share.card": ("TrainingFacts",),
@@ -80,6 +83,7 @@ _HOMES = {
     "glip_adapt.share.hub": ("from_hub", "push_to_hub"),
     "glip_adapt.share.interop": ("to_supervision",),
     "glip_adapt.share.peft": ("merge", "save_for_peft"),
+    "glip_adapt.share.pseudo_labelling": ("pseudo_label",),
     "glip_adapt.share.tasks": ("TaskSet",),
     "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
     "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
@@ -93,8 +97,8 @@ __all__ = [
     "Split", "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
     "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
     "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset", "load_trunk",
-    "merge", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
-    "sentence_caption", "to_supervision", "write_report",
+    "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft",
+    "search_prompts", "self_train", "sentence_caption", "to_supervision", "write_report",
 ]  # fmt: skip
 
 

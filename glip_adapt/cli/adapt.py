@@ -63,8 +63,8 @@ def adapt(
     unlabelled: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images without labels: learn from what the detector finds in them as well, if that helps on "
-            "held-out images; takes about twice the time."
+            help="Folder of images without labels: what the detector finds in them is learned from as well, if that "
+            "helps on held-out images; takes about twice the time."
         ),
     ] = None,
     backgrounds: Annotated[int, typer.Option(min=0, help="Images without boxes to learn from as well.")] = 0,

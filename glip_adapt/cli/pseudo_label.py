@@ -94,25 +94,23 @@ def pseudo_label(
         )
     with terminal.working(IMPORTING, hidden=as_json):
         from glip_adapt import adapt
-        from glip_adapt.share.looking import Picture, pictures_of
         from glip_adapt.share.prelabels import read_photographs
         from glip_adapt.share.pseudo_labelling import pseudo_label as label
     labelled: Any = None
-    reasons: list[str] = []
     if by_sentences:
-        pictures, reasons = pictures_of(sentences)
+        images: Any = sentences
         model: Any = adapt(open_trunk(trunk, checkpoint, vocabulary, device), "zero_shot")
         view = view_of(model.trunk.spec.view, short_side)
     else:
         found = read_photographs(folder)
-        pictures = [Picture(path) for path in found.unlabelled]
+        images = found.unlabelled
         labelled, format = next(iter(found.labelled), None), format or found.format
         model = open_model(trunk, checkpoint, vocabulary, device, adapter, names)
         view = view_of(model.view, short_side)
-    with terminal.files_bar("pseudo-label", len(pictures), hidden=as_json) as advance:
+    with terminal.files_bar("pseudo-label", len(images), hidden=as_json) as advance:
         done = label(
             model,
-            pictures,
+            images,
             place,
             threshold=threshold,
             format=format,
@@ -120,7 +118,6 @@ def pseudo_label(
             view=view,
             on_picture=lambda count, total: advance(),
         )
-    left_out = [*reasons, *done.left_out]
     if as_json:
         terminal.print_json(
             {
@@ -129,13 +126,13 @@ def pseudo_label(
                 "pictures": done.pictures,
                 "labelled": done.labelled,
                 "boxes": done.boxes,
-                "left_out": left_out,
+                "left_out": done.left_out,
                 "page": str(done.page),
             }
         )
         return
     terminal.print_rows("labels", [{"name": name, "labels": n} for name, n in done.boxes.items()], as_json=False)
-    for sentence in left_out:
+    for sentence in done.left_out:
         terminal.note(sentence)
     terminal.say(f"{done.labelled} images ({done.format}) → {done.folder}")
     terminal.say(f"Look at a sample: {done.page}")

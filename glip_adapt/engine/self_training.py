@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.timing import stage
@@ -18,6 +19,7 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
 from glip_adapt.engine.pseudo_labels import label_images, together
+from glip_adapt.engine.pseudo_labels import unlabelled as record_of
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import (
     FOLDS,
@@ -73,7 +75,7 @@ class SelfTraining:
 def self_train(
     model: AdaptedModel,
     train: Split,
-    unlabelled: Sequence[ImageRecord],
+    unlabelled: Sequence[str | Path],
     config: FitConfig | None = None,
     *,
     val: Split | None = None,
@@ -90,7 +92,7 @@ def self_train(
     Args:
         model: from ``attach``.
         train: the labelled images.
-        unlabelled: images of the same kind, from ``unlabelled_images``; boxes that they have are not looked at.
+        unlabelled: image files of the same kind.
         config: the recipe; by default that of the trunk and method for the shots of ``train``.
         val: other images to hold out, instead of folds of ``train``.
         rounds: most rounds to try.
@@ -99,7 +101,8 @@ def self_train(
         on_step: called after each step with it and the number of steps of the training that is under way.
 
     Raises:
-        ValueError: if there are no unlabelled images, ``rounds`` is below 1, or as for ``fit``.
+        FileNotFoundError: if one is missing.
+        ValueError: if there are no unlabelled images, one cannot be read, ``rounds`` is below 1, or as for ``fit``.
         KeyboardInterrupt: on Ctrl-C; the model is as before.
     """
     if not unlabelled:
@@ -110,7 +113,15 @@ def self_train(
     config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, train.shots), len(train))
     found = found or cross_validate(model, train, config, val=val, cache=cache, on_step=on_step)
     thresholds = balanced_thresholds(match(found.held_out, coco_ground_truth(val or train)))
-    run = _Run(model, list(unlabelled), config, _candidates(found, config, len(train)), thresholds, cache, on_step)
+    run = _Run(
+        model,
+        [record_of(Path(file)) for file in unlabelled],
+        config,
+        _candidates(found, config, len(train)),
+        thresholds,
+        cache,
+        on_step,
+    )
     start = model.copy_owned()
     try:
         folds = split_up(train, FOLDS, config.seed, val)

@@ -17,7 +17,6 @@ from glip_adapt.core.files import written_whole
 from glip_adapt.core.sentences import Tagger, sentence_caption
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.tagger import nltk_tags
-from glip_adapt.data.plain_captions import Captioned
 from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.pseudo_labels import Result, found_in, unlabelled
@@ -35,25 +34,34 @@ class Picture:
     sentence: Caption | None = None
 
 
-def pictures_of(captions: Sequence[Captioned], tagger: Tagger = nltk_tags) -> tuple[list[Picture], list[str]]:
-    """Return the pictures of sentences, and the reason for each sentence that is left out as it has no phrase.
+def pictures_of(
+    asked: Sequence[str | Path | tuple[str | Path, str]], tagger: Tagger = nltk_tags
+) -> tuple[list[Picture], list[str]]:
+    """Return what to look at, and the reason for each sentence that is left out as it has no phrase.
 
     Args:
-        captions: images and sentences, whose phrases are in brackets; without brackets they are the noun phrases.
+        asked: image files, or pairs of a file and a sentence, whose phrases are in brackets; without brackets they are
+            its noun phrases.
         tagger: finds noun phrases.
 
     Raises:
-        ValueError: if no sentence has a phrase.
+        ValueError: if there is nothing to look at, some images have sentences and others have not, or no sentence has a
+            phrase.
         RuntimeError, FileNotFoundError: if nltk or its data are needed and missing.
     """
+    if not asked:
+        raise ValueError("There is no image to label. Give a folder that holds some.")
+    if len({isinstance(one, tuple) for one in asked}) > 1:
+        raise ValueError("Some images have sentences and others have not. Label them in two calls.")
     pictures, reasons = list[Picture](), list[str]()
-    for path, text in captions:
+    for one in asked:
+        path, text = one if isinstance(one, tuple) else (one, None)
         try:
-            pictures.append(Picture(path, sentence_caption(text, tagger=tagger)))
+            pictures.append(Picture(Path(path), None if text is None else sentence_caption(text, tagger=tagger)))
         except ValueError as error:
-            reasons.append(f"{path.name}: {error}")
+            reasons.append(f"{Path(path).name}: {error}")
     if not pictures:
-        raise ValueError(f"None of {count(len(captions), 'caption')} can be read, such as {reasons[0]}")
+        raise ValueError(f"None of {count(len(asked), 'sentence')} can be read, such as {reasons[0]}")
     return pictures, reasons
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.config import unknown_name
 from glip_adapt.core.files import scratch_folder
+from glip_adapt.core.sentences import Tagger
 from glip_adapt.core.settings import ViewConfig
+from glip_adapt.core.tagger import nltk_tags
 from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.data.captions import odvg
 from glip_adapt.data.dataset import FORMATS
@@ -35,7 +37,7 @@ from glip_adapt.engine.pseudo_labels import (
     with_labels,
 )
 from glip_adapt.share.gallery import count
-from glip_adapt.share.looking import Finder, OnPicture, Picture, detector_of
+from glip_adapt.share.looking import Finder, OnPicture, detector_of, pictures_of
 from glip_adapt.share.pseudo_page import PAGE_FILE, format_page
 
 CAPTIONS_FILE = "captions.jsonl"
@@ -76,21 +78,24 @@ class PseudoLabels:
 
 def pseudo_label(
     model: Detector | AdaptedTrunk,
-    pictures: Sequence[Picture],
-    out: Path,
+    images: Sequence[str | Path | tuple[str | Path, str]],
+    out: str | Path,
     *,
+    tagger: Tagger = nltk_tags,
     threshold: float | None = None,
     format: str | None = None,
     labelled: Split | None = None,
     view: ViewConfig | None = None,
     on_picture: OnPicture | None = None,
 ) -> PseudoLabels:
-    """Label pictures, and write them as a dataset with a page: ``pseudo_label(model, pictures, Path("labelled"))``.
+    """Label images, and write them as a dataset with a page: ``pseudo_label(model, ["a.jpg", "b.jpg"], "labelled")``.
 
     Args:
         model: a detector for classes; for sentences an adapted trunk, or a model whose method reads them.
-        pictures: all with a sentence, or all without.
+        images: files; or pairs of a file and a sentence about it, ``("a.jpg", "[a man] with [a hat]")``, of which a
+            file may have several. Sentences without a phrase are left out.
         out: new or empty folder; it appears when it is complete. What was found so far lies beside it.
+        tagger: finds the phrases of sentences without brackets; see ``sentence_caption``.
         threshold: lowest score in [0, 1] of a label; by default that of its class in ``model.thresholds``, or 0.5.
         format: of the dataset; by default ``odvg`` for sentences, else COCO. Formats of classes take the phrases of
             sentences, without articles, as names of classes.
@@ -101,14 +106,14 @@ def pseudo_label(
     Raises:
         FileExistsError: if ``out`` is not empty, or what was found beside it is of another call.
         UnknownNameError: if there is no such format.
-        ValueError: if there are no pictures, nothing in them becomes a label, or classes or format do not fit.
+        ValueError: if there are no images, nothing in them becomes a label, or classes or format do not fit.
+        RuntimeError, FileNotFoundError: if nltk or its data are needed and missing.
         OSError: if the dataset cannot be written; what was found is kept.
     """
-    out, sentences = Path(os.path.abspath(out)), bool(pictures) and pictures[0].sentence is not None
+    pictures, left_out = pictures_of(images, tagger)
+    out, sentences = Path(os.path.abspath(out)), pictures[0].sentence is not None
     format = format or (odvg.NAME if sentences else coco.NAME)
     writer = _writer_of(format, sentences)
-    if not pictures:
-        raise ValueError("There is no image to label. Give a folder that holds some.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder. Name a new one (--out).")
     kept, detector = out.with_name(f"{out.name}.found.jsonl"), detector_of(model, pictures[0])
@@ -124,7 +129,7 @@ def pseudo_label(
             f"Nothing in {count(len(pictures), 'picture')} reaches the threshold. Name a lower one (--threshold); what "
             f"was found is kept in {kept}, so that it takes no time."
         )
-    left_out = [str(found[p]) for p in pictures if isinstance(found[p], str)]
+    left_out += [str(found[p]) for p in pictures if isinstance(found[p], str)]
     if empty := len({record.path for record, *_ in seen} - {record.path for record in pseudo}):
         left_out.append(f"{count(empty, 'image')} without a label {'are' if empty > 1 else 'is'} left out.")
     by_class = threshold is None and detector.thresholds and not sentences

@@ -25,7 +25,6 @@ from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
-from glip_adapt.engine.pseudo_labels import unlabelled as record_of
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import START, fit, only_scored, train_candidate
 from glip_adapt.engine.self_training import SelfTraining, self_train
@@ -238,7 +237,7 @@ class _Run:
             own = self_train(
                 model,
                 train,
-                [record_of(path) for path in unlabelled],
+                unlabelled,
                 best.recipe,
                 val=val,
                 found=best.found,

@@ -12,7 +12,7 @@ from glip_adapt.core.sentences import sentence_caption
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.engine.adapted import adapt, attach
 from glip_adapt.share import looking
-from glip_adapt.share.looking import Picture, pictures_of
+from glip_adapt.share.looking import pictures_of
 from glip_adapt.share.pseudo_labelling import pseudo_label
 
 VIEW = ViewConfig(short_side=64)
@@ -34,7 +34,7 @@ def zero_shot(tiny_trunk):
 
 
 def label(model, pictures, out, **options):
-    return pseudo_label(model, [Picture(path) for path in pictures], out, **{"threshold": 0.0, "view": VIEW, **options})
+    return pseudo_label(model, pictures, out, **{"threshold": 0.0, "view": VIEW, **options})
 
 
 @pytest.mark.parametrize("format", ["coco", "yolo", "voc"])
@@ -62,7 +62,7 @@ def test_coco_keeps_scores_which_are_read_again(zero_shot, pictures, tmp_path):
 def test_sentences_become_captions_that_train(tiny_trunk, pictures, tmp_path):
     sentence = sentence_caption(SENTENCE)
     done = pseudo_label(
-        adapt(tiny_trunk, "zero_shot"), [Picture(p, sentence) for p in pictures], tmp_path / "out",
+        adapt(tiny_trunk, "zero_shot"), [(p, SENTENCE) for p in pictures], tmp_path / "out",
         threshold=0.0, view=VIEW,
     )  # fmt: skip
     captions = load_captions(done.captions)
@@ -71,7 +71,7 @@ def test_sentences_become_captions_that_train(tiny_trunk, pictures, tmp_path):
     assert {*captions.images[0].caption.names} <= {"a red box", "the blue box"}
     assert captions.images[0].record.target.weights is not None
     as_classes = pseudo_label(
-        adapt(tiny_trunk, "zero_shot"), [Picture(p, sentence) for p in pictures], tmp_path / "boxes",
+        adapt(tiny_trunk, "zero_shot"), [(p, SENTENCE) for p in pictures], tmp_path / "boxes",
         threshold=0.0, view=VIEW, format="coco",
     )  # fmt: skip
     assert {*as_classes.boxes} <= {"red box", "blue box"}
@@ -139,6 +139,8 @@ def test_bad_calls_are_one_error(tiny_trunk, zero_shot, pictures, tmp_path):
         label(zero_shot, pictures, pictures[0].parent)
     with pytest.raises(ValueError, match="need a detector for classes"):
         label(adapt(tiny_trunk, "zero_shot"), pictures, tmp_path / "out")
+    with pytest.raises(ValueError, match="in two calls"):
+        label(zero_shot, [pictures[0], (pictures[1], SENTENCE)], tmp_path / "out")
     assert not (tmp_path / "out.found.jsonl").exists()
 
 
@@ -147,7 +149,7 @@ def test_sentences_without_phrases_are_left_out_unless_none_has_one(pictures):
     found, reasons = pictures_of([(pictures[0], SENTENCE), (pictures[1], "runs fast")], nothing)
     assert [picture.path for picture in found] == pictures[:1]
     assert "no noun phrase" in reasons[0]
-    with pytest.raises(ValueError, match=r"None of 1 caption can be read.*no noun phrase"):
+    with pytest.raises(ValueError, match=r"None of 1 sentence can be read.*no noun phrase"):
         pictures_of([(pictures[1], "runs fast")], nothing)
 
 

@@ -10,7 +10,7 @@ import torch
 from glip_adapt import FitConfig, load_adapter, load_dataset
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Target
-from glip_adapt.engine import selection
+from glip_adapt.engine import selection, self_training
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.selection import START, Candidate
 from glip_adapt.engine.train import History, Validation
@@ -29,11 +29,15 @@ def adapt(tiny_trunk, coco_folder, tmp_path):
     """Adapt to the generated dataset from one shot, into a folder."""
 
     def run(**options):
-        data = load_dataset(coco_folder)
+        data = options.pop("data", None) or load_dataset(coco_folder)
         given = {"method": "prompt", "shots": 1, "out": tmp_path / "adapter", "recipe": SHORT} | options
         return adapt_dataset(tiny_trunk, data, **given)
 
     return run
+
+
+def without_val(data):
+    return replace(data, splits={name: split for name, split in data.splits.items() if name != "val"})
 
 
 def test_the_result_holds_the_saved_model_and_the_scores_of_before_and_after(adapt, tiny_trunk, tmp_path):
@@ -307,3 +311,20 @@ def test_a_named_method_takes_the_time_that_it_needs(tiny_trunk, alone, tmp_path
     recipe = replace(SHORT, max_steps=2)
     done = adapt_dataset(tiny_trunk, alone, "prompt", out=tmp_path / "a", recipe=recipe)
     assert [(trial.found is not None, trial.remark) for trial in done.tried] == [(True, "")]
+
+
+@pytest.mark.parametrize(("scores", "note"), [((0.1, 0.4), "AP 10.0 → 40.0"), ((0.4, 0.1), "did not help")])
+def test_unlabelled_images_are_learned_from_if_that_helps(adapt, coco_folder, tmp_path, monkeypatch, scores, note):
+    answers = iter(scores)
+    monkeypatch.setattr(self_training, "pooled_ap", lambda folds, found: next(answers))
+    monkeypatch.setattr(self_training, "balanced_thresholds", lambda matches: dict.fromkeys(matches.class_names, 0.0))
+    more = sorted((coco_folder / "test").glob("*.png"))
+    done = adapt(shots=2, unlabelled=more, data=without_val(load_dataset(coco_folder)))
+    assert note in done.page.read_text()
+    assert load_adapter(done.folder, trunk=done.model.trunk).trained_parameters
+
+
+def test_an_adapter_to_go_on_from_and_unlabelled_images_do_not_go_together(adapt, tmp_path):
+    first = adapt()
+    with pytest.raises(ValueError, match="has seen some of the images"):
+        adapt(start=first.model, unlabelled=[tmp_path / "a.png"], out=tmp_path / "other")
