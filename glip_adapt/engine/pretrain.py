@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -99,7 +99,8 @@ class CaptionedBatch:
 class CaptionedBatches(Dataset[CaptionedBatch]):
     """Batch *i* of captioned images, drawn from (seed, i) with replacement.
 
-    Half of the images are mirrored, but none whose caption tells left from right.
+    Half of the images are mirrored, but none whose caption tells left from right. Pseudo-labels count like labels by
+    hand.
     """
 
     def __init__(self, split: CaptionedSplit, tokenizer: Tokenizer, view: ViewConfig, batch: int, seed: int) -> None:
@@ -115,7 +116,8 @@ class CaptionedBatches(Dataset[CaptionedBatch]):
             view = View(self.view.short_side, flip)
             pixels.append(view_image(record.load(), view, longest))
             captions.append(draw_caption(image, self.split.negatives, self.tokenizer, dice))
-            targets.append(view_target(record.target, record.header.size_hw, view, longest))
+            target = view_target(record.target, record.header.size_hw, view, longest)
+            targets.append(replace(target, weights=None))
         return CaptionedBatch(collate(pixels), Tokens.stack(captions), targets)
 
 
