@@ -20,15 +20,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from rich.progress import track
+from scipy.stats import t as student_t
 from torchvision.ops import box_iou
 
 from benchmarks.pretrain_nano import build_sentence
@@ -241,7 +245,75 @@ def f1(precision: float, recall: float) -> float:
 
 
 def report(out: Path) -> None:
-    """Print the table."""
+    """Write the records and the figure of the seeds that are done, and print the tables."""
+    rows = [row for folder in sorted(out.glob("seed-*")) for row in records_of(folder)]
+    seeds = {seed for seed in {row["seed"] for row in rows} if sum(row["seed"] == seed for row in rows) == len(ARMS)}
+    rows = [row for row in rows if row["seed"] in seeds]
+    if not rows:
+        raise SystemExit(f"{out} has no seed yet with all of {', '.join(ARMS)}.")
+    RECORDS.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(format_tables(rows))
+    draw(rows, RECORDS.with_suffix(".png"))
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the scores of the arms of a seed that are done."""
+    found = []
+    for arm in ARMS:
+        file = folder / arm / "scores.json"
+        if file.exists():
+            row = {"seed": int(folder.name.removeprefix("seed-")), "arm": arm, "ap": json.loads(file.read_text())}
+            if arm == "student":
+                row["labels"] = json.loads((folder / "labels.json").read_text())
+            found.append(row)
+    return found
+
+
+def format_tables(rows: Sequence[dict[str, Any]]) -> str:
+    """Return AP in percent by arm and group, the paired gains, and the quality of the labels, as Markdown."""
+    heads = " | ".join(GROUP_TITLES.values())
+    lines = [f"| arm | {heads} |", "| :-- | --: | --: | --: |"]
+    for arm in ARMS:
+        cells = [f"{100 * fmean(aps(rows, arm, group)):.1f}" for group in GROUPS]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    for arm, other in (("student", "control"), ("student", "teacher"), ("ceiling", "student")):
+        lines.append(f"| {arm} less {other} | {' | '.join(gain(rows, arm, other, group) for group in GROUPS)} |")
+    for row in rows:
+        if labels := row.get("labels"):
+            parts = [
+                f"{GROUP_TITLES[group]} precision {100 * labels[group][0]:.0f} %, recall {100 * labels[group][1]:.0f} %"
+                for group in GROUPS[:2]
+            ]
+            lines += ["", f"Labels of seed {row['seed']} at threshold {labels['threshold']:g}: {'; '.join(parts)}."]
+    return "\n".join(lines)
+
+
+def aps(rows: Sequence[dict[str, Any]], arm: str, group: str) -> list[float]:
+    """Return the AP of an arm on each test set of a group, seed after seed."""
+    return [ap for row in rows if row["arm"] == arm for ap in row["ap"][group]]
+
+
+def gain(rows: Sequence[dict[str, Any]], arm: str, other: str, group: str) -> str:
+    """Return the mean difference of two arms in points, with a 95 % t interval over pairs of seed and test set."""
+    pairs = zip(aps(rows, arm, group), aps(rows, other, group), strict=True)
+    differences = [100 * (one - two) for one, two in pairs]
+    half = student_t.ppf(0.975, len(differences) - 1) * stdev(differences) / math.sqrt(len(differences))
+    return f"{fmean(differences):+.1f} ± {half:.1f}"
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw AP by arm, a panel for each group; a point is a test set of a seed."""
+    figure, panels = plt.subplots(1, len(GROUPS), figsize=(9, 3.4), sharey=True, layout="constrained")
+    for axes, group in zip(panels, GROUPS, strict=True):
+        for place, arm in enumerate(ARMS):
+            values = [100 * ap for ap in aps(rows, arm, group)]
+            axes.scatter([place] * len(values), values, color="#0072B2", alpha=0.45, s=18)
+            axes.hlines(fmean(values), place - 0.3, place + 0.3, color="black", linewidth=2)
+        axes.set_xticks(range(len(ARMS)), ARMS)
+        axes.set_title(GROUP_TITLES[group], fontsize=10)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("AP by bare names, new scenes (synthetic)")
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":
