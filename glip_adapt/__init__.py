@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from glip_adapt.bench.report.write import write_report
     from glip_adapt.core.captions import ClassPrompt
     from glip_adapt.core.errors import GlipAdaptError
+    from glip_adapt.core.knowledge import Knowledge, load_knowledge
     from glip_adapt.core.sentences import sentence_caption
     from glip_adapt.core.settings import FitConfig, ViewConfig, Views
     from glip_adapt.core.structures import Detections
@@ -61,6 +62,7 @@ _HOMES = {
     "glip_adapt.bench.report.write": ("write_report",),
     "glip_adapt.core.captions": ("ClassPrompt",),
     "glip_adapt.core.errors": ("GlipAdaptError",),
+    "glip_adapt.core.knowledge": ("Knowledge", "load_knowledge"),
     "glip_adapt.core.sentences": ("sentence_caption",),
     "glip_adapt.core.settings": ("FitConfig", "ViewConfig", "Views"),
     "glip_adapt.core.structures": ("Detections",),
@@ -93,12 +95,12 @@ _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 
 __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Context", "Dataset", "Detections",
-    "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "LinearProbe", "Lora", "Prompt",
-    "Split", "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
+    "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge", "LinearProbe", "Lora",
+    "Prompt", "Split", "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
     "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
-    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset", "load_trunk",
-    "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft",
-    "search_prompts", "self_train", "sentence_caption", "to_supervision", "write_report",
+    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset", "load_knowledge",
+    "load_trunk", "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark",
+    "save_for_peft", "search_prompts", "self_train", "sentence_caption", "to_supervision", "write_report",
 ]  # fmt: skip
 
 

@@ -19,7 +19,11 @@ def search(
     candidates: Annotated[
         str,
         typer.Option(help='Wordings with {} for the name, "a {}; {} seen from above", or a file with one per line.'),
-    ],
+    ] = "",
+    knowledge: Annotated[
+        str,
+        typer.Option(help="Descriptions to put behind the names: a YAML or JSON file by class name, or `wordnet`."),
+    ] = "",
     cache: options.CacheFolder = None,
     trunk: options.BestTrunk = None,
     checkpoint: options.Checkpoint = None,
@@ -27,24 +31,34 @@ def search(
     device: options.Device = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Try wordings of the class names on the split val, and score the best one on test.
+    """Try wordings of the class names on the split val, or without it on train, and score the best one on test.
 
     Example: glip-adapt prompt search glyphs13/Tools --candidates "a {}; the {} sign"
     """
+    from glip_adapt.core.knowledge import load_knowledge
     from glip_adapt.data.dataset import load_dataset
 
+    if not candidates.strip() and not knowledge:
+        raise typer.BadParameter("name wordings, or descriptions by --knowledge", param_hint="--candidates")
     is_file = os.path.isfile(candidates)  # unlike Path, whatever the length
     given = _read_lines(Path(candidates)) if is_file else candidates.split(";")
     data = load_dataset(dataset)
+    described = load_knowledge(knowledge, data.classes) if knowledge else ()
     with terminal.working(options.IMPORTING):
         from glip_adapt.engine.prompting import search_prompts
     found = search_prompts(
         options.open_trunk(trunk, checkpoint, vocabulary, device, dataset=dataset),
         data,
-        [entry.strip() for entry in given if entry.strip()],
+        [*(entry.strip() for entry in given if entry.strip()), *described],
         cache=options.feature_cache(cache),
         on_wording=lambda w: terminal.note(f"{w.candidate}  val AP {terminal.percent(w.val_ap)}"),
     )
+    by = "val" if "val" in data.splits else "train"
+    scores = [(wording, by, wording.val_ap) for wording in found.wordings]
+    if by == "train":
+        scores.append((found.chosen, "train, held out", found.expected))
+    if "test" in data.splits:
+        scores.append((found.chosen, "test", found.test_ap))
     rows = [
         {
             "wording": wording.candidate,
@@ -52,12 +66,11 @@ def search(
             "ap": ap,
             "caption": ". ".join(f"{p.prefix}{p.name}{p.suffix}" for p in wording.prompts),
         }
-        for wording, split, ap in [
-            *((wording, "val", wording.val_ap) for wording in found.wordings),
-            (found.chosen, "test", found.test_ap),
-        ]
+        for wording, split, ap in scores
     ]
-    terminal.print_rows(f"{data.name}: chosen on val, scored once on test", rows, as_json)
+    terminal.print_rows(
+        f"{data.name}: chosen on {by}" + ", scored once on test" * ("test" in data.splits), rows, as_json
+    )
 
 
 @prompt_app.command("show")

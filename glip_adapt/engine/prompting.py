@@ -5,57 +5,73 @@ Shape letters: T tokens, K classes, D text channels, V words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.knowledge import Knowledge
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.structures import TextFeatures, Tokens
 from glip_adapt.data.dataset import Dataset
+from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
-from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.describing import describe_classes
+from glip_adapt.engine.evaluate import Evaluation, evaluate, score, score_ap
+from glip_adapt.engine.selection import FOLDS, split_up
 from glip_adapt.trunks.catalogue import Trunk
 
+Prompts = tuple[ClassPrompt, ...]
 NAME = "{}"  # where the class name stands in a candidate
 BEST_OF_EACH = "the best for each class"
 ENCODED_AT_ONCE = 1024  # words
+SEED = 3  # of the folds; that of the first official few-shot subset
 
 
 @dataclass(frozen=True)
 class Wording:
-    """One wording of all classes, with its validation AP.
+    """One wording of all classes, with its AP on the images that choose: those of val, or without it of train.
 
     Attributes:
-        candidate: the candidate, or ``BEST_OF_EACH``.
+        candidate: the candidate, the source of the descriptions, or ``BEST_OF_EACH``.
         prompts: of each class, in label order.
-        val_ap: AP on the validation split, as a fraction; None if the split has no box.
-        val_ap_per_class: class name → AP on the validation split.
+        val_ap: AP on these images, as a fraction; None if they have no box.
+        val_ap_per_class: class name → AP on these images.
     """
 
     candidate: str
-    prompts: tuple[ClassPrompt, ...]
+    prompts: Prompts
     val_ap: float | None
     val_ap_per_class: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class PromptSearch:
-    """Result of a search: every wording, the chosen one, and its AP on the test split, scored once."""
+    """Result of a search.
+
+    Attributes:
+        wordings: all that were tried, in order.
+        chosen: the best of them.
+        test_ap: AP of the chosen one on the test split, scored once; None without such a split.
+        expected: AP to expect by cross-validation, where train chose; None with a single image, or where val chose.
+    """
 
     wordings: tuple[Wording, ...]
     chosen: Wording
     test_ap: float | None
+    expected: float | None = None
 
 
 def search_prompts(
     trunk: Trunk,
     data: Dataset,
-    candidates: Sequence[str],
+    candidates: Sequence[str | Knowledge],
     config: ViewConfig | None = None,
     *,
     cache: FeatureCache | None = None,
@@ -64,44 +80,99 @@ def search_prompts(
     """Return the wording of the classes with the highest zero-shot AP on ``val``, and its AP on ``test``.
 
     The plain names are tried, then each candidate for all classes, then the best of these for each class together. The
-    first of equals is chosen.
+    first of equals is chosen. Without ``val``, the images of ``train`` choose. What to expect is then found by
+    cross-validation: each fold is detected in by the wording that the other folds choose.
 
     Args:
         trunk: from ``load_trunk``.
-        data: with the splits val and test.
-        candidates: such as ``"a photo of a {}"``; the name takes the place of ``{}``.
+        data: with the split val or train; test is used if it is there.
+        candidates: such as ``"a photo of a {}"``, where the name takes the place of ``{}``; and descriptions from
+            ``load_knowledge``, which follow the names, see ``describe_classes``.
         config: resizing and precision; by default those of the trunk.
         cache: keeps the image features; by default one of 2 GiB for this search.
         on_wording: called after each wording.
 
     Raises:
-        FileNotFoundError: if a split is missing.
-        ValueError: if there is no candidate, one does not hold ``{}`` once, or the trunk reads no text.
+        FileNotFoundError: if both val and train are missing.
+        ValueError: if there is no candidate, one does not hold ``{}`` once, a description is too long, or the trunk
+            reads no text.
     """
     if trunk.spec.closed_set:
         raise ValueError(f"{trunk.name} reads no text, so that no wording is better than another. Take another trunk.")
     if not candidates:
         raise ValueError('No candidate wording came. Give at least one, such as "a photo of a {}".')
-    val, test, cache = data.val, data.test, cache or FeatureCache()
+    split, cache = data.val if "val" in data.splits else data.train, cache or FeatureCache()
+    tried: dict[Prompts, str] = {}
+    for candidate in (NAME, *candidates):
+        if isinstance(candidate, Knowledge):
+            tried.setdefault(describe_classes(data.classes, candidate, trunk.tokenizer), candidate.source)
+        else:
+            tried.setdefault(word_classes(data.classes, candidate), candidate)
 
-    def score(candidate: str, prompts: tuple[ClassPrompt, ...]) -> Wording:
-        found = evaluate(attach(trunk, "zero_shot", classes=prompts), val, config, cache=cache)
+    def look(prompts: Prompts) -> Evaluation:
+        return evaluate(attach(trunk, "zero_shot", classes=prompts), split, config, cache=cache)
+
+    expected = None
+    if "val" in data.splits:
+        wordings = _score_all(look, tried, data.classes, on_wording)
+    else:
+        look_once = functools.cache(look)  # the folds look at the same predictions
+        wordings = _score_all(look_once, tried, data.classes, on_wording)
+        expected = _cross_validate(look_once, tried, split)
+    chosen, test_ap = _best(wordings), None
+    if test := data.splits.get("test"):
+        test_ap = evaluate(attach(trunk, "zero_shot", classes=chosen.prompts), test, config, cache=cache).ap
+    return PromptSearch(tuple(wordings), chosen, test_ap, expected)
+
+
+def _score_all(
+    look: Callable[[Prompts], Evaluation],
+    tried: Mapping[Prompts, str],
+    classes: Sequence[str],
+    on_wording: Callable[[Wording], None] | None = None,
+) -> list[Wording]:
+    """Return each wording with its AP, and the best of these for each class together if that is another one."""
+
+    def score_one(candidate: str, prompts: Prompts) -> Wording:
+        found = look(prompts)
         wording = Wording(candidate, prompts, found.ap, dict(found.per_class))
         if on_wording:
             on_wording(wording)
         return wording
 
-    tried = {candidate: word_classes(data.classes, candidate) for candidate in (NAME, *candidates)}
-    wordings = [score(*item) for item in tried.items()]
+    wordings = [score_one(candidate, prompts) for prompts, candidate in tried.items()]
     mixed = tuple(
         max(wordings, key=lambda w: w.val_ap_per_class[name] or 0.0).prompts[label]
-        for label, name in enumerate(data.classes)
+        for label, name in enumerate(classes)
     )
-    if mixed not in tried.values():
-        wordings.append(score(BEST_OF_EACH, mixed))
-    chosen = max(wordings, key=lambda w: w.val_ap or 0.0)
-    final = evaluate(attach(trunk, "zero_shot", classes=chosen.prompts), test, config, cache=cache)
-    return PromptSearch(tuple(wordings), chosen, final.ap)
+    if mixed not in tried:
+        wordings.append(score_one(BEST_OF_EACH, mixed))
+    return wordings
+
+
+def _best(wordings: Sequence[Wording]) -> Wording:
+    return max(wordings, key=lambda w: w.val_ap or 0.0)
+
+
+def _cross_validate(look: Callable[[Prompts], Evaluation], tried: Mapping[Prompts, str], split: Split) -> float | None:
+    """Return the AP over all folds, each detected in by the wording that the others choose; None with one image."""
+    if len(split) == 1:
+        return None
+    found: list[Mapping[str, Any]] = []
+    for fold in split_up(split, FOLDS, SEED):
+
+        def look_at_rest(prompts: Prompts, rest: Split = fold.rest) -> Evaluation:
+            return score(_on(look(prompts), rest), rest)
+
+        chosen = _best(_score_all(look_at_rest, tried, split.classes))
+        found += _on(look(chosen.prompts), fold.held)
+    return score_ap(found, split)
+
+
+def _on(found: Evaluation, part: Split) -> list[Mapping[str, Any]]:
+    """Return the predictions on a part of the images."""
+    ids = {record.image_id for record in part.records}
+    return [entry for entry in found.predictions if entry["image_id"] in ids]
 
 
 def word_classes(classes: Sequence[str], candidate: str) -> tuple[ClassPrompt, ...]:

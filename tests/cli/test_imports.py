@@ -69,6 +69,7 @@ def test_help_imports_nothing_heavy(run):
         ("eval absent", []),
         ("detect x.jpg --classes a --caption b", []),
         ("bench absent.toml --out x", []),
+        ("prompt search shapes --knowledge absent.yaml", []),
         ("report absent", ["matplotlib", "pandas"]),
         ("score absent.json absent.json --metric fixed_ap", []),
     ],

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from glip_adapt.core.captions import ClassPrompt
+from glip_adapt.core.knowledge import Knowledge
 from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.engine import prompting
 from glip_adapt.engine.adapted import attach
-from glip_adapt.engine.evaluate import Evaluation
-from glip_adapt.engine.prompting import BEST_OF_EACH, class_changes, search_prompts, token_changes, word_classes
+from glip_adapt.engine.evaluate import Evaluation, score
+from glip_adapt.engine.prompting import BEST_OF_EACH, SEED, class_changes, search_prompts, token_changes, word_classes
+from glip_adapt.engine.selection import split_up
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO
 
@@ -86,12 +89,62 @@ def test_a_wording_without_one_place_for_the_name_is_refused(tiny_trunk, data, c
         search_prompts(tiny_trunk, data, [candidate])
 
 
-def test_no_wording_and_no_test_split_are_refused(tiny_trunk, data):
+def test_no_wording_and_no_labelled_images_are_refused(tiny_trunk, data):
     with pytest.raises(ValueError, match="No candidate wording"):
         search_prompts(tiny_trunk, data, [])
-    without_test = replace(data, splits={name: data.splits[name] for name in ("train", "val")})
-    with pytest.raises(FileNotFoundError, match="no test split"):
-        search_prompts(tiny_trunk, without_test, ["a {}"])
+    with pytest.raises(FileNotFoundError, match="no train split"):
+        search_prompts(tiny_trunk, replace(data, splits={"test": data.test}), ["a {}"])
+
+
+def test_without_a_test_split_nothing_is_scored_at_the_end(tiny_trunk, data, scored):
+    found = search_prompts(tiny_trunk, replace(data, splits={"val": data.val}), ["a {}"])
+    assert (found.test_ap, [split for split, _ in scored[0]]) == (None, ["val", "val"])
+
+
+def test_each_source_of_descriptions_is_a_candidate_and_the_best_of_each_class_may_mix_them(
+    tiny_trunk, data, monkeypatch
+):
+    seen = []
+
+    def evaluate(model, split, config, *, cache):
+        texts = tuple(prompt.suffix for prompt in model.prompts)
+        seen.append(texts)
+        red, blue = (0.5 if text == ": " + best else 0.1 for text, best in zip(texts, ("fire", "sky"), strict=True))
+        return Evaluation(values={"ap": (red + blue) / 2}, per_class={"red box": red, "blue box": blue}, predictions=())
+
+    monkeypatch.setattr(prompting, "evaluate", evaluate)
+    wiki, wordnet = Knowledge("wiki", {"red box": "fire"}), Knowledge("wordnet", {"red box": "rose", "blue box": "sky"})
+    again = Knowledge("again", wiki.texts)
+    found = search_prompts(tiny_trunk, data, [wiki, wordnet, again])
+    assert [w.candidate for w in found.wordings] == ["{}", "wiki", "wordnet", BEST_OF_EACH]
+    assert seen[-1] == (": fire", ": sky")
+    assert [p.suffix for p in found.chosen.prompts] == [": fire", ": sky"]
+
+
+def test_without_val_each_fold_is_detected_in_by_the_wording_that_the_others_choose(tiny_trunk, data, monkeypatch):
+    """Of folds A, B and C of two images, the plain names find A and half of B, the other wording the rest.
+
+    Without A the other wording is better, without C the plain names, and both miss what they then look at. Without B
+    they are equal, and the plain names find half of it.
+    """
+    a, b, c = ([record.image_id for record in fold.held.records] for fold in split_up(data.train, 3, SEED))
+    looks = []
+
+    def perfect(split, ids):
+        truth = coco_ground_truth(split)["annotations"]
+        return score([{**box, "score": 1.0} for box in truth if box["image_id"] in ids], split)
+
+    def evaluate(model, split, config, *, cache):
+        looks.append(split.name)
+        return perfect(split, [b[1], *c] if model.prompts[0].prefix else [*a, b[0]])
+
+    monkeypatch.setattr(prompting, "evaluate", evaluate)
+    found = search_prompts(tiny_trunk, replace(data, splits={"train": data.train}), ["a {}"])
+    assert looks == ["shapes/train"] * 2  # once for each wording
+    assert (found.chosen.candidate, found.test_ap) == ("{}", None)
+    assert found.expected == perfect(data.train, b[:1]).ap < found.chosen.val_ap
+    one = replace(data.train, records=data.train.records[:1])
+    assert search_prompts(tiny_trunk, replace(data, splits={"train": one}), ["a {}"]).expected is None
 
 
 @pytest.fixture
