@@ -64,14 +64,14 @@ class Story:
                 self.run_block(block)
 
     def run_block(self, block: Block) -> None:
-        """Run Python and command lines; write a TOML file; look for the files that a block of text lists."""
+        """Run Python and command lines; write a TOML or YAML file; look for the files that a block of text lists."""
         if block.language == "python":
             exec(compile(block.code, block.place, "exec"), self.names)
         elif block.language == "bash":
             for line in block.code.replace("\\\n", " ").splitlines():
                 self._command(shlex.split(line, comments=True), block.place)
-        elif block.language == "toml":
-            Path(re.match(r"# (\S+\.toml)\n", block.code)[1]).write_text(block.code, encoding="utf-8")
+        elif block.language in ("toml", "yaml"):
+            Path(re.match(rf"# (\S+\.{block.language})\n", block.code)[1]).write_text(block.code, encoding="utf-8")
         elif block.language == "text":
             for line in block.code.splitlines():
                 assert Path(line.split()[0]).exists(), f"{block.place}: {line.split()[0]} is not there"
