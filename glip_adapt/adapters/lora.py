@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from glip_adapt.core.structures import Tokens
     from glip_adapt.trunks.protocol import Network
 
-LoraPart = Literal["fusion", "text", "head", "all"]
+LoraPart = Literal["fusion", "text", "head", "all", "convolutions", "image", "all+image"]
+
+_SUMS = {
+    "all": ("fusion", "text", "head"),
+    "all+image": ("fusion", "text", "head", "convolutions", "image"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +43,9 @@ class Lora(Adapter):
     counted: ClassVar[int] = 2_740_264
 
     part: LoraPart = "all"
-    """layers with factors: cross attention and text layers of the fusion, the text encoder, the head, or all three; not
-    the image encoder, whose features are then computed once (validation AP on four sets of glyphs13, 10 shots, each at
-    its best rate: 29.7 for the fusion, 35.9 for all)"""
+    """layers with factors: cross attention and text layers of the fusion, the text encoder, the head, or all three, so
+    that image features are computed once (validation AP on four sets of glyphs13, 10 shots, each at its best rate: 29.7
+    for the fusion, 35.9 for all); besides, the convolutions of the fusion, the image encoder, and everything together"""
     rank: int = 8
     "of the factors"
     alpha: int = 16
@@ -57,13 +62,22 @@ class Lora(Adapter):
             raise unknown_name("part", self.part, get_args(LoraPart))
         if self.rank < 1 or not 1 <= self.alpha < 2**31:
             raise ValueError(f"rank and alpha must be whole numbers above 0; got {self.rank} and {self.alpha!s:.20}.")
+        if self.use_dora and self.part in ("convolutions", "image", "all+image"):
+            raise ValueError(
+                f"use_dora is for linear layers, and the part {self.part!r} has convolutions. Leave it out."
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must lie between 0 and 2**63 - 1; got {self.seed!s:.20}.")
 
     @property
     def stage(self) -> Stage:
         """The first stage with a wrapped layer."""
-        return {"fusion": Stage.FUSE, "head": Stage.PREDICT}.get(self.part, Stage.ENCODE_TEXT)
+        first = {
+            **dict.fromkeys(("fusion", "convolutions"), Stage.FUSE),
+            **dict.fromkeys(("image", "all+image"), Stage.ENCODE_IMAGE),
+            "head": Stage.PREDICT,
+        }
+        return first.get(self.part, Stage.ENCODE_TEXT)
 
     def insert(self, network: Network, tokens: Tokens) -> None:
         """Wrap the layers of the part.
@@ -121,9 +135,9 @@ def layer_names(network: Network, part: LoraPart) -> list[str]:
     Raises:
         ValueError: if ``network`` has none of them.
     """
-    names = {name: network.seams.linear.get(name, ()) for name in get_args(LoraPart) if name != "all"}
-    found = [layer for layers in names.values() for layer in layers] if part == "all" else list(names[part])
+    names = {name: network.seams.linear.get(name, ()) for name in _SUMS["all+image"]}
+    found = [layer for name in _SUMS.get(part, (part,)) for layer in names[name]]
     if not found:
         have = ", ".join(f"'{name}'" for name, layers in names.items() if layers)
-        raise ValueError(f"The part '{part}' has no layer in this trunk, which has no deep fusion; it has {have}.")
+        raise ValueError(f"The part '{part}' has no layer in this trunk; it has {have}.")
     return found

@@ -1,4 +1,4 @@
-"""Linear layers: a faster kernel on CPUs, the matrix of a wrapped layer, and the removal of wrappers."""
+"""Linear layers: a faster kernel on CPUs, the weight of a wrapped layer, and the removal of wrappers."""
 
 from __future__ import annotations
 
@@ -53,9 +53,40 @@ def matrix(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
     return weight.flatten(1) + added.T, bias
 
 
+def kernel(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the weight (C', C, k, k) and the bias (C',) of a convolution of any size, for products of another kind.
+
+    Args:
+        layer: a convolution with a bias; or one with low-rank factors, which tells the change of its weight.
+    """
+    weight, bias = layer.weight, layer.bias
+    assert bias is not None
+    if isinstance(layer, nn.Conv2d):
+        return weight, bias
+    with torch.autocast(weight.device.type, enabled=False):
+        return weight + sum(layer.get_delta_weight(name) for name in layer.active_adapters), bias
+
+
+def _of_any_size(layer: nn.Module) -> Tensor:
+    """Return the weight of a wrapped layer, in the shape of its frozen part."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    is_large = weight.ndim == 4 and weight.shape[2:].numel() > 1
+    return (kernel if is_large else matrix)(layer)[0].view_as(weight)  # type: ignore[arg-type]
+
+
+def mixing_layers(module: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the names of the layers in a module that mix channels, linear or convolutions, but not the first one.
+
+    The first reads the three colours of pixels; convolutions of single channels have no low rank.
+    """
+    layers = {f"{name}.{path}": layer for path, layer in module.named_modules()}
+    kinds = (nn.Linear, nn.Conv2d)
+    return tuple(path for path, layer in layers.items() if isinstance(layer, kinds) and min(layer.weight.shape[:2]) > 3)
+
+
 @torch.no_grad()
 def fold(network: nn.Module, plain: nn.Module) -> None:
-    """Replace each wrapped linear layer by a plain, frozen one with the same matrix; outputs change by rounding only.
+    """Replace each wrapped layer by a plain, frozen one with the same weight; outputs change by rounding only.
 
     Args:
         network: a copy of ``plain``, or of a part of it, with some layers wrapped; changed in place.
@@ -66,8 +97,7 @@ def fold(network: nn.Module, plain: nn.Module) -> None:
         wrapper = modules.get(name)
         if not isinstance(layer, nn.Linear | nn.Conv2d) or isinstance(wrapper, nn.Linear | nn.Conv2d | None):
             continue
-        weight, _ = matrix(wrapper)
         folded = copy.deepcopy(layer, {id(tensor): tensor for tensor in layer.parameters()})
-        folded.weight = nn.Parameter(weight.view_as(layer.weight), requires_grad=False)
+        folded.weight = nn.Parameter(_of_any_size(wrapper), requires_grad=False)
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, folded)

@@ -25,7 +25,7 @@ class Seams:
         prediction_layers: tensors of the last layers, which a linear probe trains.
         text_encoder: module that reads tokens.
         word_embeddings: module inside it, ids → (…, D).
-        linear: part of the network → its linear layers, for low-rank factors. A part may be empty.
+        linear: part of the network → its linear layers and convolutions, for low-rank factors. A part may be empty.
         biases: last parts of the names of tensors that train as biases: twice the rate, no weight decay.
     """
 

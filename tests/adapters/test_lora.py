@@ -24,7 +24,7 @@ from glip_adapt.trunks.linear import matrix
 from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
-PARTS = ("fusion", "text", "head", "all")
+PARTS = ("fusion", "text", "head", "all", "convolutions", "image", "all+image")
 
 
 def build(trunk, **options):
@@ -90,7 +90,7 @@ def test_both_orders_of_fusion_agree_in_values_and_gradients_with_factors(dora):
     assert all(gradient.abs().max() > 1e-6 for gradient in found["reassociated"][2:])
 
 
-@pytest.mark.parametrize("part", ["fusion", "text", "head"])
+@pytest.mark.parametrize("part", ["fusion", "text", "head", "convolutions", "image"])
 def test_every_factor_of_a_target_moves_the_predictions(tiny_trunk, part):
     model, fresh = build(tiny_trunk, part=part), attach(tiny_trunk, "zero_shot", classes=CLASSES)
     assert distance(raw(model), raw(fresh)) > 1e-3
@@ -107,6 +107,7 @@ def test_each_target_enters_at_the_stage_of_its_first_layer():
     stages = {part: Lora(part=part).stage for part in PARTS}
     assert stages == {
         "fusion": Stage.FUSE, "text": Stage.ENCODE_TEXT, "head": Stage.PREDICT, "all": Stage.ENCODE_TEXT,
+        "convolutions": Stage.FUSE, "image": Stage.ENCODE_IMAGE, "all+image": Stage.ENCODE_IMAGE,
     }  # fmt: skip
 
 
@@ -115,6 +116,11 @@ def test_targets_are_exact_names_and_all_is_their_sum(tiny_trunk):
     modules = dict(tiny_trunk.network.named_modules())
     assert all(isinstance(modules[name], nn.Linear | nn.Conv2d) for found in names.values() for name in found)
     assert names["all"] == names["fusion"] + names["text"] + names["head"]
+    assert names["all+image"] == names["all"] + names["convolutions"] + names["image"]
+    channels = [modules[name].weight.shape[:2] for name in names["convolutions"] + names["image"]]
+    assert all(min(shape) > 3 for shape in channels)  # neither pixels nor single channels
+    left = [n for n, m in modules.items() if isinstance(m, nn.Conv2d) and n not in names["all+image"]]
+    assert all(".scale_attention" in n or min(modules[n].weight.shape[:2]) <= 3 for n in left)
     wanted = {
         name
         for name, module in modules.items()
@@ -134,14 +140,18 @@ def test_on_glip_t_the_targets_have_the_sizes_of_the_public_model(tiny_trunk):
     fusion = 6 * (3 * (256 + 2048) + 3 * (768 + 2048) + 4 * 2 * 768 + 2 * (768 + 3072))
     text = 12 * (4 * 2 * 768 + 2 * (768 + 3072))
     head = (768 + 256) + (256 + 4) + (256 + 1)
-    assert counts == {"fusion": fusion, "text": text, "head": head, "all": fusion + text + head}
+    convolutions = 6 * ((9 * 256 + 27) + 3 * (9 * 256 + 256))
+    assert counts["convolutions"] == convolutions
+    assert counts["all+image"] == counts["all"] + convolutions + counts["image"]
+    first = {name: counts[name] for name in ("fusion", "text", "head", "all")}
+    assert first == {"fusion": fusion, "text": text, "head": head, "all": fusion + text + head}
 
 
 def test_a_target_that_matches_nothing_is_an_error_and_changes_nothing(tiny_trunk):
     glip = build_glip(GLIP_NANO_A).requires_grad_(False)
     trunk = replace(tiny_trunk, name="glip-nano-a", network=glip)
     before = list(glip.state_dict())
-    with pytest.raises(ValueError, match=r"part 'fusion' has no layer in this trunk.*it has 'text', 'head'"):
+    with pytest.raises(ValueError, match=r"part 'fusion' has no layer in this trunk; it has 'text', 'head'"):
         attach(trunk, "lora", classes=CLASSES, settings={"part": "fusion"})
     assert list(glip.state_dict()) == before
     assert attach(trunk, "lora", classes=CLASSES).trained_parameters > 0
@@ -153,6 +163,7 @@ def test_a_target_that_matches_nothing_is_an_error_and_changes_nothing(tiny_trun
         ({"part": "fusoin"}, "fusoin"),
         ({"rank": 0}, "above 0; got 0"),
         ({"alpha": 0}, "above 0"),
+        ({"part": "image", "use_dora": True}, "use_dora is for linear layers"),
         ({"init_lora_weights": "pissa"}, "expected True or 'gaussian'"),  # moves the frozen weights
     ],
 )

@@ -27,6 +27,7 @@ from glip_adapt.trunks.dino.objective import DinoObjective
 from glip_adapt.trunks.dino.output import DinoOutput
 from glip_adapt.trunks.dino.transformer import Decoder, Encoder
 from glip_adapt.trunks.dino.truth import truths_of
+from glip_adapt.trunks.linear import mixing_layers
 from glip_adapt.trunks.protocol import Network, Seams
 from glip_adapt.trunks.swin import SwinBackbone
 
@@ -89,6 +90,7 @@ class Dino(Network):
         self.config = config
         self.text_width = config.width
         self.objective = DinoObjective()
+        self._image_layers = mixing_layers(image_encoder, "image_encoder")  # before any is wrapped
         self.denoising = 0
 
     @property
@@ -125,6 +127,8 @@ class Dino(Network):
                     *_named("decoder.layers.{}.", decoder, FEED_FORWARD),
                     *(f"{head}.{i}" for head in heads for i in (0, 2, 4)),
                 ),
+                "convolutions": (),
+                "image": self._image_layers,
             },
             biases=frozenset({"bias"}),
         )

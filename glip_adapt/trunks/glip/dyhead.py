@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import SizeHW, split_levels
 from glip_adapt.trunks.glip.deform import TAPS, deformable_conv
+from glip_adapt.trunks.linear import kernel
 
 
 class DyHeadBlock(nn.Module):
@@ -70,7 +71,9 @@ class DeformableConvNorm(nn.Module):
     def __init__(self, width: int, norm_groups: int, *, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1)  # holds weight and bias only
+        self.conv = nn.Conv2d(
+            width, width, kernel_size=3, stride=stride, padding=1
+        )  # holds weight and bias, with any factors
         self.norm = nn.GroupNorm(norm_groups, width)
 
     def forward(
@@ -90,7 +93,7 @@ class DeformableConvNorm(nn.Module):
         sizes_hw = [((h - 1) // self.stride + 1, (w - 1) // self.stride + 1) for h, w in level_shapes_hw]
         offsets = [flat_prefix(x, size_hw) for x, size_hw in zip(offsets, sizes_hw, strict=True)]
         masks = [flat_prefix(x, size_hw) for x, size_hw in zip(masks, sizes_hw, strict=True)]
-        weight, bias = self.conv.weight, self.conv.get_parameter("bias")
+        weight, bias = kernel(self.conv)
         maps = deformable_conv(cells, level_shapes_hw, offsets, masks, weight, bias, stride=self.stride)
         return tuple(self.norm(x) for x in maps)
 

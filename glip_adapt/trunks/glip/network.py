@@ -19,11 +19,13 @@ from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.head import AnchorHead, HeadOutput
 from glip_adapt.trunks.glip.objective import GlipObjective
 from glip_adapt.trunks.glip.tower import FusionTower
+from glip_adapt.trunks.linear import mixing_layers
 from glip_adapt.trunks.protocol import Network, Seams
 from glip_adapt.trunks.swin import SwinBackbone
 
 CROSS_ATTENTION = ("query_image", "key_text", "value_image", "value_text", "out_image", "out_text")
 TEXT_LAYER = ("query", "key", "value", "out", "hidden", "hidden_out")
+CONVOLUTIONS = ("offset", "same.conv", "finer.conv", "coarser.conv")
 BERT_LAYERS = "text_encoder.bert.encoder.layer"
 BERT_LAYER = (
     *("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
@@ -49,6 +51,7 @@ class Glip(Network):
         self.head = head
         self.text_width = head.text_width
         self.objective = GlipObjective(head.anchor_scale)
+        self._image_layers = mixing_layers(image_encoder, "image_encoder")  # before any is wrapped
 
     @property
     def seams(self) -> Seams:
@@ -66,6 +69,10 @@ class Glip(Network):
                 ),
                 "text": tuple(f"{layer}.{name}" for layer in bert for name in BERT_LAYER),
                 "head": ("head.text_projection", "head.box_deltas", "head.centerness"),
+                "convolutions": tuple(
+                    f"tower.blocks.{i}.dyhead.{name}" for i, _ in enumerate(self.tower.blocks) for name in CONVOLUTIONS
+                ),
+                "image": self._image_layers,
             },
             biases=BIASES,
         )
