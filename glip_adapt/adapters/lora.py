@@ -45,7 +45,7 @@ class Lora(Adapter):
     part: LoraPart = "all"
     """layers with factors: cross attention and text layers of the fusion, the text encoder, the head, or all three, so
     that image features are computed once (validation AP on four sets of glyphs13, 10 shots, each at its best rate: 29.7
-    for the fusion, 35.9 for all); besides, the convolutions of the fusion, the image encoder, and everything together"""
+    for the fusion, 35.9 for all); besides, the convolutions of the fusion, the image encoder, and all of these"""
     rank: int = 8
     "of the factors"
     alpha: int = 16

@@ -20,7 +20,7 @@ from glip_adapt.share.peft import merge, save_for_peft
 from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO_A, GLIP_T
-from glip_adapt.trunks.linear import matrix
+from glip_adapt.trunks.linear import kernel, matrix
 from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
@@ -256,3 +256,25 @@ def test_plain_peft_loads_the_files_and_gives_the_same_predictions(tiny_trunk, t
 
 def test_the_old_name_of_part_is_still_read():
     assert build_adapter("lora", {"target": "head", "rank": 2}) == Lora(part="head", rank=2)
+
+
+def test_the_other_family_has_factors_in_its_image_encoder_and_no_convolutions_in_its_fusion(dino_trunk):
+    model = attach(dino_trunk, "lora", classes=CLASSES, settings={"part": "image", "rank": 1})
+    assert {name.split(".")[1] for name in model.owned_tensors()} == {"backbone", "projections"}
+    with pytest.raises(ValueError, match="part 'convolutions' has no layer in this trunk"):
+        attach(dino_trunk, "lora", classes=CLASSES, settings={"part": "convolutions"})
+    everything = attach(dino_trunk, "lora", classes=CLASSES, settings={"part": "all+image", "rank": 1})
+    assert set(model.owned) < set(everything.owned)
+
+
+def test_a_convolution_of_any_size_with_factors_is_what_its_weight_says():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": nn.Conv2d(5, 7, kernel_size=3, stride=2, padding=1)})
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, target_modules=["layer"]), model
+    )
+    model.double()
+    x, wrapped = torch.randn(1, 5, 8, 9, dtype=torch.float64), model["layer"]
+    weight, bias = kernel(wrapped)
+    torch.testing.assert_close(nn.functional.conv2d(x, weight, bias, stride=2, padding=1), wrapped(x))
+    assert not torch.allclose(weight, wrapped.weight)
