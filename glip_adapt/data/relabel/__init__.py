@@ -1,0 +1,36 @@
+"""Change the labels of one image where they stand: one file per format, each with the function ``relabel``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from glip_adapt.core.sizes import SizeHW
+from glip_adapt.data.formats import coco as coco_format
+from glip_adapt.data.relabel import coco
+from glip_adapt.data.relabel.objects import NamedBox
+
+Relabel = Callable[[Path, Path, Sequence[NamedBox] | None, SizeHW], None]
+
+RELABEL: dict[str, Relabel] = {coco_format.NAME: coco.relabel}
+"""By name of the format."""
+
+
+def relabel(folder: Path, format: str, image: Path, boxes: Sequence[NamedBox] | None, size_hw: SizeHW) -> None:
+    """Change the labels of one image; everything else in the label files stays, and they are replaced whole.
+
+    An object whose class and box stay keeps what the file says about it, such as a polygon. A new class is added to the
+    list of classes, if the format has one.
+
+    Args:
+        folder: of the dataset.
+        format: of its labels; COCO also makes the file of a folder without labels.
+        image: in the folder; if no label file speaks of it yet, one does afterwards.
+        boxes: all objects; none for an image that shows none of them; None takes the labels away.
+        size_hw: (height, width) in pixels of the image that the boxes were drawn on.
+
+    Raises:
+        ValueError: if the layout of the folder has no place for the image, or a label file cannot be read.
+        OSError: if a label file cannot be written; it then stays as it was.
+    """
+    RELABEL[format](folder, image, boxes, size_hw)
