@@ -23,6 +23,7 @@ from glip_adapt.cli.prompt import prompt_app
 from glip_adapt.cli.pseudo_label import pseudo_label_app
 from glip_adapt.cli.score import score_app
 from glip_adapt.cli.share import share_app
+from glip_adapt.cli.studio import studio_app
 from glip_adapt.cli.suggest import suggest_app
 
 HELP = (
@@ -38,8 +39,8 @@ DIVIDED = ("adapt", "eval")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verbs in (
-    *(detect_app, adapt_app, suggest_app, pseudo_label_app, bench_app, ls_app, convert_app, deploy_app, score_app),
-    share_app,
+    *(detect_app, adapt_app, studio_app, suggest_app, pseudo_label_app, bench_app, ls_app, convert_app, deploy_app),
+    *(score_app, share_app),
 ):
     app.add_typer(verbs)
 app.add_typer(data_app, name="data")

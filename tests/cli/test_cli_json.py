@@ -18,8 +18,8 @@ from glip_adapt.cli.app import app
 from glip_adapt.share import export as exporting
 from glip_adapt.trunks.weights import weights_checksum
 
-# They write the files that they are asked for, and print counts for people.
-WITHOUT = {"data sample", "data export"}
+# They write the files that they are asked for, and print counts for people; or serve a page until they are stopped.
+WITHOUT = {"data sample", "data export", "studio"}
 
 
 def verbs(command, path=()):
