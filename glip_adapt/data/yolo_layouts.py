@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
+from glip_adapt.core.files import written_whole
 from glip_adapt.data.documents import (
     CLASSES_FILE,
     SPLIT_ALIASES,
@@ -78,12 +79,27 @@ def class_names(folder: Path, file: Path | None, settings: Mapping[str, Any]) ->
 
 def _names_beside(folder: Path) -> list[str]:
     """Return the class names of a folder without ``data.yaml``."""
-    found = [path for path in files_below(folder, "") if path.name in _NAMES_FILES or path.suffix == ".names"]
-    lists = {tuple(read_classes(path)): path for path in found}
+    lists = {tuple(read_classes(path)): path for path in names_files(folder)}
     if len(lists) != 1:
         came = "differ: " + ", ".join(map(str, lists.values())) if lists else "are missing"
         raise ValueError(f"{folder}: the class names {came}. Expected one {CLASSES_FILE} with one name a line.")
     return list(next(iter(lists)))
+
+
+def add_names(file: Path, names: Sequence[str]) -> None:
+    """Write another list of class names into ``data.yaml``; the other entries stay, comments do not."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    content["names"] = dict(enumerate(names)) if isinstance(content["names"], dict) else [*names]
+    if "nc" in content:
+        content["nc"] = len(names)
+    with written_whole(file) as temporary:
+        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False, width=10**6)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def names_files(folder: Path) -> list[Path]:
+    """Return the files below a folder that list class names by number."""
+    return [path for path in files_below(folder, "") if path.name in _NAMES_FILES or path.suffix == ".names"]
 
 
 def images_of_splits(folder: Path, settings: Mapping[str, Any]) -> tuple[dict[str, list[Path]], list[Finding]]:

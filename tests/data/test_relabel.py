@@ -149,3 +149,143 @@ class TestCoco:
         (tmp_path / "train.json").write_text('{"images": [')
         with pytest.raises(ValueError, match="Restore the file"):
             relabel(tmp_path, "coco", tmp_path / "1.png", NEW, SIZE)
+
+
+OLD, FRESH = ("owl", (10.0, 5.0, 10.0, 10.0)), ("ant", (1.0, 2.0, 3.0, 4.0))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A folder with one picture of 40 × 30 pixels, 1.png."""
+    make_split(tmp_path, [[]])
+    return tmp_path / "1.png"
+
+
+def test_yolo_keeps_polygons_and_lines_that_it_does_not_understand(picture):
+    polygon = "0 0.25 0.16666667 0.5 0.16666667 0.5 0.5 0.25 0.5"
+    (picture.parent / "data.yaml").write_text("train: .\nnames: [owl, no]\nnc: 2\n")
+    picture.with_suffix(".txt").write_text(f"{polygon}\n1 0.5 0.5 0.1 0.1\n7 0.1 0.1 0.1 0.1\n")
+    relabel(picture.parent, "yolo", picture, [FRESH, OLD], SIZE)
+    lines = picture.with_suffix(".txt").read_text().splitlines()
+    assert lines[0] == "7 0.1 0.1 0.1 0.1"
+    assert lines[1].startswith("2 ")
+    assert lines[2:] == [polygon]
+    settings = (picture.parent / "data.yaml").read_text()
+    assert load_yaml(settings) == {"train": ".", "names": ["owl", "no", "ant"], "nc": "3"}
+
+
+def load_yaml(text):
+    import yaml
+
+    return yaml.load(text, Loader=yaml.BaseLoader)
+
+
+def test_yolo_has_no_place_for_an_image_that_no_split_takes_in(picture):
+    (picture.parent / "images" / "train").mkdir(parents=True)
+    (picture.parent / "data.yaml").write_text("train: images/train\nnames: [owl]\n")
+    with pytest.raises(ValueError, match="in no split"):
+        relabel(picture.parent, "yolo", picture, [OLD], SIZE)
+    assert not picture.with_suffix(".txt").exists()
+
+
+def test_voc_keeps_what_an_object_says_and_takes_a_renamed_image_for_what_it_is(picture):
+    element = "<object><name>owl</name><difficult>1</difficult><pose>Left</pose><bndbox><xmin>11</xmin><ymin>6</ymin>"
+    element += "<xmax>20</xmax><ymax>15</ymax></bndbox></object>"
+    file = picture.with_name("other.xml")
+    file.write_text(f"<annotation><source>x</source><filename>1.png</filename>{element}</annotation>")
+    relabel(picture.parent, "voc", picture, [FRESH, OLD], SIZE)
+    assert not picture.with_suffix(".xml").exists()
+    text = "".join(file.read_text().split())
+    assert "<source>x</source>" in text
+    assert element in text
+    assert read("voc", picture.parent) == {"1.png": as_read([FRESH, OLD])}
+
+
+def test_labelme_keeps_groups_of_polygons_and_points(picture):
+    def part(x):
+        points = [[x, 5], [x + 5, 5], [x + 5, 15], [x, 15]]
+        return {"label": "owl", "points": points, "shape_type": "polygon", "group_id": 3, "flags": {"wet": True}}
+
+    point = {"label": "beak", "points": [[3, 3]], "shape_type": "point"}
+    shapes = [part(10), point, part(15)]
+    content = {"version": "5.0.1", "shapes": shapes, "imagePath": "1.png", "imageHeight": 30, "imageWidth": 40, "x": 1}
+    picture.with_suffix(".json").write_text(json.dumps(content))
+    relabel(picture.parent, "labelme", picture, [FRESH, OLD], SIZE)
+    found = json.loads(picture.with_suffix(".json").read_text())
+    assert found.pop("shapes")[::2] == [point, part(10)]
+    assert found == {key: value for key, value in content.items() if key != "shapes"}
+    relabel(picture.parent, "labelme", picture, [FRESH], SIZE)
+    assert [shape["label"] for shape in json.loads(picture.with_suffix(".json").read_text())["shapes"]] == [
+        "beak",
+        "ant",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            "id;image;label;x;y;width;height;note\n1;1.png;owl;10;5;10;10;wet\n2;gone.png;owl;1;1;1;1;\n",
+            ";1.png;ant;1;2;3;4;\n1;1.png;owl;10;5;10;10;wet\n2;gone.png;owl;1;1;1;1;\n",
+        ),
+        ("1.png,10,5,20,15,owl\n1.png,0,0,9,9,owl\n", "1.png,1,2,4,6,ant\n1.png,10,5,20,15,owl\n"),
+    ],
+)
+def test_csv_keeps_its_columns_and_the_rows_of_others(picture, before, after):
+    file = picture.with_name("boxes.csv")
+    file.write_text(before)
+    relabel(picture.parent, "boxes_csv", picture, [FRESH, OLD], SIZE)
+    assert file.read_text() in (after, before.splitlines(keepends=True)[0] + after)
+
+
+def test_image_folder_keeps_other_facts_and_numbers_of_classes(picture):
+    (picture.parent / "classes.txt").write_text("owl\nant")
+    objects = {"bbox": [[10, 5, 10, 10], [0, 0, 9, 9]], "categories": [0, 1], "area": [7, 8]}
+    other = {"file_name": "later.png"}
+    file = picture.with_name("metadata.jsonl")
+    file.write_text(
+        "\n".join(json.dumps(row) for row in [{"file_name": "1.png", "by": "me", "objects": objects}, other])
+    )
+    relabel(picture.parent, "image_folder", picture, [("new", FRESH[1]), OLD], SIZE)
+    row, last = map(json.loads, file.read_text().splitlines())
+    assert last == other
+    assert row["by"] == "me"
+    assert row["objects"] == {"bbox": [[1, 2, 3, 4], [10, 5, 10, 10]], "categories": [2, 0], "area": [None, 7]}
+    assert (picture.parent / "classes.txt").read_text() == "owl\nant\nnew\n"
+
+
+def region(kind, **facts):
+    size = {"original_width": 40, "original_height": 30}
+    value = {"x": 25, "y": 100 / 6, "width": 25, "height": 100 / 3, "rotation": 0}
+    return {"id": "a", "type": kind, "from_name": "tag", "to_name": "picture", "value": value | facts} | size
+
+
+def test_label_studio_keeps_pairs_of_regions_choices_and_other_annotations(picture):
+    pair = [region("rectangle"), region("labels", labels=["owl"])]
+    choice = {"type": "choices", "value": {"choices": ["day"]}, "from_name": "c", "to_name": "picture"}
+    cancelled = {"result": [], "was_cancelled": True}
+    task = {"id": 5, "data": {"image": "1.png"}, "annotations": [cancelled, {"id": 3, "result": [*pair, choice]}]}
+    file = picture.with_name("export.json")
+    file.write_text(json.dumps([task, {"data": {"image": "gone.png"}, "annotations": []}]))
+    relabel(picture.parent, "label_studio", picture, [FRESH, OLD], SIZE)
+    (found, other) = json.loads(file.read_text())
+    assert other["data"] == {"image": "gone.png"}
+    assert found["annotations"][0] == cancelled
+    result = found["annotations"][1]["result"]
+    assert [result[0], *result[2:]] == [choice, *pair]
+    assert (result[1]["from_name"], result[1]["to_name"]) == ("tag", "picture")
+    assert read("label_studio", picture.parent) == {"1.png": as_read([FRESH, OLD])}
+
+
+def test_label_studio_changes_its_small_form(picture):
+    value = {"x": 25, "y": 100 / 6, "width": 25, "height": 100 / 3, "rotation": 0, "rectanglelabels": ["owl"]}
+    old = value | {"original_width": 40, "original_height": 30, "note": "wet"}
+    file = picture.with_name("min.json")
+    file.write_text(json.dumps([{"image": "1.png", "tag": [old], "annotation_id": 1}]))
+    Image.new("RGB", SIZE[::-1]).save(picture.with_name("2.png"))
+    relabel(picture.parent, "label_studio", picture, [FRESH, OLD], SIZE)
+    relabel(picture.parent, "label_studio", picture.with_name("2.png"), [OLD], SIZE)
+    assert read("label_studio", picture.parent) == {"1.png": as_read([FRESH, OLD]), "2.png": as_read([OLD])}
+    assert json.loads(file.read_text())[0]["tag"][1] == old
+    relabel(picture.parent, "label_studio", picture, None, SIZE)
+    assert read("label_studio", picture.parent) == {"2.png": as_read([OLD])}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import threading
 
 import pytest
@@ -9,8 +10,9 @@ from labelled import make_split
 from PIL import Image
 
 from glip_adapt.core.errors import UnknownNameError
-from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.dataset import find_format, load_dataset
 from glip_adapt.data.formats import coco
+from glip_adapt.data.relabel import RELABEL
 from glip_adapt.share.studio.adapters import adapters_in
 from glip_adapt.share.studio.labels import STATE_FILE, LabelStore, StaleError
 
@@ -39,6 +41,32 @@ def test_labels_are_in_the_folder_as_soon_as_they_are_saved(folder):
     data = load_dataset(folder)
     assert (data.format, data.classes) == ("coco", ("owl", "ant"))
     assert [record.path.name for record in data.train.records] == ["2.png"]
+
+
+@pytest.mark.parametrize("format", sorted(RELABEL))
+def test_any_sequence_of_changes_leaves_what_was_saved_last(format, tmp_path):
+    objects = [("owl", (1.0, 2.0, 3.0, 4.0)), ("tawny owl, 2", (5.5, 6.0, 7.25, 8.0))]
+    (tmp_path / "to").mkdir()
+    find_format(format).write({"train": make_split(tmp_path / "from", [objects, [], objects[:1]])}, tmp_path / "to")
+    store, draw = LabelStore(tmp_path / "to"), random.Random(format)
+    assert store.format == format
+    expected = {key: labels.boxes for key, _, labels in store.overview()}
+    for _ in range(25):
+        key = draw.choice(list(expected))
+        boxes = [box for box in expected[key] or () if draw.random() < 0.7]
+        for _ in range(draw.randrange(3)):
+            x, y, w, h = (round(draw.uniform(1, 12), 2) for _ in range(4))
+            boxes.insert(draw.randrange(len(boxes) + 1), (draw.choice(["owl", "ant", "a b"]), (x, y, w, h)))
+        keeps_none = len(boxes) == 0 and draw.random() < 0.5 and sum(map(bool, expected.values())) > 1
+        expected[key] = None if keeps_none else tuple(boxes)
+        saved = store.save(key, expected[key], store.labels_of(key).revision)
+        assert saved == LabelStore(tmp_path / "to").labels_of(key)
+        for other, boxes in expected.items():
+            labels = store.labels_of(other)
+            assert labels.is_labelled == (boxes is not None)
+            assert [name for name, _ in labels.boxes] == [name for name, _ in boxes or ()]
+            for (_, one), (_, two) in zip(labels.boxes, boxes or (), strict=True):
+                assert one == pytest.approx(two, abs=0.005)
 
 
 def test_a_save_from_an_old_state_is_refused_and_changes_nothing(folder):
@@ -90,6 +118,16 @@ def test_an_empty_picture_is_labelled_and_one_may_be_taken_out(folder):
     gone = store.save(key, None, empty.revision)
     assert not gone.is_labelled
     assert not LabelStore(folder).labels_of(key).is_labelled  # although the file is empty now
+
+
+def test_the_last_labels_stay_where_a_format_needs_some(tmp_path):
+    (tmp_path / "to").mkdir()
+    find_format("yolo").write({"train": make_split(tmp_path / "from", [[OWL]])}, tmp_path / "to")
+    store = LabelStore(tmp_path / "to")
+    (key,) = store.pictures
+    with pytest.raises(ValueError, match="last labelled picture"):
+        store.save(key, None, store.labels_of(key).revision)
+    assert LabelStore(tmp_path / "to").labels_of(key).is_labelled
 
 
 def test_boxes_are_clipped_and_bad_ones_refused(folder):

@@ -57,7 +57,7 @@ _EDGES = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"))
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """Positions of what is read in a row."""
 
     delimiter: str
@@ -80,7 +80,7 @@ class _Row(NamedTuple):
 
 def recognises(folder: Path) -> bool:
     """Tell whether the first row of a CSV file below a folder has the columns of boxes."""
-    return any(_columns(path) for path in files_below(folder, ".csv"))
+    return any(columns_of(path) for path in files_below(folder, ".csv"))
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
@@ -91,7 +91,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
-    tables = {path: columns for path in files_below(folder, ".csv") if (columns := _columns(path)) is not None}
+    tables = {path: columns for path in files_below(folder, ".csv") if (columns := columns_of(path)) is not None}
     for path, named in one_file_per_split(tables, folder).items():
         draft = drafts.setdefault(named or "train", Draft(folder))
         where = path.relative_to(folder).as_posix()
@@ -128,7 +128,7 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
             csv.writer(opened, lineterminator="\n").writerows(rows)
 
 
-def _columns(path: Path) -> _Columns | None:
+def columns_of(path: Path) -> Columns | None:
     """Return the columns of a CSV file by its first row, or None if it is no file of boxes."""
     try:
         with path.open("rb") as opened:
@@ -141,7 +141,7 @@ def _columns(path: Path) -> _Columns | None:
     return next(filter(None, known), None)
 
 
-def _named_columns(header: Sequence[str], delimiter: str) -> _Columns | None:
+def _named_columns(header: Sequence[str], delimiter: str) -> Columns | None:
     at: dict[str, int] = {}
     for position, cell in enumerate(header):
         at.setdefault(re.sub("[^a-z0-9]", "", cell.lower()), position)
@@ -153,22 +153,22 @@ def _named_columns(header: Sequence[str], delimiter: str) -> _Columns | None:
     size = [at[name] for name in ("width", "height") if name in at and name not in sides]
     split, confidence = (next((at[n] for n in names if n in at), None) for names in (_SPLIT, _CONFIDENCE))
     box, size = [at[name] for name in sides], size if len(size) == 2 else []
-    return _Columns(delimiter, True, image, label, box, sides in _EDGES, size, split, confidence)
+    return Columns(delimiter, True, image, label, box, sides in _EDGES, size, split, confidence)
 
 
-def _bare_columns(row: Sequence[str], delimiter: str) -> _Columns | None:
+def _bare_columns(row: Sequence[str], delimiter: str) -> Columns | None:
     """Return the columns of keras-retinanet, if the first row is one of its files, which have no header."""
-    columns = _Columns(delimiter, False, 0, 5, range(1, 5), True)
+    columns = Columns(delimiter, False, 0, 5, range(1, 5), True)
     if len(row) != 6 or os.path.splitext(row[0].strip())[1].lower() not in SUFFIXES:
         return None
     try:
-        _parse(row, columns)
+        parse_row(row, columns)
     except ValueError:
         return None
     return columns
 
 
-def _read_rows(path: Path, columns: _Columns, where: str, draft: Draft) -> list[_Row]:
+def _read_rows(path: Path, columns: Columns, where: str, draft: Draft) -> list[_Row]:
     """Return the sound rows of a file; what is wrong or doubtful with others becomes findings of a draft.
 
     Raises:
@@ -182,7 +182,7 @@ def _read_rows(path: Path, columns: _Columns, where: str, draft: Draft) -> list[
         if not any(map(str.strip, cells)):
             continue
         try:
-            rows.append(_parse(cells, columns))
+            rows.append(parse_row(cells, columns))
         except ValueError as error:
             draft.findings.append(("malformed label", f"{where}, line {number}: {error}"))
             continue
@@ -194,7 +194,7 @@ def _read_rows(path: Path, columns: _Columns, where: str, draft: Draft) -> list[
     return rows
 
 
-def _parse(cells: Sequence[str], columns: _Columns) -> _Row:
+def parse_row(cells: Sequence[str], columns: Columns) -> _Row:
     """Return what a row says; ValueError says why it is malformed."""
     cells = [cell.strip() for cell in cells]
     needed = 1 + max(columns.image, columns.label, *columns.box)

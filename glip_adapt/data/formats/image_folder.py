@@ -30,15 +30,15 @@ LAYOUT = (
 )
 
 _Objects = list[tuple[Any, Any]]  # category and box of each object, as they stand in the file
-_FILE = "metadata.jsonl"
-_CATEGORIES = ("categories", "category", "labels", "label")  # names of the column, the likeliest first
+FILE = "metadata.jsonl"
+CATEGORIES = ("categories", "category", "labels", "label")  # names of the column, the likeliest first
 _TRACES = (re.compile(rb'"file_name"\s*:'), re.compile(rb'"objects"\s*:'))
 _START_BYTES = 2**20
 
 
 def recognises(folder: Path) -> bool:
     """Tell whether a ``metadata.jsonl`` below a folder has a column of objects."""
-    return any(map(_has_objects, _metadata_files(folder)))
+    return any(map(_has_objects, metadata_files(folder)))
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     lists = folder / CLASSES_FILE
     classes = read_classes(lists) if lists.is_file() else None
     drafts: dict[str, Draft] = {}
-    for path in _metadata_files(folder):
+    for path in metadata_files(folder):
         split, where = named_split(path, folder), path.relative_to(folder).as_posix()
         draft = drafts.setdefault(split or "train", Draft(folder))
         try:
@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
             continue
         for number, line in enumerate(lines, start=1):
             try:
-                name, objects = _parse(line) if line.strip() else ("", None)
+                name, objects = parse_line(line) if line.strip() else ("", None)
             except (ValueError, RecursionError) as error:
                 draft.findings.append(("malformed label", f"{where}, line {number}: {error}"))
                 continue
@@ -72,7 +72,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
                 continue
             image = images.find(name, path.parent, split or "train")
             target = drafts.setdefault(split or images.split_of(image), Draft(folder))
-            boxes = _boxes(objects, classes, f"{where}, line {number}", folder, target)
+            boxes = boxes_of(objects, classes, f"{where}, line {number}", folder, target)
             target.images.append(LabelledImage(image, boxes))
     return documents_of(drafts, images)
 
@@ -86,11 +86,12 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
             named = named_boxes(split, record)
             objects = {"bbox": [box for _, box in named], "categories": [name for name, _ in named]}
             lines.append(json.dumps({"file_name": copy.name, "objects": objects}, ensure_ascii=False) + "\n")
-        (folder / split_name / _FILE).write_text("".join(lines), encoding="utf-8")
+        (folder / split_name / FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def _metadata_files(folder: Path) -> list[Path]:
-    return [path for path in files_below(folder, _FILE) if path.name == _FILE]
+def metadata_files(folder: Path) -> list[Path]:
+    """Return the files ``metadata.jsonl`` below a folder."""
+    return [path for path in files_below(folder, FILE) if path.name == FILE]
 
 
 def _has_objects(path: Path) -> bool:
@@ -102,7 +103,7 @@ def _has_objects(path: Path) -> bool:
     return all(trace.search(start) for trace in _TRACES)
 
 
-def _parse(line: str) -> tuple[str, _Objects | None]:
+def parse_line(line: str) -> tuple[str, _Objects | None]:
     """Return the file name of a line, and its objects; None if it has no column of objects.
 
     Raises:
@@ -124,10 +125,10 @@ def _parse(line: str) -> tuple[str, _Objects | None]:
 
 
 def _category(entry: Mapping[str, Any]) -> Any:
-    return next((entry[key] for key in _CATEGORIES if key in entry), None)
+    return next((entry[key] for key in CATEGORIES if key in entry), None)
 
 
-def _boxes(
+def boxes_of(
     objects: _Objects, classes: Sequence[str] | None, where: str, folder: Path, draft: Draft
 ) -> tuple[tuple[str, BoxXYWH], ...]:
     """Return class name and box of each object, and note those that are damaged.

@@ -35,8 +35,8 @@ from glip_adapt.data.split import Split
 NAME = "label_studio"
 LAYOUT = "a .json export of Label Studio (JSON or JSON-MIN) and the images; train.json, val.json, test.json for splits"
 
-_FILE = "tasks.json"
-_LABELS = ("rectanglelabels", "polygonlabels", "labels")  # keys that hold the classes of a region
+FILE = "tasks.json"
+LABELS = ("rectanglelabels", "polygonlabels", "labels")  # keys that hold the classes of a region
 _SHAPES = ("rectangle", "polygon")  # regions whose class is in another result of the same id
 _TRACES = re.compile(rb'"(rectanglelabels|polygonlabels|was_cancelled|annotation_id)"')
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
@@ -44,7 +44,7 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")
 
 def recognises(folder: Path) -> bool:
     """Tell whether a JSON file below a folder is a list of tasks."""
-    return any(_is_export(path) for path in files_below(folder, ".json"))
+    return any(is_export(path) for path in files_below(folder, ".json"))
 
 
 def read(folder: Path) -> dict[str, SplitDocument]:
@@ -57,7 +57,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     """
     images = ImageIndex(folder)
     drafts: dict[str, Draft] = {}
-    for path, named in one_file_per_split(filter(_is_export, files_below(folder, ".json")), folder).items():
+    for path, named in one_file_per_split(filter(is_export, files_below(folder, ".json")), folder).items():
         split = named or "train"
         draft = drafts.setdefault(split, Draft(folder))
         try:
@@ -69,7 +69,7 @@ def read(folder: Path) -> dict[str, SplitDocument]:
         for number, task in enumerate(tasks):
             where = f"{path.relative_to(folder).as_posix()}, task {number}"
             try:
-                image = _read_task(task, where, path.parent, split, images, draft)
+                image = read_task(task, where, path.parent, split, images, draft)
             except _MalformedError as error:
                 draft.findings.append(("malformed label", f"{where}: {error}"))
                 continue
@@ -94,19 +94,19 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
             common = {"from_name": "label", "to_name": "image", "type": "rectanglelabels", "image_rotation": 0}
             common |= {"original_width": width, "original_height": height}
             results = [
-                common | {"id": f"{number}", "value": _percent(box, width, height) | {"rectanglelabels": [name]}}
+                common | {"id": f"{number}", "value": percent_of(box, width, height) | {"rectanglelabels": [name]}}
                 for number, (name, box) in enumerate(named_boxes(split, record), start=1)
             ]
             url = "/data/local-files/?d=" + quote(f"{split_name}/{copy.name}")
             tasks.append({"data": {"image": url}, "annotations": [{"result": results, "was_cancelled": False}]})
-        (folder / split_name / _FILE).write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+        (folder / split_name / FILE).write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 class _MalformedError(ValueError):
     """A part of a task cannot be understood; the message says why."""
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: Path) -> bool:
     """Tell whether a file is a list of tasks, also if it is cut off."""
     try:
         with path.open("rb") as opened:
@@ -127,23 +127,23 @@ def _is_task(task: Any) -> bool:
         return False
     if isinstance(task.get("data"), dict):
         return bool(task.keys() & {"annotations", "completions", "predictions"})
-    return "annotation_id" in task or any(_LABELS[0] in region or _LABELS[1] in region for region in _flat(task))
+    return "annotation_id" in task or any(LABELS[0] in region or LABELS[1] in region for region in flat_regions(task))
 
 
-def _flat(task: Mapping[str, Any]) -> list[dict[str, Any]]:
+def flat_regions(task: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the regions of a task of JSON-MIN, which lie under the names of tags."""
     lists = (value for value in task.values() if isinstance(value, list))
     return [region for regions in lists for region in regions if isinstance(region, dict)]
 
 
-def _read_task(task: Any, where: str, near: Path, split: str, images: ImageIndex, draft: Draft) -> LabelledImage | None:
+def read_task(task: Any, where: str, near: Path, split: str, images: ImageIndex, draft: Draft) -> LabelledImage | None:
     """Return the image of a task, or None if it has no annotation; note what is left out."""
     if not isinstance(task, dict):
         raise _MalformedError(f"{reprlib.repr(task)} is no task")
-    regions = _regions(task, where, draft)
+    regions = regions_of(task, where, draft)
     if regions is None:
         return None
-    path = _find_image(task["data"] if isinstance(task.get("data"), dict) else task, near, split, images)
+    path = find_image(task["data"] if isinstance(task.get("data"), dict) else task, near, split, images)
     stated = next((size for region in regions if (size := _size(region)) is not None), None)
     try:
         height, width = stated or read_header(path).size_hw
@@ -169,10 +169,10 @@ def _read_task(task: Any, where: str, near: Path, split: str, images: ImageIndex
     return LabelledImage(path, tuple(boxes), stated)
 
 
-def _regions(task: Mapping[str, Any], where: str, draft: Draft) -> list[dict[str, Any]] | None:
+def regions_of(task: Mapping[str, Any], where: str, draft: Draft) -> list[dict[str, Any]] | None:
     """Return the regions of the annotation that counts, with geometry and image size side by side; None without one."""
     if not isinstance(task.get("data"), dict):
-        return None if task.get("annotation_id", 0) is None else _flat(task)
+        return None if task.get("annotation_id", 0) is None else flat_regions(task)
     stated = task.get("annotations", task.get("completions"))
     annotations = [entry for entry in stated if isinstance(entry, dict)] if isinstance(stated, list) else []
     annotations = [entry for entry in annotations if not (entry.get("was_cancelled") or entry.get("skipped"))]
@@ -193,7 +193,7 @@ def _names(region: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: if it is a region without a class.
     """
-    key = next((key for key in (*_LABELS, *region) if key in region and key.endswith("labels")), None)
+    key = next((key for key in (*LABELS, *region) if key in region and key.endswith("labels")), None)
     if key is None and region.get("type") not in _SHAPES:
         return []
     names = region[key] if key is not None else None
@@ -225,13 +225,14 @@ def _size(region: Mapping[str, Any]) -> SizeHW | None:
     return declared_size(entry) if is_image(entry) else None
 
 
-def _percent(box: BoxXYWH, width: int, height: int) -> dict[str, Any]:
+def percent_of(box: BoxXYWH, width: int, height: int) -> dict[str, Any]:
+    """Return a box in percent of an image of these sides."""
     x, y, w, h = box
     sides = {"x": x / width, "y": y / height, "width": w / width, "height": h / height}
     return {key: 100 * value for key, value in sides.items()} | {"rotation": 0}
 
 
-def _find_image(data: Mapping[str, Any], near: Path, split: str, images: ImageIndex) -> Path:
+def find_image(data: Mapping[str, Any], near: Path, split: str, images: ImageIndex) -> Path:
     """Return the image that a task names, or where it should be."""
     texts = {key: value for key, value in data.items() if isinstance(value, str)}
     if "image" in texts:

@@ -46,7 +46,7 @@ NAME = "labelme"
 LAYOUT = "a .json file with shapes for each image; folders train, val and test, classes.txt or labels.txt if wanted"
 
 _Edges = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-_VERSION = "5.5.0"  # of LabelMe, whose form of files is written
+VERSION = "5.5.0"  # of LabelMe, whose form of files is written
 _LEAST_POINTS = {
     **{"rectangle": 2, "circle": 2, "mask": 2, "polygon": 3},
     **{"oriented_rectangle": 3, "rotation": 3, "quadrilateral": 3},  # the last two are of X-AnyLabeling
@@ -72,14 +72,14 @@ def read(folder: Path) -> dict[str, SplitDocument]:
         where, split = path.relative_to(folder).as_posix(), split_of(path, folder)
         try:
             content = read_json(path)
-            if not _has_shapes(content):
+            if not has_shapes(content):
                 continue
             if not isinstance(content["shapes"], list):
                 raise ValueError(f"shapes is {reprlib.repr(content['shapes'])}, no list")
         except ValueError as error:
             drafts.setdefault(split, Draft(folder)).findings.append(("malformed label file", f"{where}: {error}"))
             continue
-        image = _find_image(content, path, split, images)
+        image = find_image(content, path, split, images)
         draft = drafts.setdefault(named_split(path, folder) or images.split_of(image), Draft(folder))
         draft.images.append(LabelledImage(image, _boxes(content["shapes"], where, draft), _size(content)))
     return documents_of(drafts, images, (CLASSES_FILE, "labels.txt"))
@@ -95,7 +95,7 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
                 for name, (x, y, w, h) in named_boxes(split, record)
             ]
             height, width = record.header.size_hw
-            content: dict[str, Any] = {"version": _VERSION, "flags": {}, "shapes": shapes, "imagePath": copy.name}
+            content: dict[str, Any] = {"version": VERSION, "flags": {}, "shapes": shapes, "imagePath": copy.name}
             content |= {"imageData": None, "imageHeight": height, "imageWidth": width}
             copy.with_suffix(".json").write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
 
@@ -105,18 +105,19 @@ def _is_labelme(path: Path) -> bool:
     try:
         if b'"shapes"' not in (data := path.read_bytes()):
             return False
-        return _has_shapes(json.loads(data))
+        return has_shapes(json.loads(data))
     except OSError:
         return False
     except (ValueError, RecursionError):
         return True
 
 
-def _has_shapes(content: Any) -> bool:
+def has_shapes(content: Any) -> bool:
+    """Tell whether the content of a JSON file is that of LabelMe."""
     return isinstance(content, dict) and "shapes" in content and bool(content.keys() & {"imagePath", "version"})
 
 
-def _find_image(content: Mapping[str, Any], path: Path, split: str, images: ImageIndex) -> Path:
+def find_image(content: Mapping[str, Any], path: Path, split: str, images: ImageIndex) -> Path:
     """Return the image of a label file: the one that it names; or the one beside it, if both have been renamed."""
     name = content.get("imagePath")
     is_there = isinstance(name, str) and os.path.isfile(image_path(path.parent, name))
@@ -131,7 +132,13 @@ def _size(content: Mapping[str, Any]) -> SizeHW | None:
 
 def _boxes(shapes: list[Any], where: str, draft: Draft) -> tuple[tuple[str, BoxXYWH], ...]:
     """Return the objects of one image, and note the shapes that are none."""
+    return tuple((label, box) for label, box, _ in objects_of(shapes, where, draft))
+
+
+def objects_of(shapes: list[Any], where: str, draft: Draft) -> list[tuple[str, BoxXYWH, list[int]]]:
+    """Return class name, box and positions of the shapes of each object, and note the shapes that are none."""
     found: dict[Any, tuple[str, _Edges]] = {}
+    parts: dict[Any, list[int]] = {}
     for number, shape in enumerate(shapes):
         try:
             label, kind, edges = _parse(shape)
@@ -148,7 +155,8 @@ def _boxes(shapes: list[Any], where: str, draft: Draft) -> tuple[tuple[str, BoxX
         is_part = kind != "rectangle" and isinstance(group, int | str)
         key = (label, group) if is_part else number
         found[key] = label, _joined(edges, found[key][1]) if key in found else edges
-    return tuple((label, (x1, y1, x2 - x1, y2 - y1)) for label, (x1, y1, x2, y2) in found.values())
+        parts.setdefault(key, []).append(number)
+    return [(label, (x1, y1, x2 - x1, y2 - y1), parts[key]) for key, (label, (x1, y1, x2, y2)) in found.items()]
 
 
 def _parse(shape: Any) -> tuple[str, str, _Edges | None]:

@@ -32,7 +32,7 @@ from glip_adapt.data.split import Split
 NAME = "voc"
 LAYOUT = "an .xml file of Pascal VOC for each image, in Annotations or beside it"
 
-_LABELS, _IMAGES, _SETS = "Annotations", "JPEGImages", "ImageSets/Main"
+LABELS, IMAGES, _SETS = "Annotations", "JPEGImages", "ImageSets/Main"
 _MOST_BYTES = 2**24
 _START_BYTES = 4096
 _START = re.compile(rb"<annotation[\s>]")
@@ -41,9 +41,9 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def recognises(folder: Path) -> bool:
     """Tell whether a folder has XML files in ``Annotations``, or XML files that start like those of Pascal VOC."""
-    bases = _bases(folder)
-    if any(_has_labels(base) for base in bases):
-        return any(files_below(base / _LABELS, ".xml") for base in bases)
+    bases = bases_of(folder)
+    if any(has_labels(base) for base in bases):
+        return any(files_below(base / LABELS, ".xml") for base in bases)
     return any(map(_is_label, files_below(folder, ".xml")))
 
 
@@ -53,21 +53,21 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     Raises:
         ValueError: if the folder holds several datasets, or no file speaks of an image.
     """
-    base, *others = _bases(folder)
+    base, *others = bases_of(folder)
     if others:
         raise ValueError(f"{folder} holds several datasets, in {base} and {others[0]}. Give the folder of one.")
     images = ImageIndex(base)
     stems = {path.stem for path in images.paths}
-    below = base / _LABELS if _has_labels(base) else base
-    files = [file for file in files_below(below, ".xml") if _has_labels(base) or file.stem in stems or _is_label(file)]
+    below = base / LABELS if has_labels(base) else base
+    files = [file for file in files_below(below, ".xml") if has_labels(base) or file.stem in stems or _is_label(file)]
     by_name = {file.relative_to(below).with_suffix("").as_posix(): file for file in files}
     listed = _listed(base, by_name, images)
     drafts = {name: Draft(folder) for name in listed}
     for name, paths in listed.items():
         for path in paths:
             if path.suffix.lower() == ".xml":
-                near = (base / _IMAGES if _has_labels(base) else base) / path.relative_to(below).parent
-                _read_file(path, near, images, name, drafts[name])
+                near = (base / IMAGES if has_labels(base) else base) / path.relative_to(below).parent
+                read_label_file(path, near, images, name, drafts[name])
             else:
                 drafts[name].images.append(LabelledImage(path))  # the check says that it is missing
     unlisted = set(files).difference(*listed.values())
@@ -87,27 +87,28 @@ def write(splits: Mapping[str, Split], folder: Path, *, integers: bool = False) 
         integers: whether corners are rounded to whole pixels, as some readers of the format expect.
     """
     write_classes(splits, folder)
-    for place in (_LABELS, _SETS):
+    for place in (LABELS, _SETS):
         (folder / place).mkdir(parents=True)
     for name, split in splits.items():
         stems = []
-        for record, copy in copy_images(split, folder / _IMAGES, states_sizes=True):
-            content = _build(copy.name, record.size_hw, named_boxes(split, record), integers)
-            ElementTree(content).write(folder / _LABELS / f"{copy.stem}.xml", encoding="utf-8")
+        for record, copy in copy_images(split, folder / IMAGES, states_sizes=True):
+            content = build_label(copy.name, record.size_hw, named_boxes(split, record), integers)
+            ElementTree(content).write(folder / LABELS / f"{copy.stem}.xml", encoding="utf-8")
             stems.append(f"{copy.stem}\n")
         (folder / _SETS / f"{name}.txt").write_text("".join(stems), encoding="utf-8")
 
 
-def _bases(folder: Path) -> list[Path]:
+def bases_of(folder: Path) -> list[Path]:
     """Return the folders with ``Annotations``, at most two levels down, as in VOCdevkit/VOC2012; else the folder."""
     levels = ([folder], folder.glob("*/"), folder.glob("*/*/"))
-    found = next((bases for level in levels if (bases := [path for path in sorted(level) if _has_labels(path)])), [])
+    found = next((bases for level in levels if (bases := [path for path in sorted(level) if has_labels(path)])), [])
     is_split = any(path.name in aliases for path in found for aliases in SPLIT_ALIASES.values())
     return [folder] if is_split or not found else found
 
 
-def _has_labels(base: Path) -> bool:
-    return (base / _LABELS).is_dir()
+def has_labels(base: Path) -> bool:
+    """Tell whether a folder has the folder of label files of the challenge."""
+    return (base / LABELS).is_dir()
 
 
 def _is_label(file: Path) -> bool:
@@ -122,7 +123,7 @@ def _is_label(file: Path) -> bool:
 def _listed(base: Path, files: Mapping[str, Path], images: ImageIndex) -> dict[str, list[Path]]:
     """Return the label files of each split; for an image without one, the image if it is missing as well."""
     splits: dict[str, list[Path]] = {}
-    sets = _image_sets(base)
+    sets = image_sets(base)
     if not sets:
         for file in files.values():
             splits.setdefault(split_of(file, base), []).append(file)
@@ -131,12 +132,12 @@ def _listed(base: Path, files: Mapping[str, Path], images: ImageIndex) -> dict[s
         for line in filter(None, map(str.strip, image_set.read_bytes().decode("utf-8-sig", "replace").split("\n"))):
             keys = (line, os.path.splitext(line)[0], line.split()[0])  # a set of one class has a number after the name
             labels = [files[key] for key in keys if key in files]
-            found = labels[:1] or [images.find(line, base / _IMAGES, name)]
+            found = labels[:1] or [images.find(line, base / IMAGES, name)]
             splits[name] += found if labels or not found[0].is_file() else []
     return splits
 
 
-def _image_sets(base: Path) -> dict[str, Path]:
+def image_sets(base: Path) -> dict[str, Path]:
     """Return the list of each split; ``trainval`` is the training split if there is no ``train``."""
     files = {path.stem: path for path in sorted((base / _SETS).glob("*.txt"))}
     found = {
@@ -147,7 +148,7 @@ def _image_sets(base: Path) -> dict[str, Path]:
     return found or ({"train": next(iter(files.values()))} if len(files) == 1 else {})
 
 
-def _read_file(file: Path, near: Path, images: ImageIndex, split: str, draft: Draft) -> None:
+def read_label_file(file: Path, near: Path, images: ImageIndex, split: str, draft: Draft) -> None:
     """Add the image of one label file, which is looked for in the folder ``near`` first, to a draft."""
     where = os.path.relpath(file, draft.source)
     try:
@@ -168,13 +169,13 @@ def _read_file(file: Path, near: Path, images: ImageIndex, split: str, draft: Dr
     boxes = []
     for number, entry in enumerate(root.findall("object"), start=1):
         try:
-            boxes.append(_box(entry))
+            boxes.append(box_of(entry))
         except ValueError as error:
             draft.findings.append(("malformed label", f"{where}, object {number}: {error}"))
     draft.images.append(LabelledImage(path, tuple(boxes), _size(root)))
 
 
-def _box(entry: Any) -> tuple[str, BoxXYWH]:
+def box_of(entry: Any) -> tuple[str, BoxXYWH]:
     """Return class name and box of an object; ValueError if it has none."""
     name = (entry.findtext("name") or "").strip()
     if not name:
@@ -194,10 +195,10 @@ def _size(root: Any) -> SizeHW | None:
     return (int(height), int(width)) if all(1 <= side < 1e9 and side % 1 == 0 for side in (height, width)) else None
 
 
-def _build(file_name: str, size_hw: SizeHW, boxes: list[tuple[str, BoxXYWH]], integers: bool) -> Element:
+def build_label(file_name: str, size_hw: SizeHW, boxes: list[tuple[str, BoxXYWH]], integers: bool) -> Element:
     """Return the content of a label file."""
     root = Element("annotation")
-    SubElement(root, "folder").text = _IMAGES
+    SubElement(root, "folder").text = IMAGES
     SubElement(root, "filename").text = file_name
     size = SubElement(root, "size")
     for key, value in (("width", size_hw[1]), ("height", size_hw[0]), ("depth", 3)):

@@ -47,7 +47,7 @@ def recognises(folder: Path) -> bool:
     """Tell whether a folder holds ``data.yaml``, files of darknet, or label files of numbers beside images."""
     if settings_files(folder) or (folder / "obj.names").is_file() or (folder / "obj_train_data").is_dir():
         return True
-    labels = (file for image in image_files(folder) if (file := _label_file(image)) is not None)
+    labels = (file for image in image_files(folder) if (file := label_file(image)) is not None)
     return any(_has_numbers(file) for _, file in zip(range(_MOST_TRIED), labels, strict=False))
 
 
@@ -100,7 +100,7 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
         for record, copy in copy_images(split, folder / "images" / split_name):
             lines = []
             for name, box in named_boxes(split, record):
-                fractions = _fractions(box, *record.header.size_hw)
+                fractions = fractions_of(box, *record.header.size_hw)
                 changed += fractions is None or not _is_inside(box, *record.header.size_hw)
                 if fractions is not None:
                     lines.append(" ".join([str(number_of[name]), *(f"{value:.10f}" for value in fractions)]) + "\n")
@@ -114,7 +114,7 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
 
 def _read_image(path: Path, folder: Path, classes: Sequence[str], has_keypoints: bool, draft: Draft) -> None:
     """Add one image to a draft, unless no label file speaks of it."""
-    file = _label_file(path)
+    file = label_file(path)
     if file is None:
         if path.is_file():
             draft.findings.append(("image without a label file", os.path.relpath(path, folder)))
@@ -127,7 +127,7 @@ def _read_image(path: Path, folder: Path, classes: Sequence[str], has_keypoints:
         if not line.strip():
             continue
         try:
-            label, box, with_confidence = _parse(line, has_keypoints)
+            label, box, with_confidence = parse_line(line, has_keypoints)
         except ValueError as error:
             draft.findings.append(("malformed label", f"{where}: {str(error)[:200]}"))
             continue
@@ -147,7 +147,7 @@ def _read_image(path: Path, folder: Path, classes: Sequence[str], has_keypoints:
     draft.images.append(LabelledImage(path, tuple(boxes)))
 
 
-def _label_file(image: Path) -> Path | None:
+def label_file(image: Path) -> Path | None:
     """Return the existing label file of an image: below ``labels`` for the last folder ``images``, or beside it."""
     beside = os.path.splitext(image)[0] + ".txt"
     head, found, tail = beside.rpartition(f"{os.sep}images{os.sep}")
@@ -157,7 +157,7 @@ def _label_file(image: Path) -> Path | None:
 
 def _unused_labels(images: Sequence[Path], folder: Path) -> Iterator[tuple[str, str]]:
     """Yield label files without an image, in the folders of those that have one."""
-    used = {file for image in (*images, *image_files(folder)) if (file := _label_file(image)) is not None}
+    used = {file for image in (*images, *image_files(folder)) if (file := label_file(image)) is not None}
     for place in sorted({file.parent for file in used}):
         for file in sorted(place.glob("*.txt")):
             if file not in used and _has_numbers(file):
@@ -167,13 +167,13 @@ def _unused_labels(images: Sequence[Path], folder: Path) -> Iterator[tuple[str, 
 def _has_numbers(file: Path) -> bool:
     """Tell whether a file starts like labels."""
     try:
-        _parse(read_text(file).strip().partition("\n")[0], has_keypoints=False)
+        parse_line(read_text(file).strip().partition("\n")[0], has_keypoints=False)
     except (OSError, ValueError):
         return False
     return True
 
 
-def _parse(line: str, has_keypoints: bool) -> tuple[int, BoxXYWH, bool]:
+def parse_line(line: str, has_keypoints: bool) -> tuple[int, BoxXYWH, bool]:
     """Return class number, left, top, width and height in fractions, and whether the line has a confidence.
 
     Raises:
@@ -202,7 +202,7 @@ def _is_inside(box: BoxXYWH, height: int, width: int) -> bool:
     return min(x, y, width - x - w, height - y - h) >= -0.01
 
 
-def _fractions(box: BoxXYWH, height: int, width: int) -> tuple[float, float, float, float] | None:
+def fractions_of(box: BoxXYWH, height: int, width: int) -> tuple[float, float, float, float] | None:
     """Return centre, width and height of a box as fractions of the image; None if nothing of it is inside."""
     x, y, w, h = box
     left, right = (min(max(edge, 0), width) for edge in (x, x + w))

@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glip_adapt.core.sizes import SizeHW
-from glip_adapt.data.formats import coco as coco_format
-from glip_adapt.data.relabel import coco
+from glip_adapt.data.relabel import boxes_csv, coco, image_folder, label_studio, labelme, voc, yolo
 from glip_adapt.data.relabel.objects import NamedBox
 
 Relabel = Callable[[Path, Path, Sequence[NamedBox] | None, SizeHW], None]
 
-RELABEL: dict[str, Relabel] = {coco_format.NAME: coco.relabel}
+RELABEL: dict[str, Relabel] = {
+    "coco": coco.relabel,
+    "yolo": yolo.relabel,
+    "voc": voc.relabel,
+    "labelme": labelme.relabel,
+    "label_studio": label_studio.relabel,
+    "image_folder": image_folder.relabel,
+    "boxes_csv": boxes_csv.relabel,
+}
 """By name of the format."""
 
 
