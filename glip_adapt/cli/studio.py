@@ -79,6 +79,7 @@ def _listen(host: str, port: int | None) -> Any:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, tried))
+            listening.listen()  # a browser that is there before the server waits, instead of being refused
             return listening
         except OSError as error:
             listening.close()

@@ -8,15 +8,12 @@ import time
 import pytest
 from labelled import make_split
 from PIL import Image
-
-pytest.importorskip("starlette")
-
 from starlette.testclient import TestClient
 
 from glip_adapt.share.studio.guard import MOST_BYTES, hosts_of
 from glip_adapt.share.studio.jobs import BusyError, Jobs
 from glip_adapt.share.studio.labels import LabelStore
-from glip_adapt.share.studio.routes import Studio, create_app
+from glip_adapt.share.studio.routes import SCRIPTS, Studio, create_app
 
 HOME = "http://127.0.0.1:8420"
 BOX = {"name": "owl", "box": [1, 2, 3, 4]}
@@ -47,12 +44,8 @@ def wait(jobs):
 
 
 def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(client):
-    for path, kind in {
-        "/": "text/html",
-        "/page.css": "text/css",
-        "/page.js": "text/javascript",
-        "/editor.js": "text/javascript",
-    }.items():
+    kinds = {"/": "text/html", "/page.css": "text/css"} | {f"/{name}": "text/javascript" for name in SCRIPTS}
+    for path, kind in kinds.items():
         answer = client.get(path)
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith(kind)

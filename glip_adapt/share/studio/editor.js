@@ -124,7 +124,7 @@ export class Editor {
     const unit = 1 / scaleOf(svg, this.view[2], this.view[3]), names = this.names();
     svg.append(imageOf(picture));
     picture.proposals.forEach(({ name, box, score }, place) => {
-      const text = `${name} ${score.toFixed(2)}?`;
+      const text = score === null ? `${name}?` : `${name} ${score.toFixed(2)}?`;
       drawBox(svg, box, text, colourOf(names, name), unit, "proposal", picture.width).dataset.proposal = place;
     });
     picture.boxes.forEach(({ name, box }, place) => {

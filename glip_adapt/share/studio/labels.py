@@ -190,8 +190,8 @@ class LabelStore:
                 raise StaleError(now)
             if boxes is None and self.format != coco.NAME and len(self._labels) == 1 and now.is_labelled:
                 raise ValueError(
-                    f"This is the last labelled picture, and a folder in the format {self.format} needs one. Label another "
-                    "one first."
+                    f"This is the last labelled picture, and a folder in the format {self.format} needs one. Label "
+                    "another one first."
                 )
             checked = None if boxes is None else self._checked(boxes, now, self.size_of(key))
             relabel(self.folder, self.format, image, checked, self.size_of(key))

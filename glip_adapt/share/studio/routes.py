@@ -5,7 +5,7 @@
 - ``work.py``: what needs a detector; it is loaded in the background, so that the page opens at once
 - ``jobs.py``: progress, and stopping
 - ``guard.py``: who may ask
-- ``page.html``, ``page.css``, ``page.js``, ``editor.js``: the page; it loads nothing from elsewhere
+- ``page.html``, ``page.css`` and the scripts: the page; it loads nothing from elsewhere
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 METHODS = ("auto", "prompt", "lora", "linear_probe", "full")
 """Methods that the page offers."""
+SCRIPTS = ("page.js", "labelling.js", "state.js", "editor.js")
+"""Files of the page's program."""
 
-_FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js", "/editor.js": "editor.js"}
+_FILES = {"/": "page.html"} | {f"/{name}": name for name in ("page.css", *SCRIPTS)}
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 _MOST_SUGGESTED = 100
