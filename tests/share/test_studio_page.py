@@ -191,6 +191,24 @@ def test_a_picture_may_show_nothing_and_labels_wait_for_a_server_that_is_away(pa
     assert saved(page, folder) == {"1.png": [("owl", (5, 5, 10, 8))]}
 
 
+def test_a_large_folder_asks_for_the_thumbnails_that_are_in_sight(page, served):
+    folder, address = served
+    picture = (folder / "1.png").read_bytes()
+    for number in range(2000):
+        (folder / f"more-{number:04}.png").write_bytes(picture)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    open_page(page, address)
+    expect(page.locator(".thumb")).to_have_count(2003)
+    page.wait_for_load_state("networkidle")
+    assert 3 < sum("/thumbnail/" in url for url in asked) < 100
+    before = len(asked)
+    page.locator(".thumb").last.scroll_into_view_if_needed()
+    page.wait_for_load_state("networkidle")
+    expect(page.locator(".thumb img").last).to_have_js_property("complete", True)
+    assert len(asked) < before + 100
+
+
 @pytest.mark.slow
 def test_the_whole_story_from_a_folder_to_an_adapter(page, tmp_path):
     data = load_dataset("glyphs13/Tools")

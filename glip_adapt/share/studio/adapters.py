@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from glip_adapt.adapters.storage import DESCRIPTION_FILE
-
 ADAPTER = "adapter"
-PAGE_FILE = "index.html"  # of what to expect
+# As in ``adapters/storage.py`` and ``share/outcome.py``, which import torch: that would hold the page up for seconds.
+DESCRIPTION_FILE, PAGE_FILE = "adapter.json", "index.html"
 
 _NAME = re.compile(rf"{ADAPTER}(?:-([0-9]+))?")
 

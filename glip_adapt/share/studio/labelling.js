@@ -126,14 +126,26 @@ export function visible() {
   return shown.sort((one, other) => order.indexOf(one.id) - order.indexOf(other.id));
 }
 
+// Thumbnails are asked for when they come near the visible part of the list: a folder may have thousands.
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    near.unobserve(target);
+    target.src = target.dataset.src;
+  }
+}, { root: $("left"), rootMargin: "300px" });
+
 export function showGrid() {
+  near.disconnect();
   const shown = visible();
   for (const button of $("filters").children) button.classList.toggle("on", button.dataset.filter === state.filter);
   $("filters").querySelector("[data-filter=suggested]").hidden = !state.suggestions.size;
   $("none").hidden = shown.length > 0;
   $("grid").replaceChildren(...shown.map((entry) => {
     const thumb = document.createElement("button");
-    const image = Object.assign(document.createElement("img"), { loading: "lazy", src: `/thumbnail/${entry.id}`, alt: entry.name });
+    const image = Object.assign(document.createElement("img"), { alt: "", fetchPriority: "low" });
+    image.dataset.src = `/thumbnail/${entry.id}`;
+    near.observe(image);
     thumb.append(image, Object.assign(document.createElement("span"), { textContent: entry.name }));
     Object.assign(thumb, { className: "thumb", onclick: attempt(() => open(entry.id)) });
     thumb.dataset.id = entry.id;

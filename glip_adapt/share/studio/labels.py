@@ -29,6 +29,7 @@ from glip_adapt.data.entries import box_of, declared_size, image_path, root_cate
 from glip_adapt.data.formats import coco
 from glip_adapt.data.images import SUFFIXES, read_header
 from glip_adapt.data.relabel import RELABEL, relabel
+from glip_adapt.data.relabel import coco as coco_files
 from glip_adapt.data.relabel.objects import NamedBox
 from glip_adapt.data.scan import require_sound
 
@@ -90,6 +91,8 @@ class LabelStore:
             raise FileNotFoundError(f"There is no folder {folder}. Give one with pictures.")
         self.folder = Path(os.path.realpath(folder))
         has_labels = any(known.recognises(self.folder) for known in FORMATS)
+        if not has_labels and (damaged := self.folder / coco_files.FILE).exists():
+            raise ValueError(f"{damaged} cannot be read as COCO. Restore the file, or remove it to start anew.")
         self.format = format or (recognise_format(self.folder).NAME if has_labels else coco.NAME)
         find_format(self.format)
         if self.format not in RELABEL:
@@ -171,7 +174,7 @@ class LabelStore:
         return self._sizes.get(key)
 
     def save(self, key: str, boxes: Sequence[NamedBox] | None, revision: str) -> Labels:
-        """Write the labels of one picture into the label files, and return them as they are read again.
+        """Write the labels of one picture into the label files, and return them.
 
         Args:
             key: of the picture.
@@ -195,7 +198,12 @@ class LabelStore:
                 )
             checked = None if boxes is None else self._checked(boxes, now, self.size_of(key))
             relabel(self.folder, self.format, image, checked, self.size_of(key))
-            self._read()
+            # Reading a thousand label files again would take a second for each box that is drawn.
+            self._labels.pop(key, None)
+            if checked is not None:
+                self._labels[key] = Labels(tuple(checked), True)
+                self._classes = list(dict.fromkeys([*self._classes, *(name for name, _ in checked)]))
+            self._seen = _look_of(self.folder)
             return self._labels.get(key, Labels())
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from glip_adapt.core.plain_text import duration
@@ -57,6 +58,8 @@ class Work:
     def adapt(self, job: Job, method: str, minutes: float | None) -> dict[str, Any]:
         """Adapt to the labelled pictures, and save the adapter in their folder."""
         job.tell("reading the labels")
+        if not any(labels.boxes for *_, labels in self.store.overview()):
+            raise ValueError("No picture has a box yet. Label a few first, with each class on one at least.")
         data = load_dataset(self.store.folder, format=self.store.format)
         out = free_folder(self.store.folder / ADAPTER)
         with self._guard:
@@ -106,6 +109,9 @@ class Work:
         """Return the boxes that a model finds in a picture, one for each place."""
         image = load_rgb(self.store.pictures[key], self.store.size_of(key))
         found = model.predict(image)
+        limit = found.boxes_xyxy.new_tensor((image.width, image.height)).repeat(2)
+        inside = found.boxes_xyxy.clamp(min=0).minimum(limit)
+        found = replace(found, boxes_xyxy=inside).select((inside[:, 2:] > inside[:, :2]).all(dim=1))
         found = found.select(prelabels(found, dict.fromkeys(model.class_names, _LEAST_SCORE)))
         return _to_json(found, show_above(model))
 
