@@ -57,6 +57,11 @@ class Adapter(ABC):
     def stage(self) -> Stage:
         """Where the method enters the network."""
 
+    @property
+    def names_per_caption(self) -> int | None:
+        """Most class names in a caption, where a method reads several; by default as many as fit."""
+        return None
+
     def word(self, prompts: Sequence[ClassPrompt]) -> tuple[ClassPrompt, ...]:
         """Return the classes as this method words them in the caption; by default as they are."""
         return tuple(prompts)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Adapter):
-    """Owns nothing: the trunk as it is."""
+    """Owns nothing: the trunk as it is.
+
+    Classes that do not fit into one caption are spread over several, which are read one by one. Each keeps all its
+    boxes with their scores (TEST.CHUNKED_EVALUATION of the public code).
+    """
 
     name: ClassVar[str] = "zero_shot"
     stage: ClassVar[Stage] = Stage.NONE
@@ -22,6 +26,13 @@ class ZeroShot(Adapter):
     )
     cost: ClassVar[str] = "none"
     counted: ClassVar[int] = 0
+
+    names_per_caption: int | None = None
+    "most class names in a caption, from 1: LVIS is published with 40. None: as many as fit"
+
+    def __post_init__(self) -> None:
+        if self.names_per_caption is not None and self.names_per_caption < 1:
+            raise ValueError(f"names_per_caption is {self.names_per_caption}; expected at least 1.")
 
     def owned(self, network: Network) -> tuple[str, ...]:
         """Return no name."""

@@ -107,7 +107,7 @@ class AdaptedTrunk:
     def for_prompts(self, prompts: tuple[ClassPrompt, ...]) -> AdaptedModel:
         """Return a model for classes that are worded already."""
         tokenizer = self.trunk.tokenizer
-        captions = tokenizer.encode_in_chunks(prompts)
+        captions = tokenizer.encode_in_chunks(prompts, self.adapter.names_per_caption)
         for doubt in tokenizer.doubts(prompts, captions):
             _warn_once(doubt)
         if len(captions) > 1 and self.adapter.stage is not Stage.NONE:

@@ -201,14 +201,22 @@ class Detector(ABC):
 
 
 @torch.no_grad()
-def detections(model: Detector, prefix: FrozenState, sizes_hw: Sequence[SizeHW], view: ViewConfig) -> list[Detections]:
+def detections(
+    model: Detector,
+    prefix: FrozenState,
+    sizes_hw: Sequence[SizeHW],
+    view: ViewConfig,
+    limit: int | None = None,
+) -> list[Detections]:
     """Return the detections that follow from the frozen state of B images, in pixels of each of ``sizes_hw``.
 
-    The model must be in eval mode already when the frozen state is computed.
+    The model must be in eval mode already when the frozen state is computed. ``limit`` is the number of boxes of a
+    caption, by default that of the family.
     """
+    asked = {} if limit is None else {"limit": limit}  # a family of one's own may keep a fixed number
     with autocast(model.device, view.precision):
         outputs = model.finish(prefix)
-    captions = [model.network.decode(output, sizes_hw) for output in outputs]
+    captions = [model.network.decode(output, sizes_hw, **asked) for output in outputs]
     return [model.labelled(parts) for parts in zip(*captions, strict=True)]
 
 

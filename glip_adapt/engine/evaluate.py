@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from glip_adapt.core import boxes
+from glip_adapt.core.config import unknown_name
 from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections
 from glip_adapt.core.timing import stage
@@ -20,6 +21,7 @@ from glip_adapt.engine.detector import Detector, detections, merged_detections
 from glip_adapt.engine.features import Fetched, FrozenFeatures
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.metrics import METRICS, coco
+from glip_adapt.engine.metrics.lvis import check_federated
 from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
 from glip_adapt.engine.ranks import current
 
@@ -52,6 +54,7 @@ def evaluate(
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
     metric: str = "coco",
+    boxes_per_caption: int | None = None,
 ) -> Evaluation:
     """Return the metrics of ``model`` on a split: ``evaluate(model, data.test).ap``.
 
@@ -62,12 +65,21 @@ def evaluate(
         views: sizes, mirror images and tiles that are looked at one after the other; by default one view.
         cache: keeps the features of the frozen stages for the next evaluation.
         on_image: called after each image with its position from 1 and the number of images.
-        metric: one of ``METRICS``.
+        metric: ``"coco"``; ``"fixed_ap"`` or ``"lvis_ap"`` for an annotation file of LVIS.
+        boxes_per_caption: boxes that are kept of an image for each caption, in one view; by default those of the
+            trunk's family. LVIS is published with 300, see ``Dataset.boxes_per_caption``.
 
     Raises:
-        ValueError: if the split is empty, or its classes are not those of the model in the same order.
+        ValueError: if the split is empty, its classes are not those of the model in the same order, the metric is
+            unknown, or the annotation file lacks what it needs.
     """
-    return score(predict_split(model, split, view, views=views, cache=cache, on_image=on_image), split, METRICS[metric])
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    if metric != "coco":
+        check_federated(coco_ground_truth(replace(split, records=split.records[:1])))  # before the work
+    options: dict[str, Any] = {"views": views, "cache": cache, "on_image": on_image}
+    found = predict_split(model, split, view, boxes_per_caption=boxes_per_caption, **options)
+    return score(found, split, METRICS[metric])
 
 
 def predict_split(
@@ -78,6 +90,7 @@ def predict_split(
     views: Views | None = None,
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    boxes_per_caption: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return the predictions of ``model`` on a split in COCO result form; arguments and errors as ``evaluate``.
 
@@ -86,7 +99,7 @@ def predict_split(
     check_scorable(model, split)
     view, position = view or model.view, itertools.count(1)
     features = FrozenFeatures(model, cache, view.max_long_side, view.precision)
-    look = OneView(features, view) if views is None else SeveralViews(features, view, views)
+    look = OneView(features, view, boxes_per_caption) if views is None else SeveralViews(features, view, views)
     model.train(False)
     predictions: list[list[dict[str, Any]]] = []  # by group
     ranks = current()
@@ -107,6 +120,8 @@ class OneView:
 
     features: FrozenFeatures
     view: ViewConfig
+    limit: int | None
+    "boxes of an image from one caption"
 
     @property
     def _shown(self) -> View:
@@ -123,7 +138,8 @@ class OneView:
     def detect(self, group: Sequence[ImageRecord], fetched: Sequence[Fetched]) -> list[Detections]:
         """Return the detections of each image of a group."""
         (state,) = map(self.features.finish, fetched)
-        return detections(self.features.model, state, [record.header.size_hw for record in group], self.view)
+        sizes_hw = [record.header.size_hw for record in group]
+        return detections(self.features.model, state, sizes_hw, self.view, self.limit)
 
 
 @dataclass(frozen=True)

@@ -109,12 +109,14 @@ class Network(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, output: Any, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    def decode(self, output: Any, sizes_hw: Sequence[SizeHW], limit: int | None = None) -> list[Detections]:
         """Return the detections of each image, best first, in pixels of that image.
 
         Args:
             output: of ``predict`` for B images.
             sizes_hw: (height, width) of each image before it was resized, pixels.
+            limit: boxes that are kept of an image, and those that tie with the last; by default as many as the family
+                is published with.
         """
 
     def candidates(self, output: Any) -> list[Detections]:

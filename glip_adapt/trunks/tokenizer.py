@@ -100,11 +100,15 @@ class Tokenizer:
         ids = torch.tensor([encoding.ids])
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), token_map[None])
 
-    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt]) -> list[Tokens]:
+    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt], most: int | None = None) -> list[Tokens]:
         """Return the tokens of as few captions as possible that hold all classes in order.
 
-        Each chunk's ``token_map`` has one row per class of the *chunk*; rows over all chunks are the classes.
+        Each chunk's ``token_map`` has one row per class of the *chunk*; rows over all chunks are the classes. With
+        ``most``, a chunk holds so many classes, the last one the rest; one that is too long is split again.
         """
+        if most is not None and len(classes) > most:
+            parts = (classes[first : first + most] for first in range(0, len(classes), most))
+            return [tokens for part in parts for tokens in self.encode_in_chunks(part)]
         try:
             return [self.encode(build_caption(classes))]
         except CaptionTooLongError:

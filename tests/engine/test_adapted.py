@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,10 @@ from glip_adapt.adapters.protocol import Stage
 from glip_adapt.adapters.storage import FORMAT_VERSIONS, AdapterMismatchError
 from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.settings import ViewConfig
+from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.transforms import collate
 from glip_adapt.engine.adapted import attach
+from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.glip.build import build_glip
@@ -379,6 +382,26 @@ def test_predictions_over_several_captions_carry_the_labels_of_the_whole_list(ti
     found = zip(together.scores.tolist(), together.labels.tolist(), together.boxes_xyxy.tolist(), strict=True)
     assert sorted(found) == expected
     assert {label for _, label, _ in expected} - set(range(model.captions[0].token_map.shape[1]))
+
+
+def test_names_per_caption_is_a_setting_that_is_saved(tiny_trunk, tmp_path):
+    settings = {"names_per_caption": 2}
+    model = attach(tiny_trunk, "zero_shot", classes=["cat", "dog", "owl", "bat", "eel"], settings=settings)
+    assert model.class_counts == (2, 2, 1)
+    model.save(tmp_path)
+    assert load_adapter(tmp_path, tiny_trunk).class_counts == (2, 2, 1)
+    with pytest.raises(ValueError, match="names_per_caption is 0; expected at least 1"):
+        attach(tiny_trunk, "zero_shot", classes=["cat"], settings={"names_per_caption": 0})
+
+
+def test_a_caption_keeps_as_many_boxes_as_asked_for(tiny_trunk, coco_folder):
+    split = load_dataset(coco_folder).test
+    model = attach(tiny_trunk, "zero_shot", classes=split.classes, settings={"names_per_caption": 1})
+    few, many = (
+        evaluate(model, split, ViewConfig(short_side=64), boxes_per_caption=limit).predictions for limit in (3, 20)
+    )
+    assert Counter(entry["image_id"] for entry in few) == {record.image_id: 6 for record in split.records}
+    assert len(many) > len(few)
 
 
 @pytest.mark.parametrize("method", ["prompt", "linear_probe", "full", "text_encoder"])

@@ -79,7 +79,9 @@ def trunk_of(weights, goldens, tmp_path_factory):
         glip.load_state_dict(read_checkpoint(path, glip, name).state)
         path.unlink()
         tokens = tokens_of(goldens["train_glip_tiny.npz"].arrays)
-        tokenizer = SimpleNamespace(encode_in_chunks=lambda classes: [tokens], doubts=lambda classes, captions: [])
+        tokenizer = SimpleNamespace(
+            encode_in_chunks=lambda classes, most: [tokens], doubts=lambda classes, captions: []
+        )
         return Trunk(name, glip.requires_grad_(False), tokenizer, "stand-in")
 
     yield load

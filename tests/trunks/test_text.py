@@ -2,12 +2,13 @@ import json
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt, build_caption
+from glip_adapt.core.captions import MAX_TOKENS, Caption, ClassPrompt, build_caption
 from glip_adapt.core.structures import Tokens
 from glip_adapt.trunks.glip import text
 from glip_adapt.trunks.glip.text import TextEncoder, phrase_attention
@@ -117,6 +118,33 @@ def test_classes_that_do_not_fit_one_caption_are_split():
     chunks = NANO.encode_in_chunks(["a" * 90] * 5)  # 2 × 90 tokens and a separator fit, 3 × 90 do not
     assert [chunk.token_map.shape[1] for chunk in chunks] == [2, 2, 1]
     assert [chunk.ids.shape[1] for chunk in chunks] == [183, 183, 92]
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [1] * 5), (2, [2, 2, 1]), (4, [4, 1]), (5, [5]), (6, [5])])
+def test_a_caption_holds_no_more_names_than_asked_for(most, counts):
+    classes = ["cat", "a dog", "b", "owl", "ab"]
+    chunks = NANO.encode_in_chunks(classes, most)
+    assert [chunk.token_map.shape[1] for chunk in chunks] == counts
+    rows = [spelled(chunk, row) for chunk in chunks for row in chunk.token_map[0]]
+    assert rows == ["cat", "adog", "b", "owl", "ab"]
+
+
+def test_names_that_do_not_fit_are_split_further():
+    chunks = NANO.encode_in_chunks(["a" * 90] * 4, 3)
+    assert [chunk.token_map.shape[1] for chunk in chunks] == [2, 1, 1]
+
+
+@pytest.mark.skipif(not VOCABULARY.is_file(), reason="the vocabulary of bert-base-uncased is not in ../shared/parity")
+@pytest.mark.parametrize("most", [40, 85])
+def test_names_are_spread_over_captions_as_in_the_public_code(most):
+    with np.load(TESTS / "parity" / "extra" / "chunked_glip_tiny.npz") as golden:
+        names, captions = golden["names"].tolist(), golden[f"chunk{most}/captions"].tolist()
+        maps = [json.loads(text) for text in golden[f"chunk{most}/positive_maps"].tolist()]
+    tokenizer = Tokenizer.from_file(VOCABULARY)
+    chunks = tokenizer.encode_in_chunks(names, most)
+    for chunk, caption, positive in zip(chunks, captions, maps, strict=True):
+        assert torch.equal(chunk.ids, tokenizer.encode(Caption(caption, (), ())).ids)
+        assert [row.nonzero().flatten().tolist() for row in chunk.token_map[0]] == list(positive.values())
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

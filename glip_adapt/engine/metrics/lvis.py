@@ -52,8 +52,8 @@ def standard_ap(predictions: Predictions, truth: Mapping[str, Any], per_image: i
     return _score(found.at(found.best(found.images, per_image)), truth, places)
 
 
-def _places(truth: Mapping[str, Any]) -> Places:
-    """Return the positions of images and classes, if the truth is an LVIS document."""
+def check_federated(truth: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a document has what LVIS adds to COCO."""
     for entry in truth["categories"]:
         if entry.get("frequency") not in tuple(FREQUENCIES):
             raise ValueError(
@@ -67,6 +67,11 @@ def _places(truth: Mapping[str, Any]) -> Places:
                     f"Expected a list `{key}` of each image; image {entry['id']!r} has {entry.get(key)!r}. Score "
                     "against an annotation file of LVIS v1; a COCO file by `coco`."
                 )
+
+
+def _places(truth: Mapping[str, Any]) -> Places:
+    """Return the positions of images and classes, if the truth is an LVIS document."""
+    check_federated(truth)
     return Places.of(truth)
 
 

@@ -19,11 +19,11 @@ from glip_adapt.trunks.dino.output import DinoOutput
 DETECTIONS = 300  # kept per image
 
 
-def decode(output: DinoOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
-    """Return the detections of each image, best first; boxes are edges in pixels of images of ``sizes_hw``."""
+def decode(output: DinoOutput, sizes_hw: Sequence[SizeHW], limit: int = DETECTIONS) -> list[Detections]:
+    """Return the best ``limit`` detections of each image; boxes are edges in pixels of images of ``sizes_hw``."""
     scores, found = class_scores(output), []
     for boxes, score, size_hw in zip(output.layers[-1].boxes, scores, sizes_hw, strict=True):
-        best = score.flatten().topk(min(DETECTIONS, score.numel()))
+        best = score.flatten().topk(min(limit, score.numel()))
         query, label = best.indices // score.shape[1], best.indices % score.shape[1]
         edges = box_convert(full_precision(boxes)[query], "cxcywh", "xyxy").clamp(0, 1)
         boxes_xyxy = edges * edges.new_tensor((size_hw[1], size_hw[0])).repeat(2)

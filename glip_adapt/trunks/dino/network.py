@@ -20,7 +20,7 @@ from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, Target, TextFeatures, Tokens
 from glip_adapt.trunks.backbones import build_backbone, normalised
 from glip_adapt.trunks.dino.config import DinoConfig
-from glip_adapt.trunks.dino.decode import decode
+from glip_adapt.trunks.dino.decode import DETECTIONS, decode
 from glip_adapt.trunks.dino.denoising import noisy_queries
 from glip_adapt.trunks.dino.geometry import Geometry, geometry
 from glip_adapt.trunks.dino.objective import DinoObjective
@@ -173,9 +173,9 @@ class Dino(Network):
         output = DinoOutput(proposals, tuple(layers), text.mask, text.token_map, pyramid.image_sizes_hw)
         return output if noisy is None else output.apart(noisy)
 
-    def decode(self, output: DinoOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    def decode(self, output: DinoOutput, sizes_hw: Sequence[SizeHW], limit: int | None = None) -> list[Detections]:
         """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""
-        return decode(output, sizes_hw)
+        return decode(output, sizes_hw, limit or DETECTIONS)
 
     def without_text(self) -> Dino:
         """Return a network that shares all modules but text encoder and prompt."""

@@ -36,8 +36,8 @@ class ClassList(Tokenizer):
         ids = torch.arange(len(caption.names))[None]
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.eye(ids.shape[1], dtype=torch.bool)[None])
 
-    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt]) -> list[Tokens]:
-        """Return the tokens of all classes, in one list."""
+    def encode_in_chunks(self, classes: Sequence[str | ClassPrompt], most: int | None = None) -> list[Tokens]:
+        """Return the tokens of all classes, in one list, whatever ``most`` is: no class is read beside another."""
         return [self.encode(build_caption(classes))]
 
     def doubts(self, classes: Sequence[ClassPrompt], encoded: Sequence[Tokens]) -> list[str]:

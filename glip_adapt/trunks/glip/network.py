@@ -13,7 +13,7 @@ from torch import nn
 
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
-from glip_adapt.trunks.glip.decode import candidates, decode
+from glip_adapt.trunks.glip.decode import MAX_DETECTIONS, candidates, decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.head import AnchorHead, HeadOutput
@@ -104,11 +104,12 @@ class Glip(Network):
         """Return token logits, box deltas and centerness over all anchors."""
         return self.head(fused)
 
-    def decode(self, output: HeadOutput, sizes_hw: Sequence[SizeHW]) -> list[Detections]:
+    def decode(self, output: HeadOutput, sizes_hw: Sequence[SizeHW], limit: int | None = None) -> list[Detections]:
         """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""
+        kept = decode(output, limit or MAX_DETECTIONS)
         return [
             Detections(boxes.to_edges(boxes.scale(found.boxes_xyxy, seen_hw, size_hw)), found.scores, found.labels)
-            for found, seen_hw, size_hw in zip(decode(output), output.image_sizes_hw, sizes_hw, strict=True)
+            for found, seen_hw, size_hw in zip(kept, output.image_sizes_hw, sizes_hw, strict=True)
         ]
 
     def candidates(self, output: HeadOutput) -> list[Detections]:
