@@ -19,7 +19,7 @@ from glip_adapt.core.config import from_mapping, override, read_toml, to_mapping
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
-from glip_adapt.data.odinw import find_spec, known_datasets
+from glip_adapt.data.odinw import find_spec, find_suite, groups, suites
 from glip_adapt.trunks.released import TRUNKS, default_recipe, packaged_checksum, trunk_spec
 
 if TYPE_CHECKING:
@@ -147,11 +147,13 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
     """Return all settings of a run, defaults included; the key's seed also drives training."""
     fit = {"seed": key.seed, **given["fit"]}
     recipe = override(default_recipe(key.trunk, key.method, key.shots or 1), fit, f"{where}, fit, for {key.name}")
-    published = trunk_spec(key.trunk).settings
+    settings = {**trunk_spec(key.trunk).settings.get(key.method, {}), **given["settings"]}
+    if key.method == ZERO_SHOT and (suite := find_suite(key.dataset)) is not None:
+        settings = {"names_per_caption": suite.names_per_caption, **settings}
     return {
         **given,
         "trunk_checksum": checksum,
-        "settings": to_mapping(build_adapter(key.method, {**published.get(key.method, {}), **given["settings"]})),
+        "settings": to_mapping(build_adapter(key.method, settings)),
         "fit": None if key.method == ZERO_SHOT else to_mapping(recipe),
         "predict": to_mapping(recipe.view),
     }
@@ -159,8 +161,10 @@ def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | 
 
 def _check_plan(plan: BenchPlan, where: str) -> BenchPlan:
     """Return ``plan`` with suites spelled out, after a check of its entries and of the settings of its methods."""
-    suites = {"odinw13": tuple(spec.official_name for spec in known_datasets()), "glyphs13": tuple(rendered_datasets())}
-    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=suites)
+    members = {name: tuple(spec.official_name for spec in specs) for name, specs in groups().items()}
+    members["glyphs13"] = tuple(rendered_datasets())
+    members |= {spec.official_name: (spec.short_name,) for spec in suites()}  # which can name a run
+    plan = check_plan(plan, where, methods=ADAPTERS, trunks=TRUNKS, suites=members)
     with _placing(where):
         for method, settings in plan.settings.items():
             build_adapter(method, settings)
@@ -218,7 +222,12 @@ def _sizes_of(entry: str, is_here: bool) -> Sizes:
     facts = find_spec(entry)
     images = {name: split.images for name, split in facts.splits.items()}
     val = images.get(facts.early_stopping)
-    return Sizes(train=images.get("train"), val=val, test=images.get("test"), classes=len(facts.classes))
+    return Sizes(
+        train=images.get("train"),
+        val=val,
+        test=images.get("test"),
+        classes=len(facts.classes) or facts.class_count or 0,
+    )
 
 
 @contextlib.contextmanager

@@ -128,7 +128,15 @@ class FitExecutor:
             model.save(directory / "adapter")
             adapter_bytes = sum(file.stat().st_size for file in (directory / "adapter").iterdir())
         with stage("test"):
-            found = evaluate(model, _scored(data, protocol), shown, views=protocol.views, cache=self.cache)
+            found = evaluate(
+                model,
+                _scored(data, protocol),
+                shown,
+                views=protocol.views,
+                cache=self.cache,
+                metric=data.metric,
+                boxes_per_caption=data.boxes_per_caption,
+            )
         _write_json(directory / "predictions.json", found.predictions)
         seconds, peak, trained = time.perf_counter() - started, peak_bytes(self.device), model.trained_parameters
         cost = RunCost(trained_parameters=trained, adapter_bytes=adapter_bytes, peak_bytes=peak, seconds=seconds)
@@ -165,11 +173,13 @@ class FitExecutor:
         data = self.load_dataset(dataset).scored(protocol.annotation_ids)
         classes, split, cell = _classes(data, protocol), _scored(data, protocol), (model.trunk.name, dataset)
         options: dict[str, Any] = {"views": protocol.views, "cache": self.cache}
+        options |= {"metric": data.metric, "boxes_per_caption": data.boxes_per_caption}
         with stage("other datasets"):
             if not model.class_bound:
                 return evaluate(model.for_classes(classes), split, shown, **options).ap
             if cell not in self._zero_shot:
-                fresh = attach(model.trunk, ZERO_SHOT, classes=classes)
+                settings = {"names_per_caption": data.names_per_caption}
+                fresh = attach(model.trunk, ZERO_SHOT, classes=classes, settings=settings)
                 self._zero_shot[cell] = evaluate(fresh, split, shown, **options).ap
         return self._zero_shot[cell]
 

@@ -31,6 +31,7 @@ from glip_adapt.cli.options import (
     Vocabulary,
     Wording,
     feature_cache,
+    open_grounder,
     open_model,
     open_trunk,
     several_views,
@@ -168,23 +169,51 @@ def evaluate_adapter(
     tile: Tile = None,
     overlap: Overlap = 0.2,
     precision: InPrecision = None,
-    predictions: Annotated[Path | None, typer.Option(help="JSON file to write: predictions in COCO form.")] = None,
+    metric: Annotated[
+        Literal["coco", "fixed_ap", "lvis_ap"] | None,
+        typer.Option(
+            help="coco: AP. fixed_ap, lvis_ap: AP of LVIS, as `score` has them, for its files; default: the published "
+            "one of the dataset, coco for a folder."
+        ),
+    ] = None,
+    names_per_caption: Annotated[
+        int | None,
+        typer.Option(min=1, help="Zero-shot: class names in a caption; default: 40 on LVIS, else as many as fit."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="JSON file to write: predictions in COCO form; of phrases, as `score` reads them."),
+    ] = None,
     trunk: AdaptersTrunk = None,
     checkpoint: Checkpoint = None,
     vocabulary: Vocabulary = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score an adapter, or zero-shot detection, on a dataset: COCO AP, also per class.
+    """Score an adapter, or zero-shot detection, on a dataset: AP, also per class; on flickr30k, recall of phrases.
 
     Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
+
+    Example: glip-adapt eval lvis/minival --trunk glip-t
     """
     from glip_adapt import load_dataset
-    from glip_adapt.core.files import check_room, written_whole
+    from glip_adapt.core.files import check_room
+    from glip_adapt.data.odinw import find_suite
 
     views = several_views(sizes, flip, tile, overlap)
     if predictions is not None:
         check_room(predictions.parent, 1)
+    if names_per_caption is not None and adapter is not None:
+        raise typer.BadParameter("an adapter brings its captions; leave it out", param_hint="--names-per-caption")
+    suite = find_suite(dataset)
+    if suite is not None and suite.has_sentences:
+        if views is not None or metric is not None or names_per_caption is not None:
+            raise typer.BadParameter(f"{dataset} is scored by recall of phrases, in one view", param_hint="DATASET")
+        opened = (trunk, checkpoint, vocabulary, device, adapter)
+        rows, grounded = _evaluate_phrases(suite, opened, short_side, precision)
+        terminal.print_rows(suite.official_name, rows, as_json)
+        _write_predictions(predictions, grounded)
+        return
     data = load_dataset(dataset, format=format)
     if split not in data.splits:
         have = ", ".join(data.splits)
@@ -192,9 +221,11 @@ def evaluate_adapter(
     scored = data.splits[split]
     with terminal.working(IMPORTING):
         from glip_adapt import evaluate
-        from glip_adapt.engine.ranks import current
     classes = None if adapter is not None and prompts is None else worded(data, prompts or "names")
-    model = open_model(trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset)
+    names_per_caption = names_per_caption or data.names_per_caption
+    model = open_model(
+        trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset, names_per_caption=names_per_caption
+    )
     view = view_of(model.view, short_side, precision)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
@@ -204,11 +235,40 @@ def evaluate_adapter(
             view,
             views=views,
             on_image=lambda done, all_: bar.update(task, completed=done, total=all_),
+            metric=metric or data.metric,
+            boxes_per_caption=data.boxes_per_caption,
         )
     _print_metrics(f"{data.name}/{split}", found, as_json)
-    if predictions is not None and current().rank == 0:
-        with written_whole(predictions) as temporary:
-            temporary.write_text(json.dumps(found.predictions), encoding="utf-8")
+    _write_predictions(predictions, found.predictions)
+
+
+def _evaluate_phrases(
+    suite: Any, opened: tuple[Any, ...], short_side: int | None, precision: str | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return rows of recall on a dataset with sentences, and the boxes of its phrases; ``opened`` names the model."""
+    from glip_adapt.data.described import read_described
+
+    data = read_described(suite)
+    with terminal.working(IMPORTING):
+        from glip_adapt.engine.metrics.recall import recall_rows
+        from glip_adapt.engine.phrases import evaluate_phrases
+    grounder = open_grounder(*opened)
+    view = view_of(grounder.trunk.spec.view, short_side, precision)
+    with terminal.progress_bar() as bar:
+        task = bar.add_task(data.name, total=None)
+        found = evaluate_phrases(
+            grounder, data, view, on_image=lambda done, all_: bar.update(task, completed=done, total=all_)
+        )
+    return recall_rows(found.values), found.predictions
+
+
+def _write_predictions(file: Path | None, predictions: Any) -> None:
+    from glip_adapt.core.files import written_whole
+    from glip_adapt.engine.ranks import current
+
+    if file is not None and current().rank == 0:
+        with written_whole(file) as temporary:
+            temporary.write_text(json.dumps(predictions), encoding="utf-8")
 
 
 @contextmanager

@@ -22,7 +22,9 @@ FormatName = Annotated[
 
 @data_app.command("fetch")
 def fetch_data(
-    names: Annotated[list[str], typer.Argument(help="Names from `glip-adapt ls datasets`, or odinw13 for all 13.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Names from `glip-adapt ls datasets`, or odinw13, odinw35 for all.")
+    ],
     root: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for datasets; default: $GLIP_ADAPT_DATA, then ./odinw.")
     ] = None,
@@ -54,7 +56,7 @@ def fetch_data(
 
 @data_app.command("check")
 def check_data(
-    path: Annotated[Path, typer.Argument(help="Dataset folder of any format, or one COCO JSON file.")],
+    path: Annotated[Path, typer.Argument(help="Dataset folder of any format, one COCO JSON file, or a known name.")],
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images of a single file; default: the folder of the file.")
     ] = None,
@@ -66,6 +68,8 @@ def check_data(
     Exit code 1 if something is wrong or doubtful; images without labels are not.
 
     Example: glip-adapt data check odinw/Raccoon
+
+    Example: glip-adapt data check coco
     """
     from glip_adapt.data.check import check_folder
 

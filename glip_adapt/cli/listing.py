@@ -14,7 +14,7 @@ from glip_adapt.adapters import ADAPTERS
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.glyphs13 import rendered_datasets
-from glip_adapt.data.odinw import known_datasets
+from glip_adapt.data.odinw import every_dataset
 from glip_adapt.trunks.released import TRUNKS
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def datasets() -> Rows:
 
     Splits are counted in images, None if that is not known.
     """
-    for spec in known_datasets():
+    for spec in every_dataset():
         yield {
             "dataset": spec.official_name,
             "short name": spec.short_name,
-            "classes": len(spec.classes),
+            "classes": len(spec.classes) or spec.class_count,
             **{split: spec.splits[split].images if split in spec.splits else None for split in SPLITS},
             "licence": spec.licence,
         }

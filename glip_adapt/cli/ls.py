@@ -30,7 +30,7 @@ def list_names(
     """
     from glip_adapt.cli import listing
 
-    spare = ("deep fusion", "licence") if what == "trunks" else ()
+    spare = ("deep fusion", "licence") if what == "trunks" else ("licence",)
     terminal.print_rows(what, getattr(listing, what)(), as_json, shown=SHOWN, whole=True, spare=spare)
 
 

@@ -192,6 +192,7 @@ def open_model(
     classes: Sequence[Any] | None,
     *,
     dataset: str | None = None,
+    names_per_caption: int | None = None,
 ) -> Any:
     """Return an adapter or a baked model from a folder, or without a folder a zero-shot model for the classes.
 
@@ -203,6 +204,7 @@ def open_model(
         adapter: folder saved by ``adapt`` or ``bake``; None for zero-shot.
         classes: names or prompts; with an adapter they must be those that it was trained for, or be left out.
         dataset: name or folder of the dataset that the model is for.
+        names_per_caption: most class names in a caption of a zero-shot model.
 
     Raises:
         ValueError: if they are not.
@@ -222,7 +224,7 @@ def open_model(
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter, dataset=dataset)
     if adapter is not None:
         return load_adapter(adapter, trunk=loaded, classes=classes or None)
-    return attach(loaded, "zero_shot", classes=classes or ())
+    return attach(loaded, "zero_shot", classes=classes or (), settings={"names_per_caption": names_per_caption})
 
 
 def open_grounder(
@@ -231,9 +233,11 @@ def open_grounder(
     vocabulary: Path | None,
     device: str | None,
     adapter: Path | None,
-    sentence: Any,
+    sentence: Any = None,
 ) -> Any:
     """Return a model that finds the phrases of a sentence, by an adapter or zero-shot; arguments as ``open_model``.
+
+    Without a sentence it takes one by ``for_sentence``.
 
     Raises:
         ValueError: if the adapter is baked, or its tensors belong to a caption of classes.
@@ -247,7 +251,7 @@ def open_grounder(
         )
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
     grounder = adapt(loaded, "zero_shot") if adapter is None else load_adapter(adapter, trunk=loaded)
-    return grounder.for_sentence(sentence)
+    return grounder if sentence is None else grounder.for_sentence(sentence)
 
 
 def worded(data: Any, prompts: Wording) -> Any:

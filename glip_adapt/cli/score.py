@@ -52,14 +52,10 @@ def score(
     Example: glip-adapt score grounded.json flickr30k/test.txt --metric recall
     """
     from glip_adapt.engine import scored_files
+    from glip_adapt.engine.metrics.recall import recall_rows
 
     if metric == "recall":
-        found = scored_files.score_phrases(predictions, truth)
-        rows = [
-            {"boxes": boxes, "phrases": kind, **values}
-            for boxes, by_type in found.items()
-            for kind, values in by_type.items()
-        ]
+        rows = recall_rows(scored_files.score_phrases(predictions, truth))
         terminal.print_rows(str(truth), rows, as_json)
         return
     scores = scored_files.score_detections(predictions, truth, metric, annotation_ids)

@@ -7,10 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from glip_adapt.data.dataset import read_folder
+from glip_adapt.data.caption_entries import image_folder
+from glip_adapt.data.captions import described_files
+from glip_adapt.data.dataset import read_contents
 from glip_adapt.data.documents import SplitDocument, unlabelled_among
 from glip_adapt.data.entries import entries_of, is_annotation, is_category, is_image
+from glip_adapt.data.flickr import read_images
 from glip_adapt.data.formats import coco
+from glip_adapt.data.odinw import DatasetSpec, find_suite, place_of
 from glip_adapt.data.scan import Defect, list_defects
 
 __all__ = ["Defect", "FolderCheck", "SplitCheck", "check_folder", "check_split"]
@@ -41,7 +45,7 @@ class FolderCheck:
         format: name of the format.
         known: official name, if it is a known dataset.
         splits: by name.
-        unlabelled: number of images in the folder that are in no split; None for a single file.
+        unlabelled: number of images in the folder that are in no split; None for a single file or a name.
     """
 
     format: str
@@ -54,7 +58,7 @@ def check_folder(path: Path, image_dir: Path | None = None, format: str | None =
     """Check a dataset folder of any format, or one COCO file. Every image is decoded, which may take a while.
 
     Args:
-        path: of the folder or file.
+        path: of the folder or file, or name of a known dataset.
         image_dir: of the images of a single file; by default its folder.
         format: of the folder; by default it is recognised.
 
@@ -63,17 +67,22 @@ def check_folder(path: Path, image_dir: Path | None = None, format: str | None =
         ValueError: if the format is not recognised, or the folder is ambiguous; bad content never raises.
     """
     path = Path(path)
+    suite = find_suite(str(path))
+    if suite is not None and suite.has_sentences:
+        return FolderCheck(format="flickr", known=suite.official_name, splits=_check_sentences(suite), unlabelled=None)
     if path.is_file() and zipfile.is_zipfile(path):
         raise ValueError(f"{path} is an archive. Unpack it, and give the folder.")
     if path.is_file():
         documents = {path.stem: coco.read_file(path, image_dir or path.parent)}
         return FolderCheck(format=coco.NAME, known=None, splits=_check(documents), unlabelled=None)
-    contents = read_folder(path, format)
+    contents = read_contents(path, format)
+    is_folder = path.is_dir() and not (contents.spec and contents.spec.source)  # that of a suite holds more than it
+    unlabelled = len(unlabelled_among(path, contents.documents.values())) if is_folder else None
     return FolderCheck(
         format=contents.format or coco.NAME,
         known=contents.spec.official_name if contents.spec else None,
         splits=_check(contents.documents),
-        unlabelled=len(unlabelled_among(path, contents.documents.values())),
+        unlabelled=unlabelled,
     )
 
 
@@ -87,6 +96,26 @@ def check_split(annotation_file: Path, image_dir: Path) -> list[Defect]:
 
 def _check(documents: dict[str, SplitDocument]) -> dict[str, SplitCheck]:
     return {name: _check_one(split) for name, split in documents.items()}
+
+
+def _check_sentences(suite: DatasetSpec) -> dict[str, SplitCheck]:
+    """Check sentences and boxes of a suite that has no classes; boxes are counted by type of phrase.
+
+    Raises:
+        FileNotFoundError: if the list of images, or sentences or boxes of one, are missing.
+        ValueError: if a file is not in the published form.
+    """
+    file, folder = described_files(*place_of(suite, None))
+    images = list(read_images(file))
+    boxes: Counter[str] = Counter()
+    for phrase in (phrase for image in images for sentence in image.sentences for phrase in sentence.phrases):
+        boxes.update(dict.fromkeys(phrase.types, len(phrase.boxes_xyxy)))
+    place = folder or image_folder(file, None, f"{images[0].image_id}.jpg")
+    gone = [str(path) for image in images if not (path := place / f"{image.image_id}.jpg").is_file()]
+    defects = (Defect("missing image file", len(gone), tuple(gone[:5])),) if gone else ()
+    without = sum(not any(len(p.boxes_xyxy) for s in image.sentences for p in s.phrases) for image in images)
+    (name,) = suite.splits
+    return {name: SplitCheck(images=len(images), without_boxes=without, boxes=dict(boxes), defects=defects)}
 
 
 def _check_one(split: SplitDocument) -> SplitCheck:

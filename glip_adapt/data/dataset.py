@@ -1,4 +1,4 @@
-"""Datasets by name or folder: any folder in a known format, ODinW-13, and the synthetic sets glyphs13."""
+"""Datasets by name or folder: any folder in a known format, ODinW, COCO, LVIS, and the synthetic sets glyphs13."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class Dataset:
         prompts: wording of the classes by hand, in label order, or None.
         early_stopping: the split that public training selects on.
         format: name of the format that the folder was read as; empty for a known dataset, which is COCO.
+        names_per_caption: class names in a caption that the dataset is published with, a setting of ``zero_shot``;
+            None: as many as fit.
+        boxes_per_caption: boxes of an image that it is published with, see ``evaluate``; None: as usual.
+        metric: the published one, see ``evaluate``.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Dataset:
     prompts: tuple[ClassPrompt, ...] | None = None
     early_stopping: str = "val"
     format: str = ""
+    names_per_caption: int | None = None
+    boxes_per_caption: int | None = None
+    metric: str = "coco"
 
     @property
     def train(self) -> Split:
@@ -111,9 +118,11 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None, format: str
     """Return the dataset in a folder, or a known one by its official or short name.
 
     Args:
-        name_or_path: an existing folder, or a name such as ``"Raccoon"`` or ``"glyphs13/Dice"``. A synthetic set is
-            rendered on first use, and kept below ``root``, ``$GLIP_ADAPT_DATA`` or the cache folder of the user.
-        root: the folder that holds the known datasets; by default ``$GLIP_ADAPT_DATA``, then ``./odinw``.
+        name_or_path: an existing folder, or a name such as ``"Raccoon"``, ``"lvis/minival"`` or ``"glyphs13/Dice"``.
+            A synthetic set is rendered on first use, and kept below ``root``, ``$GLIP_ADAPT_DATA`` or the cache folder
+            of the user.
+        root: the folder that holds the known datasets; by default ``$GLIP_ADAPT_DATA``, then ``./odinw``, or for the
+            folders ``coco`` and ``flickr30k`` the working folder.
         format: of the folder, such as ``"coco"`` or ``"yolo"``; by default it is recognised.
 
     Raises:
@@ -122,22 +131,35 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None, format: str
             one dataset; if its splits differ in their classes, or a file has a defect (see ``scan.require_sound``).
     """
     folder, name = Path(os.path.abspath(name_or_path)), str(name_or_path)
-    if folder.is_dir():
+    if folder.is_dir() and (format is not None or not _is_suite(name, root)):
         return _load_folder(folder, format)
     if format is not None:
         raise FileNotFoundError(f"There is no folder {folder}; a format belongs to the folder of a dataset.")
     if (glyph_set := find_glyph_set(name)) is not None:
         return _load_rendered(name, glyph_set, root)
     spec = odinw.find_spec(name)
-    roots = odinw.dataset_roots(root)
-    found = odinw.find_known(spec, roots)
-    if found is not None:
-        return _load_known(_read_known(found[0], spec, found[1]), spec)
-    raise FileNotFoundError(
-        f"Dataset {spec.official_name!r} is known but not on this machine; looked in {' and '.join(map(str, roots))}. "
-        f"`glip-adapt data fetch {spec.official_name}` gets it, or unpack {spec.archive_url} into {roots[0]}, "
-        f"or set GLIP_ADAPT_DATA to the folder that holds it."
-    )
+    if spec.has_sentences:
+        raise ValueError(
+            f"{spec.official_name} has sentences instead of classes. `glip-adapt eval {spec.official_name}` scores a "
+            f"detector on it; load_captions({spec.official_name!r}) reads it."
+        )
+    return _load_known(_read_known(*odinw.place_of(spec, root)), spec)
+
+
+def _is_suite(name: str, root: Path | None) -> bool:
+    """Tell whether a name is that of an evaluation suite on this machine, which a folder ``coco`` is then part of."""
+    spec = odinw.find_suite(name)
+    return spec is not None and odinw.find_known(spec, odinw.dataset_roots(root, spec)) is not None
+
+
+def read_contents(name_or_path: Path | str, format: str | None = None) -> FolderContents:
+    """Return the splits of the dataset in a folder, or of a known one by its name; errors as ``read_folder``."""
+    name = str(name_or_path)
+    spec = odinw.named(name)
+    if spec is None or format is not None or (Path(name).is_dir() and not _is_suite(name, None)):
+        return read_folder(name, format)
+    documents = _read_known(*odinw.place_of(spec, None))
+    return FolderContents(documents=documents, format="", spec=spec)
 
 
 def read_folder(folder: Path | str, format: str | None = None) -> FolderContents:
@@ -151,7 +173,7 @@ def read_folder(folder: Path | str, format: str | None = None) -> FolderContents
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}. Give the folder of one dataset.")
     if format is None and (known := odinw.recognise(folder)) is not None:
-        return FolderContents(documents=_read_known(folder, *known), format="", spec=known[0])
+        return FolderContents(documents=_read_known(known[0], folder, known[1]), format="", spec=known[0])
     reader = recognise_format(folder) if format is None else find_format(format)
     return FolderContents(documents=reader.read(folder), format=reader.NAME)
 
@@ -216,8 +238,11 @@ def _build_splits(contents: FolderContents, name: str) -> dict[str, Split]:
     return splits
 
 
-def _read_known(base: Path, spec: DatasetSpec, depth: int) -> dict[str, SplitDocument]:
-    return {name: coco.read_file(*files) for name, files in odinw.known_files(base, spec, depth).items()}
+def _read_known(spec: DatasetSpec, base: Path, depth: int) -> dict[str, SplitDocument]:
+    """Return the documents of the splits that exist; one that stands for two is read once."""
+    files = odinw.known_files(base, spec, depth)
+    documents = {pair: coco.read_file(*pair) for pair in dict.fromkeys(files.values())}
+    return {name: documents[pair] for name, pair in files.items()}
 
 
 def _load_known(documents: Mapping[str, SplitDocument], spec: DatasetSpec) -> Dataset:
@@ -231,7 +256,8 @@ def _load_known(documents: Mapping[str, SplitDocument], spec: DatasetSpec) -> Da
         )
         for name, document in documents.items()
     }
-    return _build_dataset(spec.official_name, splits, prompts=spec.prompts, early_stopping=spec.early_stopping)
+    facts = ("prompts", "early_stopping", "names_per_caption", "boxes_per_caption", "metric")
+    return _build_dataset(spec.official_name, splits, **{name: getattr(spec, name) for name in facts})
 
 
 def _load_rendered(name: str, glyph_set: GlyphSet, root: Path | None) -> Dataset:

@@ -29,7 +29,8 @@ from glip_adapt.data.odinw import (
     dataset_roots,
     find_known,
     find_spec,
-    known_datasets,
+    folder_of,
+    groups,
     missing_files,
 )
 
@@ -62,7 +63,7 @@ class Fetched:
 
 
 def fetchable(names: list[str]) -> list[DatasetSpec]:
-    """Return the datasets with these names, once each; ``odinw13`` stands for all thirteen.
+    """Return the datasets with these names, once each; ``odinw13`` and ``odinw35`` stand for all theirs.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such dataset, or it cannot be fetched.
@@ -71,8 +72,12 @@ def fetchable(names: list[str]) -> list[DatasetSpec]:
     for name in names:
         if name == "glyphs13" or find_glyph_set(name) is not None:
             raise ValueError(f"{name} is synthetic: it is rendered on first use, there is nothing to fetch.")
-        specs = known_datasets() if name == "odinw13" else (find_spec(name),)
-        found |= {spec.official_name: spec for spec in specs}
+        specs = groups().get(name) or (find_spec(name),)
+        for spec in specs:
+            if not spec.archive:
+                get = spec.how_to_get(dataset_roots(None, spec)[0])
+                raise ValueError(f"{spec.official_name} is not fetched: it has no archive to verify. {get}.")
+            found[spec.official_name] = spec
     return list(found.values())
 
 
@@ -90,9 +95,9 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
             disk is full or not writable, or another file is in the way.
     """
     (spec,) = fetchable([name])
-    first = dataset_roots(root)[0]
+    first = dataset_roots(root, spec)[0]
     base = first / "odinw" if (first / "odinw").is_dir() else first
-    found = find_known(spec, dataset_roots(root))
+    found = find_known(spec, dataset_roots(root, spec))
     if found is not None:
         present = _present(spec, *found)
         _clear_leftovers(base, spec)  # of a process that was killed while it did this
@@ -116,12 +121,12 @@ def fetch_dataset(name: str, root: Path | None = None, on_bytes: OnBytes | None 
             text = f"{spec.official_name} could not be written ({error}). Name another --root, or mend that."
         raise FetchError(text) from error
     _clear_leftovers(base, spec)
-    return Fetched(name=spec.official_name, folder=target, is_new=True)
+    return Fetched(name=spec.official_name, folder=folder_of(base, spec, depth=1), is_new=True)
 
 
 def _present(spec: DatasetSpec, base: Path, depth: int) -> Fetched:
     """Return a dataset that is there. One without a needed split did not come from here, and raises FetchError."""
-    folder = base.joinpath("odinw", spec.folder) if depth == 0 else base / spec.folder
+    folder = folder_of(base, spec, depth)
     if missing := _missing(base, spec, depth):
         raise FetchError(
             f"{folder} is incomplete: {', '.join(map(str, missing))} is missing. "

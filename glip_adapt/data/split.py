@@ -19,6 +19,7 @@ from PIL import Image
 from glip_adapt.core.settings import Shots
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data import fewshot
+from glip_adapt.data.federated import Federated
 from glip_adapt.data.images import Header, load_rgb, read_header
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Split:
         shots: images per class that were asked for; ``"all"`` if nothing was drawn.
         prepared: set by the reader; returns the few-shot subset that the dataset itself brings for this split, a number
             of shots and a seed, or None if it brings none.
+        federated: what LVIS adds to COCO, for its metrics; None if the annotation file is no LVIS file.
     """
 
     name: str
@@ -132,6 +134,7 @@ class Split:
     annotation_ids: AnnotationIds = "renumbered"
     shots: Shots = "all"
     prepared: Callable[[Split, int, int], Split | None] | None = field(default=None, repr=False)
+    federated: Federated | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.data.documents import SplitDocument, copy_images
-from glip_adapt.data.entries import area_of, box_of, declared_size, image_path, root_category, score_of
+from glip_adapt.data.entries import area_of, box_of, declared_size, entries_of, image_path, root_category, score_of
+from glip_adapt.data.federated import IMAGE_KEYS, federated_of
 from glip_adapt.data.images import read_header
 from glip_adapt.data.layouts import LAYOUT as LAYOUT
 from glip_adapt.data.layouts import coco_layout, has_coco_layout, image_dir_of
@@ -77,6 +78,9 @@ def read_file(annotation_file: Path, *image_dirs: Path) -> SplitDocument:
     if not isinstance(document, dict):
         findings.append(("malformed JSON", f"holds a {type(document).__name__} instead of an object"))
         document = {}
+    for entry in entries_of(document, "images"):
+        if isinstance(entry, dict) and "file_name" not in entry and isinstance(entry.get("coco_url"), str):
+            entry["file_name"] = "/".join(entry["coco_url"].split("/")[-2:])  # LVIS: as val2017/000000397133.jpg
     image_dir = image_dir_of(document, image_dirs)
     return SplitDocument(document=document, image_dir=image_dir, source=annotation_file, findings=tuple(findings))
 
@@ -90,6 +94,8 @@ def write(splits: Mapping[str, Split], folder: Path) -> None:
         copies = copy_images(splits[name], folder / name, states_sizes=True)
         for entry, (_, copy) in zip(document["images"], copies, strict=True):
             entry["file_name"] = copy.name
+            for key in set(IMAGE_KEYS) & entry.keys():
+                entry[key] = [category_id + first_id for category_id in entry[key]]
         for entry in document["annotations"]:
             entry["category_id"] += first_id
         for entry in document["categories"]:
@@ -154,7 +160,10 @@ def build_split(
         learned = partial(build_target, stated, label_of, size_hw)
         records.append(ImageRecord(entry["id"], path, size_hw, learned, stated))
     classes = tuple(category_name for _, category_name in named)
-    return Split(name, tuple(records), classes, tuple(label_of), source.source, image_dir=source.image_dir)
+    federated = federated_of(document)
+    return Split(
+        name, tuple(records), classes, tuple(label_of), source.source, image_dir=source.image_dir, federated=federated
+    )
 
 
 def official_subset(split: Split, shots: int, seed: int) -> Split | None:
@@ -195,7 +204,11 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
             path = path.relative_to(split.image_dir)
         images.append({"id": record.image_id, "file_name": path.as_posix(), "height": height, "width": width})
         annotations += [(record.image_id, annotation) for annotation in split.annotations_of(record)]
-    categories = [{"id": key, "name": name} for key, name in zip(split.category_ids, split.classes, strict=True)]
+    named = zip(split.category_ids, split.classes, strict=True)
+    categories: list[dict[str, Any]] = [{"id": key, "name": name} for key, name in named]
+    if split.federated is not None:
+        images = [{**entry, **split.federated.of_image(entry["id"])} for entry in images]
+        categories = [entry | split.federated.of_category(entry["id"]) for entry in categories]
     numbered = _numbered(annotations, split.annotation_ids, split.annotation_file or split.name)
     return {"images": images, "annotations": numbered, "categories": categories}
 

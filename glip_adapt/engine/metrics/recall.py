@@ -60,6 +60,15 @@ def recall(predictions: Grounded, sentences: Sentences, boxes: Boxes = "any") ->
     return {kind: dict(zip(TOP, values, strict=True)) for kind, values in shares.items()}
 
 
+def recall_rows(by_boxes: Mapping[Boxes, Mapping[str, Mapping[str, float | None]]]) -> list[dict[str, Any]]:
+    """Return recall as one row for each way to count boxes and type of phrase."""
+    return [
+        {"boxes": boxes, "phrases": kind, **values}
+        for boxes, by_type in by_boxes.items()
+        for kind, values in by_type.items()
+    ]
+
+
 def _pairs(predictions: Grounded, sentences: Sentences) -> Iterator[tuple[Phrase, list[list[float]]]]:
     """Yield each phrase that counts, with the boxes predicted for it.
 
