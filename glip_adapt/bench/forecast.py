@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
+from glip_adapt.adapters import build_adapter
 from glip_adapt.bench.events import PlannedRun
-from glip_adapt.bench.plan import RunKey
+from glip_adapt.bench.plan import ZERO_SHOT, RunKey
 from glip_adapt.bench.records import RunRecord
+from glip_adapt.core.config import to_mapping
 from glip_adapt.engine.step_memory import MemoryEstimate, stored_step
 
 if TYPE_CHECKING:
@@ -77,6 +79,9 @@ def forecast_runs(
             seconds[record.key.trunk, record.key.method, record.key.shots].append(record.cost.seconds)
     # A plan has one table per method; the published recipe of a trunk may add to it.
     settings = {(run.key.trunk, run.key.method): run.config["settings"] for run in runs}
+    # Captions are read one by one, so that their number takes no memory.
+    of_zero_shot = to_mapping(build_adapter(ZERO_SHOT, {}))
+    settings |= {(trunk, method): of_zero_shot for trunk, method in settings if method == ZERO_SHOT}
 
     @functools.lru_cache(maxsize=1)
     def trunk(name: str) -> Trunk:

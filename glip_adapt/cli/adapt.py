@@ -210,9 +210,10 @@ def evaluate_adapter(
         if views is not None or metric is not None or names_per_caption is not None:
             raise typer.BadParameter(f"{dataset} is scored by recall of phrases, in one view", param_hint="DATASET")
         opened = (trunk, checkpoint, vocabulary, device, adapter)
-        rows, grounded = _evaluate_phrases(suite, opened, short_side, precision)
+        read_by, rows, grounded = _evaluate_phrases(suite, opened, short_side, precision)
         terminal.print_rows(suite.official_name, rows, as_json)
         _write_predictions(predictions, grounded)
+        _tell_published(read_by, suite, adapter, as_json)
         return
     data = load_dataset(dataset, format=format)
     if split not in data.splits:
@@ -240,12 +241,13 @@ def evaluate_adapter(
         )
     _print_metrics(f"{data.name}/{split}", found, as_json)
     _write_predictions(predictions, found.predictions)
+    _tell_published(model.trunk_name, suite, adapter, as_json)
 
 
 def _evaluate_phrases(
     suite: Any, opened: tuple[Any, ...], short_side: int | None, precision: str | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return rows of recall on a dataset with sentences, and the boxes of its phrases; ``opened`` names the model."""
+) -> tuple[str, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return trunk, rows of recall, and boxes of phrases, on a dataset with sentences; ``opened`` names the model."""
     from glip_adapt.data.described import read_described
 
     data = read_described(suite)
@@ -259,7 +261,17 @@ def _evaluate_phrases(
         found = evaluate_phrases(
             grounder, data, view, on_image=lambda done, all_: bar.update(task, completed=done, total=all_)
         )
-    return recall_rows(found.values), found.predictions
+    return grounder.trunk.name, recall_rows(found.values), found.predictions
+
+
+def _tell_published(trunk: str, suite: Any, adapter: Path | None, as_json: bool) -> None:
+    """Print what is published of a trunk on a suite, below zero-shot values for people."""
+    if suite is None or adapter is not None or as_json:
+        return
+    from glip_adapt.bench.report.published import published_sentence
+
+    if said := published_sentence(trunk, suite.short_name):
+        terminal.say(said)
 
 
 def _write_predictions(file: Path | None, predictions: Any) -> None:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -128,3 +129,13 @@ def test_latex_is_balanced_and_has_as_many_cells_as_columns(table):
         for row in re.findall(r"^(.*) \\\\$", body, flags=re.MULTILINE):
             assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
     assert [text.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [14, 14, 7]  # heads twice
+
+
+def test_published_values_on_suites_stand_beside_ours_with_their_source():
+    runs = [record("lvis_minival", "zero_shot", 0, 3, 0.2), record("val", "zero_shot", 0, 3, 0.2)]
+    runs[0] = replace(runs[0], metrics=replace(runs[0].metrics, values={"ap": 0.2, "ap_rare": 0.25, "ap_common": None}))
+    (section,) = (one for one in build_document(load_table(runs)) if "suites" in one.title)
+    assert "not measured here" in section.text
+    rows = [(row.value, row.here, row.published, row.difference) for row in section.table.itertuples()]
+    assert rows == [("ap", "20.0", "25.9", "−5.9"), ("ap_rare", "25.0", "20.1", "+4.9")]
+    assert section.table["source"].tolist() == ["arXiv 2112.03857; best checkpoint"] * 2

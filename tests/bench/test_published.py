@@ -2,7 +2,15 @@
 
 import pytest
 
-from glip_adapt.bench.report.published import SOURCE, published_ap, published_mean, published_note, scoring_note
+from glip_adapt.bench.report.published import (
+    SOURCE,
+    published_ap,
+    published_mean,
+    published_note,
+    published_sentence,
+    published_values,
+    scoring_note,
+)
 
 THIRTEEN = [
     "PascalVOC", "AerialMaritimeDrone_large", "Aquarium", "CottontailRabbits", "EgoHands_generic",
@@ -66,3 +74,25 @@ def test_a_figure_says_what_is_published_only_where_something_is():
 )
 def test_runs_scored_in_two_ways_are_called_so(ways, said):
     assert said in scoring_note(ways)
+
+
+def test_values_on_suites_are_those_of_their_sources():
+    rows = published_values("glip-t")["percent"]
+    assert rows["coco", "zero_shot", 0, "ap"] == 46.6
+    assert rows["coco", "full", "all", "ap"] == 55.2
+    frequencies = [rows["lvis_val", "zero_shot", 0, f"ap{kind}"] for kind in ("", "_rare", "_common", "_frequent")]
+    assert frequencies == [19.6, 10.8, 14.7, 29.0]
+    for trunk in ("glip-t-a", "glip-t-b", "glip-t-c", "glip-t", "glip-l"):
+        values = published_values(trunk)
+        assert values.index.is_unique
+        assert values["percent"].between(0, 100).all()
+        assert set(values.index.get_level_values("dataset")) >= {"coco", "lvis_minival", "lvis_val", "flickr30k_val"}
+    assert len(published_values("glip-nano")) == 0
+
+
+def test_a_sentence_says_what_is_published_and_that_it_is_not_ours():
+    said = published_sentence("glip-t", "flickr30k_test")
+    assert said == (
+        "Published for glip-t, not measured here: r1 86.0, r5 95.9, r10 97.2 % (tables of open-mmlab/mmdetection)."
+    )
+    assert published_sentence("glip-t", "Raccoon") == published_sentence("glip-nano", "coco") == ""

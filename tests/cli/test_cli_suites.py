@@ -61,3 +61,11 @@ def test_check_and_ls_know_the_suites(glip, root):
     assert len(rows) == 35 + 5 + 13
     assert (rows["lvis/val"]["classes"], rows["lvis/val"]["test"], rows["coco/val2017"]["classes"]) == (1203, 19809, 80)
     assert (rows["flickr30k/test"]["classes"], rows["flickr30k/test"]["val"]) == (None, None)
+
+
+def test_published_values_stand_below_those_of_zero_shot(glip, root, monkeypatch):
+    write_lvis(root)
+    monkeypatch.setattr("glip_adapt.bench.report.published.published_sentence", lambda *of: f"PUBLISHED {of}")
+    code, out, err = glip("eval", "lvis/minival", *NANO)
+    assert code == 0, err
+    assert out.rstrip().endswith("PUBLISHED ('glip-nano', 'lvis_minival')")

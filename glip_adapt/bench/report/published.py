@@ -1,5 +1,7 @@
 """Published results of GLIP: AP per trunk, dataset, method and shots (arXiv 2112.03857, Tables 14–16).
 
+Those on COCO, LVIS and Flickr30k are apart, each with its source: of ``glip-t`` they are of the released file.
+
 Zero-shot is with the manual prompts of Table 10, PascalVOC on its validation split; all else is a mean over three
 seeds. The curve of ``glip-t`` is of weights that were never released: the public file scores 42.7 zero-shot, not 46.5.
 """
@@ -17,7 +19,7 @@ SOURCE = "GLIP, arXiv 2112.03857, Tables 14–16"
 
 def published_ap(trunk: str) -> pd.Series:
     """Return the published AP of a trunk in percent by dataset, method and shots; empty if there is none."""
-    rows = _read()
+    rows = _read("published.csv")
     return rows[rows["trunk"] == trunk].set_index(["dataset", "method", "shots"])["ap_percent"]
 
 
@@ -31,6 +33,26 @@ def published_mean(trunk: str, datasets: Sequence[str]) -> pd.Series:
     if not set(datasets) <= set(there):
         return rows[:0].droplevel("dataset")
     return rows[there.isin(datasets)].groupby(["method", "shots"], sort=False).mean()
+
+
+def published_values(trunk: str) -> pd.DataFrame:
+    """Return the published values of a trunk on COCO, LVIS and Flickr30k; empty if there are none.
+
+    Returns:
+        Columns ``percent`` and ``source`` by dataset, method, shots and value, such as ``ap_rare`` or ``r1``.
+    """
+    rows = _read("published_suites.csv")
+    return rows[rows["trunk"] == trunk].drop(columns="trunk").set_index(["dataset", "method", "shots", "value"])
+
+
+def published_sentence(trunk: str, dataset: str) -> str:
+    """Return what is published of a trunk on COCO, LVIS or Flickr30k, zero-shot, in a sentence; empty if nothing is."""
+    rows = published_values(trunk).reset_index()
+    rows = rows[(rows["dataset"] == dataset) & (rows["method"] == "zero_shot")]
+    if not len(rows):
+        return ""
+    values = ", ".join(f"{name} {percent:.1f}" for name, percent in zip(rows["value"], rows["percent"], strict=True))
+    return f"Published for {trunk}, not measured here: {values} % ({rows['source'].iloc[0]})."
 
 
 def published_note(drawn: Sized, annotation_ids: Iterable[str]) -> str:
@@ -56,8 +78,8 @@ def scoring_note(annotation_ids: Iterable[str]) -> str:
 
 
 @functools.cache
-def _read() -> pd.DataFrame:
-    """Return all rows; shots are numbers or ``"all"``, as in the records."""
-    rows = pd.read_csv(Path(__file__).with_name("published.csv"), dtype={"shots": "str"})
+def _read(name: str) -> pd.DataFrame:
+    """Return all rows of a file; shots are numbers or ``"all"``, as in the records."""
+    rows = pd.read_csv(Path(__file__).with_name(name), dtype={"shots": "str"})
     rows["shots"] = [text if text == "all" else int(text) for text in rows["shots"]]
     return rows.astype({"shots": "object"})

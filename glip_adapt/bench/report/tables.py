@@ -220,6 +220,26 @@ def summarize_retention(table: pd.DataFrame) -> pd.DataFrame:
     return summary
 
 
+def beside_values(runs: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Return our values in percent, means over seeds, beside published ones.
+
+    Args:
+        runs: of one trunk, from ``load_table``.
+        published: columns ``percent`` and ``source`` by dataset, method, shots and name of a value.
+
+    Returns:
+        Columns ``here``, ``published``, ``difference`` and ``source`` by the same four; without what was not measured.
+    """
+    names = [name for name in published.index.get_level_values("value").unique() if name in runs]
+    cell = _GRID[1:-1]
+    ours = runs.melt(cell, names, var_name="value", value_name="here")
+    here = ours.groupby([*cell, "value"], sort=False)[["here"]].mean() * 100
+    both = published.join(here, how="inner").dropna()
+    both = both.rename(columns={"percent": "published"})
+    both["difference"] = both["here"] - both["published"]
+    return both[["here", "published", "difference", "source"]]
+
+
 def name_zero_shot(summary: pd.DataFrame) -> pd.DataFrame:
     """Return a summary by trunk, method and shots with zero-shot as a method of its own, rather than part of each."""
     shared = summary.index.get_level_values("shots") == 0
