@@ -119,7 +119,10 @@ def test_boxes_are_drawn_moved_resized_renamed_deleted_and_saved_each_time(page,
     select(page, "2.png")
     draw(page, (5, 5, 10, 8))
     assert saved(page, folder) == {"2.png": [("owl", (5, 5, 10, 8))]}
-    page.click("#classes li:has-text('tawny owl')")  # renames the one that is chosen
+    page.click("#classes li:has-text('tawny owl')")  # of the next box
+    assert saved(page, folder) == {"2.png": [("owl", (5, 5, 10, 8))]}
+    page.click("#boxes li")
+    page.click("#classes li:has-text('tawny owl')")  # of the chosen one
     assert saved(page, folder) == {"2.png": [("tawny owl", (5, 5, 10, 8))]}
     drag(page, (10, 9), (20, 14))  # inside: moves
     assert saved(page, folder) == {"2.png": [("tawny owl", (15, 10, 10, 8))]}
@@ -265,9 +268,12 @@ def _label_and_adapt(page, address, data, records, folder):
             page.locator("#classes li", has_text=data.classes[data.train.category_ids.index(note.category_id)]).click()
             draw(page, note.bbox_xywh)
     before = saved(page, folder)
-    assert {name: len(boxes) for name, boxes in before.items()} == {
-        record.path.name: len(data.train.annotations_of(record)) for record in records
+    class_of = dict(zip(data.train.category_ids, data.classes, strict=True))
+    truth = {
+        record.path.name: [class_of[note.category_id] for note in data.train.annotations_of(record)]
+        for record in records
     }
+    assert {name: [label for label, _ in boxes] for name, boxes in before.items()} == truth
     page.reload()
     assert saved(page, folder) == before
     _stop_one(page, folder)

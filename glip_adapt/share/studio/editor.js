@@ -57,6 +57,7 @@ export class Editor {
     Object.assign(this, { svg, names, active, changed, chosen });
     this.picture = null;
     this.choice = null;
+    this.isFresh = false; // whether the chosen box was just drawn, and not chosen by a click
     this.drag = null;
     svg.addEventListener("pointerdown", (event) => this.#down(event));
     svg.addEventListener("pointermove", (event) => this.#move(event));
@@ -84,6 +85,7 @@ export class Editor {
 
   choose(place) {
     this.choice = place;
+    this.isFresh = false;
     this.draw();
     this.chosen();
   }
@@ -236,6 +238,7 @@ export class Editor {
     const { box } = this.picture.boxes[this.choice];
     if (Math.min(box[2], box[3]) < 1) this.#restore(drag);
     else {
+      this.isFresh = drag.kind === "draw";
       this.changed(drag.before);
       this.draw();
     }

@@ -195,9 +195,11 @@ function row(name, what, isOn, click, remove) {
   return item;
 }
 
-export function pick(name) {
+export function pick(name, isClick) {
   state.active = name;
-  editor.rename(name);
+  // A click after drawing chooses the class of the next box; it must not rename the one that was just drawn.
+  if (isClick && editor.isFresh) editor.choose(null);
+  else editor.rename(name);
   showControls();
 }
 
@@ -212,7 +214,7 @@ export function showControls() {
   const picture = state.opened.get(state.current), used = new Set(state.used);
   $("classes").replaceChildren(...state.classes.map((name, place) => {
     const others = state.classes.filter((other) => other !== name);
-    const item = row(name, name, name === state.active, () => pick(name), used.has(name) ? null : attempt(() => setClasses(others)));
+    const item = row(name, name, name === state.active, () => pick(name, true), used.has(name) ? null : attempt(() => setClasses(others)));
     if (place < 9) item.insertBefore(Object.assign(document.createElement("kbd"), { textContent: place + 1 }), item.children[2] ?? null);
     return item;
   }));
