@@ -27,7 +27,7 @@ from glip_adapt.trunks.dyhead.family import DyHeadFamily
 from glip_adapt.trunks.family import Family
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
-from glip_adapt.trunks.recipes import GROUNDING_DINO, NANO, PUBLISHED, Recipes
+from glip_adapt.trunks.recipes import GROUNDING_DINO, NANO, NANO_WITH_QUERIES, PUBLISHED, Recipes
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights and vocabulary of the nano trunks
 HUB_REPOSITORY = "GLIPModel/GLIP"
@@ -136,7 +136,9 @@ def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: st
     )
 
 
-def _rendered(family: Family, config: GlipConfig | DinoConfig, deep_fusion: bool, purpose: str) -> TrunkSpec:
+def _rendered(
+    family: Family, config: GlipConfig | DinoConfig, deep_fusion: bool, purpose: str, **facts: Any
+) -> TrunkSpec:
     """Return the row of a nano trunk, whose weights come with the package."""
     return TrunkSpec(
         family=family,
@@ -146,7 +148,7 @@ def _rendered(family: Family, config: GlipConfig | DinoConfig, deep_fusion: bool
         deep_fusion=deep_fusion,
         data="rendered scenes (synthetic)",
         purpose=purpose,
-        **_NANO_FACTS,
+        **{**_NANO_FACTS, **facts},
     )
 
 
@@ -168,7 +170,9 @@ def _supervised(config: DyHeadConfig, public_file: str | None, data: str, purpos
 TRUNKS: dict[str, TrunkSpec] = {  # from the least to the most accurate
     "glip-nano": _rendered(_GLIP, GLIP_NANO, True, "to try things out; knows pictograms only"),
     "glip-nano-a": _rendered(_GLIP, GLIP_NANO_A, False, "to compare with glip-nano"),
-    "dino-nano": _rendered(_DINO, DINO_NANO, True, "to try the Grounding DINO family; knows pictograms only"),
+    "dino-nano": _rendered(
+        *(_DINO, DINO_NANO, True, "to try the Grounding DINO family; knows pictograms only"), recipes=NANO_WITH_QUERIES
+    ),
     "dyhead-nano": _supervised(
         *(DYHEAD_NANO, None, "nothing", "to see what glip-nano gains by pre-training; knows no class before training"),
         **_NANO_FACTS,

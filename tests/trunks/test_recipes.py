@@ -7,6 +7,7 @@ from small_dino import SMALL_DINO
 
 from glip_adapt.adapters.full import Full
 from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.trunks import recipes
 from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.recipes import NANO, Recipes
 from glip_adapt.trunks.released import TRUNKS, default_recipe, published_recipe
@@ -119,3 +120,10 @@ def test_every_recipe_of_the_nano_trunks_is_one_that_training_takes():
         for shots in (1, 3, 5, 10, "all"):
             recipe = NANO.of(method, shots, view)
             assert recipe.max_steps >= recipe.validate_every, (method, shots)
+
+
+def test_every_table_of_recipes_is_that_of_a_trunk():
+    tables = [value for value in vars(recipes).values() if isinstance(value, Recipes)]
+    assert [table for table in tables if all(spec.recipes is not table for spec in TRUNKS.values())] == []
+    assert default_recipe("dino-nano", "lora", 5).learning_rate == 4e-4
+    assert default_recipe("glip-nano", "lora", 5).learning_rate == 6e-3
