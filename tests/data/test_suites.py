@@ -34,6 +34,9 @@ def test_coco_has_its_eighty_classes_whatever_the_file_lists(root, name):
     assert (data.test.category_ids[0], data.test.category_ids[11], data.test.category_ids[-1]) == (1, 13, 90)
     assert [record.target.labels.tolist() for record in data.test.records] == [[0], [79]]
     assert (data.names_per_caption, data.boxes_per_caption, data.metric) == (None, None, "coco")
+    with pytest.raises(FileNotFoundError, match=r"only val, test: it is for scoring alone.*such as \./coco"):
+        _ = data.train
+    assert load_dataset("./coco").name == "coco"  # the folder
 
 
 def test_a_suite_is_found_below_the_data_folder(root, monkeypatch):
