@@ -96,8 +96,8 @@ class Dataset:
             have = ", ".join(self.splits)
             if odinw.find_suite(self.name) is not None:
                 raise FileNotFoundError(
-                    f"{self.name!r} has no {name} split, only {have}: it is for scoring alone. To learn from its images, "
-                    "give their folder as a path, such as ./coco."
+                    f"{self.name!r} has no {name} split, only {have}: it is for scoring alone. To learn from its "
+                    "images, give their folder as a path, such as ./coco."
                 )
             layout = next((known.LAYOUT for known in FORMATS if self.format == known.NAME), coco.LAYOUT)
             raise FileNotFoundError(f"Dataset {self.name!r} has no {name} split, only {have}. Expected {layout}.")

@@ -9,6 +9,7 @@ from glip_adapt.bench import benchmark, executor
 from glip_adapt.bench.benchmark import preview_benchmark, read_plan, run_benchmark
 from glip_adapt.bench.plan import BenchPlan, RunKey
 from glip_adapt.bench.records import read_records
+from glip_adapt.engine import memory
 from glip_adapt.trunks import catalogue
 
 
@@ -19,7 +20,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_groups_and_suites_are_spelled_out_by_names_that_runs_can_have(root):
+def test_groups_and_suites_are_spelled_out_by_names_that_runs_can_have(root, monkeypatch):
     (root / "plan.toml").write_text('datasets = ["odinw35", "coco/val2017", "lvis/minival", "lvis/val"]\nshots = [0]')
     plan = read_plan(root / "plan.toml")
     assert len(plan.datasets) == 35 + 3
@@ -28,6 +29,8 @@ def test_groups_and_suites_are_spelled_out_by_names_that_runs_can_have(root):
     forecasts, missing = preview_benchmark(plan, root / "out")
     assert len(forecasts) == len(missing) == 38
     assert "Put coco/annotations/lvis_od_val.json" in missing["lvis_val"]
+    monkeypatch.setattr(memory, "estimate_memory", lambda *_: pytest.fail("measured, and not read"))
+    assert forecasts[-1].memory.activations > 0
 
 
 def test_a_run_on_lvis_has_its_metric_and_its_captions_and_the_record_says_so(root, tiny_trunk, monkeypatch):

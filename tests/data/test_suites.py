@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from suites_on_disk import write_coco, write_flickr30k, write_lvis
+from suites_on_disk import picture, write, write_coco, write_flickr30k, write_lvis
 
 from glip_adapt.data.captions import load_captions
 from glip_adapt.data.check import check_folder
@@ -82,6 +82,22 @@ def test_what_lvis_adds_survives_conversion_to_coco(root):
     (root / "found.json").write_text(json.dumps(found))
     file = root / "copy" / "val" / "_annotations.coco.json"
     assert score_detections(root / "found.json", file, "fixed_ap").values["ap_frequent"] == pytest.approx(1)
+
+
+def test_lists_of_absent_classes_follow_categories_that_are_renumbered(root):
+    """A class called background keeps its place only under another id than 0."""
+    categories = [{"id": 0, "name": "background", "frequency": "f"}, {"id": 1, "name": "cat", "frequency": "r"}]
+    image = {"id": 1, "file_name": "1.jpg", "height": 40, "width": 60}
+    image |= {"neg_category_ids": [1], "not_exhaustive_category_ids": [0]}
+    for split, boxes in (("train", [(1, 0, [5, 5, 20, 20])]), ("test", [])):
+        write(root, split, [image], boxes, categories)
+        picture(root / "coco" / split / "1.jpg", (60, 40))
+    convert_dataset(root / "coco", "coco", root / "copy")
+    written = json.loads((root / "copy" / "train" / "_annotations.coco.json").read_text())
+    assert [entry["id"] for entry in written["categories"]] == [1, 2]
+    assert written["annotations"][0]["category_id"] == 1
+    (entry,) = written["images"]
+    assert (entry["neg_category_ids"], entry["not_exhaustive_category_ids"]) == ([2], [1])
 
 
 @pytest.mark.parametrize(
