@@ -136,7 +136,7 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None, format: str
             one dataset; if its splits differ in their classes, or a file has a defect (see ``scan.require_sound``).
     """
     folder, name = Path(os.path.abspath(name_or_path)), str(name_or_path)
-    if folder.is_dir() and (format is not None or not _is_suite(name, root)):
+    if folder.is_dir() and (format is not None or not odinw.means_suite(name, root)):
         return _load_folder(folder, format)
     if format is not None:
         raise FileNotFoundError(f"There is no folder {folder}; a format belongs to the folder of a dataset.")
@@ -151,17 +151,11 @@ def load_dataset(name_or_path: str | Path, root: Path | None = None, format: str
     return _load_known(_read_known(*odinw.place_of(spec, root)), spec)
 
 
-def _is_suite(name: str, root: Path | None) -> bool:
-    """Tell whether a name is that of an evaluation suite on this machine, which a folder ``coco`` is then part of."""
-    spec = odinw.find_suite(name)
-    return spec is not None and odinw.find_known(spec, odinw.dataset_roots(root, spec)) is not None
-
-
 def read_contents(name_or_path: Path | str, format: str | None = None) -> FolderContents:
     """Return the splits of the dataset in a folder, or of a known one by its name; errors as ``read_folder``."""
     name = str(name_or_path)
     spec = odinw.named(name)
-    if spec is None or format is not None or (Path(name).is_dir() and not _is_suite(name, None)):
+    if spec is None or format is not None or (Path(name).is_dir() and not odinw.means_suite(name, None)):
         return read_folder(name, format)
     documents = _read_known(*odinw.place_of(spec, None))
     return FolderContents(documents=documents, format="", spec=spec)

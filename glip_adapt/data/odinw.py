@@ -183,7 +183,7 @@ def dataset_roots(root: Path | None, spec: DatasetSpec) -> list[Path]:
     if root is not None:
         return [Path(root)]
     named = os.environ.get("GLIP_ADAPT_DATA")
-    return ([Path(named)] if named else []) + [Path("odinw" if spec.top == "odinw" else ".")]
+    return ([Path(named)] if named else []) + [Path("odinw") if spec.top == "odinw" else Path.cwd()]
 
 
 def find_known(spec: DatasetSpec, roots: list[Path]) -> tuple[Path, int] | None:
@@ -193,6 +193,21 @@ def find_known(spec: DatasetSpec, roots: list[Path]) -> tuple[Path, int] | None:
     """
     depths = (1, 0)  # the folder called odinw, or the one that holds it
     return next(((base, depth) for base in roots for depth in depths if _holds(base, spec, depth)), None)
+
+
+def means_suite(name: str, root: Path | None) -> bool:
+    """Tell whether a name is that of an evaluation suite, also where there is a folder of this name.
+
+    A bare name such as ``coco`` is that of the folder, unless this is laid out as the public code has it.
+    """
+    spec = find_suite(name)
+    if spec is None or "/" in name:
+        return spec is not None
+    roots = dataset_roots(root, spec)
+    images = {split.img_dir for split in spec.splits.values()}
+    has_images = any(_below(base, folder, depth).is_dir() for base in roots for depth in (1, 0) for folder in images)
+    beside = [other for other in suites() if other.top == spec.top]
+    return has_images or any(find_known(other, roots) is not None for other in beside)
 
 
 def place_of(spec: DatasetSpec, root: Path | None) -> tuple[DatasetSpec, Path, int]:

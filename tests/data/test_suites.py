@@ -118,6 +118,19 @@ def test_a_missing_suite_is_one_error_that_says_which_files_to_put_where(root, n
         fetchable([name])
 
 
+@pytest.mark.parametrize("name", ["coco", "coco/val2017"])
+@pytest.mark.parametrize("there", ["images", "lvis"])
+def test_images_without_their_boxes_are_an_incomplete_suite_and_no_folder_of_images(root, name, there):
+    if there == "images":
+        write_coco(root)
+        (root / "coco" / "annotations" / "instances_val2017.json").unlink()
+    else:
+        write_lvis(root)
+    for ask in (load_dataset, check_folder):
+        with pytest.raises(FileNotFoundError, match=r"Put coco/annotations/instances_val2017\.json and the images in"):
+            ask(name)
+
+
 def test_a_suite_is_checked_by_its_name(root):
     write_coco(root)
     write_lvis(root)
