@@ -14,7 +14,7 @@ Scores are kept: ``FitConfig.weights`` makes training trust an unsure label less
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from glip_adapt.core import boxes
 from glip_adapt.core.captions import Caption
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.sizes import SizeHW
-from glip_adapt.data.captioned import CaptionedImage, CaptionedSplit
+from glip_adapt.data.captioned import CaptionedImage
 from glip_adapt.data.formats.coco import build_target
 from glip_adapt.data.images import read_header
 from glip_adapt.data.split import Annotation, ImageRecord, Split
@@ -155,31 +155,6 @@ def captioned_image(
     phrases = range(len(sentence.spans))
     labels = labels_among(found, dict.fromkeys(phrases, threshold), record.size_hw, shared=True)
     return CaptionedImage(record=with_labels(record, labels, phrases), sentences=(sentence,))
-
-
-def label_captions(
-    model: AdaptedTrunk | AdaptedModel,
-    pictures: Iterable[tuple[ImageRecord, Caption]],
-    threshold: float = THRESHOLD,
-    *,
-    view: ViewConfig | None = None,
-) -> CaptionedSplit:
-    """Return images with sentences and what a model finds of their phrases; those without a label are left out.
-
-    Args:
-        model: the teacher.
-        pictures: each image with its sentence.
-        threshold: lowest score of a label.
-        view: resizing and precision; by default those of the trunk.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``find_phrases``.
-    """
-    images = (
-        captioned_image(record, sentence, find_phrases(model, record, sentence, view=view), threshold)
-        for record, sentence in pictures
-    )
-    return CaptionedSplit("pseudo-labels", tuple(image for image in images if image.record.annotations))
 
 
 def together(labelled: Split, pseudo: Split) -> Split:

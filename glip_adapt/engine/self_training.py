@@ -39,6 +39,9 @@ from glip_adapt.engine.selection import (
 from glip_adapt.engine.train import History, count_steps
 from glip_adapt.trunks.released import default_recipe
 
+NEVER = 2.0
+"""Threshold above every score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTraining:
@@ -87,7 +90,8 @@ def self_train(
     """Train on a few labelled images, and on what the model finds in unlabelled ones if that helps.
 
     In each round the model of the round before labels all unlabelled images; training then begins again from the
-    start, with both, and trusts a label by its score. Nobody looks at validation or test images.
+    start, with both, and trusts a label by its score. A class that no labelled image shows, such as a negative one,
+    gets no labels. A single image cannot be held out, so that nothing tells whether labels help, and none are used.
 
     Args:
         model: from ``attach``.
@@ -112,7 +116,12 @@ def self_train(
     cache = cache or FeatureCache()
     config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, train.shots), len(train))
     found = found or cross_validate(model, train, config, val=val, cache=cache, on_step=on_step)
-    thresholds = balanced_thresholds(match(found.held_out, coco_ground_truth(val or train)))
+    balanced = balanced_thresholds(match(found.held_out, coco_ground_truth(val or train)))
+    shown = {one.category_id for record in train.records for one in train.annotations_of(record)}
+    known = [key in shown for key in train.category_ids]
+    thresholds = {
+        name: balanced[name] if is_known else NEVER for name, is_known in zip(train.classes, known, strict=True)
+    }
     run = _Run(
         model,
         [record_of(Path(file)) for file in unlabelled],
@@ -124,11 +133,12 @@ def self_train(
     )
     start = model.copy_owned()
     try:
+        can_tell = len(train) > 1 or val is not None
         folds = split_up(train, FOLDS, config.seed, val)
-        looks = run.hold_out(folds, rounds)
-        scores = tuple(pooled_ap(folds, found) for found in looks)
-        known = {count: ap for count, ap in enumerate(scores) if ap is not None}
-        chosen = current().agreed(max(known, key=known.__getitem__, default=0))
+        looks = run.hold_out(folds, rounds if can_tell else 0)
+        scores = tuple(pooled_ap(folds, found) if can_tell else None for found in looks)
+        by_rounds = {count: ap for count, ap in enumerate(scores) if ap is not None}
+        chosen = current().agreed(max(by_rounds, key=by_rounds.__getitem__, default=0))
         *_, (labels, history) = run.rounds(train, chosen)
     except BaseException:
         model.load_owned(start)

@@ -62,7 +62,7 @@ def pictures_of(
             reasons.append(f"{Path(path).name}: {error}")
     if not pictures:
         raise ValueError(f"None of {count(len(asked), 'sentence')} can be read, such as {reasons[0]}")
-    return pictures, reasons
+    return list(dict.fromkeys(pictures)), reasons
 
 
 class Finder:
@@ -81,9 +81,9 @@ class Finder:
         done = _read_kept(kept, facts)
         found: dict[Picture, Any] = {}
         with kept.open("a", encoding="utf-8") as file:
-            for position, picture in enumerate(dict.fromkeys(pictures), start=1):
+            for position, picture in enumerate(pictures, start=1):
                 key = f"{picture.path}\n{picture.sentence.text if picture.sentence else ''}"
-                if key not in done:
+                if not isinstance(done.get(key), list):  # what could not be read may have been replaced since
                     done[key] = self._look(picture)
                     file.write(json.dumps([key, done[key]]) + "\n")
                     file.flush()

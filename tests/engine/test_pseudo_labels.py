@@ -15,7 +15,7 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.pseudo_labels import (
     captioned_image,
-    label_captions,
+    find_phrases,
     label_images,
     labels_among,
     together,
@@ -119,10 +119,10 @@ def test_images_are_labelled_by_class_and_captions_by_phrase(tiny_trunk, data):
     assert all(0 < a.score < 1 for record in sure.records for a in record.annotations)
     none = label_images(model, data.train.records, data.train, dict.fromkeys(data.classes, 1.1))
     assert len(none) == 0
-    record = unlabelled(data.train.records[0].path)
-    captions = label_captions(adapt(tiny_trunk, "zero_shot"), [(record, sentence_caption("[red box]"))], 0.0)
-    assert captions.images[0].record.annotations
-    assert len(label_captions(adapt(tiny_trunk, "zero_shot"), [(record, sentence_caption("[red box]"))], 1.1)) == 0
+    record, sentence = unlabelled(data.train.records[0].path), sentence_caption("[red box]")
+    found = find_phrases(adapt(tiny_trunk, "zero_shot"), record, sentence)
+    assert captioned_image(record, sentence, found, 0.0).record.annotations
+    assert not captioned_image(record, sentence, found, 1.1).record.annotations
 
 
 def test_weights_are_one_of_two():
@@ -195,3 +195,15 @@ def test_nothing_to_label_and_no_rounds_are_errors(model, data):
         self_train(model, data.train, ())
     with pytest.raises(ValueError, match="at least 1 round"):
         self_train(model, data.train, ["a.png"], rounds=0)
+
+
+def test_a_single_image_and_a_class_that_none_shows_get_no_labels(model, tiny_trunk, data, monkeypatch):
+    one = replace(data.train, records=data.train.records[:1])
+    found = self_train(model, one, [data.train.records[1].path], SHORT)
+    assert (found.rounds, found.scores) == (0, (None,))
+    assert "Nothing could be held out" in found.summary(1)
+    more, asked = data.with_negatives(["tree"]), []
+    monkeypatch.setattr(self_training, "label_images", lambda *a, **k: asked.append(a[3]) or label_images(*a, **k))
+    few = replace(more.train, records=more.train.records[:2])
+    self_train(attach(tiny_trunk, "linear_probe", classes=more.classes), few, [data.train.records[4].path], SHORT)
+    assert {thresholds["tree"] for thresholds in asked} == {self_training.NEVER}

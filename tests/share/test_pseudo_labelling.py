@@ -128,6 +128,16 @@ def test_what_cannot_be_read_or_has_no_label_is_told(zero_shot, pictures, tmp_pa
     assert label(zero_shot, pictures, tmp_path / "none").labelled == 3
 
 
+def test_an_image_that_was_replaced_is_looked_at_again(zero_shot, pictures, tmp_path):
+    whole = pictures[0].read_bytes()
+    pictures[0].write_text("no image")
+    with pytest.raises(ValueError, match="reaches the threshold"):
+        label(zero_shot, pictures, tmp_path / "out", threshold=1.0)
+    pictures[0].write_bytes(whole)
+    done = label(zero_shot, [*pictures, pictures[0]], tmp_path / "out")
+    assert (done.labelled, done.left_out) == (3, ())
+
+
 def test_bad_calls_are_one_error(tiny_trunk, zero_shot, pictures, tmp_path):
     with pytest.raises(ValueError, match="no image to label"):
         label(zero_shot, [], tmp_path / "out")
