@@ -38,9 +38,11 @@ from glip_adapt.engine.evaluate import predict_split, to_coco_results
 
 THRESHOLD = 0.5
 """Lowest score of a label unless something else is asked for: that of GLIP, section 3.3."""
-RULES = "best class of a place (IoU above 0.7), at least 2 pixels a side"
-"""What else makes a label, for people."""
-_SAME_PLACE = 0.7  # IoU; boxes of different objects seldom overlap as much
+RULES = "the best class of a place (IoU above 0.7), at least 2 pixels a side"
+SHARED_RULES = "at least 2 pixels a side; phrases may share a place"
+"""What else makes a label, for people: of classes, and of phrases."""
+SAME_PLACE = 0.7
+"""IoU; boxes of different objects seldom overlap as much."""
 _LEAST_SIDE = 2.0  # pixels
 _MOST_SURE = 0.9999  # score of a label: 1 is that of a box drawn by hand
 _AGREES = 0.5  # IoU of a pseudo-label with a labelled box of the same image that makes it needless
@@ -82,7 +84,7 @@ def labels_among(
     edges = boxes.xywh_to_edges(torch.tensor([entry["bbox"] for entry in sure], dtype=torch.float32).reshape(-1, 4))
     edges = edges.clamp(min=0).minimum(edges.new_tensor((width, height, width, height)))
     scores = torch.tensor([entry["score"] for entry in sure], dtype=torch.float32)
-    kept = range(len(sure)) if shared else sorted(nms(edges, scores, _SAME_PLACE).tolist())
+    kept = range(len(sure)) if shared else sorted(nms(edges, scores, SAME_PLACE).tolist())
     return tuple(
         Annotation(sure[i]["category_id"], (x, y, w, h), w * h, False, score=min(sure[i]["score"], _MOST_SURE))
         for i in kept

@@ -25,12 +25,12 @@ from glip_adapt.data.glyphs import font
 from glip_adapt.data.images import load_rgb
 from glip_adapt.data.split import Annotation, ImageRecord, Split
 from glip_adapt.engine.draw import draw_detections
-from glip_adapt.share.suggesting import Suggestion, unlabelled_record
+from glip_adapt.engine.pseudo_labels import SAME_PLACE, unlabelled
+from glip_adapt.share.suggesting import Suggestion
 
 MOST_DRAWN = 40  # suggestions on the sheet
 SHEET_SUFFIX = ".png"
 
-_SAME_OBJECT = 0.7  # IoU; boxes of different objects seldom overlap as much
 _CELL, _COLUMNS, _LINES = (400, 300), 4, 4  # width and height of an image in pixels; lines of text below it
 _FONT, _LETTERS, _LINE, _GAP = "DejaVuSans.ttf", 14, 18, 12  # pixels
 _LETTERS_OF_LINE = 48
@@ -112,7 +112,7 @@ def prelabels(found: Detections, thresholds: Mapping[str, float]) -> Tensor:
     """
     above = found.reach(thresholds).nonzero().squeeze(1)
     chosen = torch.zeros(len(found), dtype=torch.bool)
-    chosen[above[nms(found.boxes_xyxy[above], found.scores[above], _SAME_OBJECT)]] = True
+    chosen[above[nms(found.boxes_xyxy[above], found.scores[above], SAME_PLACE)]] = True
     return chosen
 
 
@@ -193,7 +193,7 @@ def _as_split(suggestions: Sequence[Suggestion], thresholds: Mapping[str, float]
         number_of.setdefault(name, max(number_of.values(), default=0) + 1)
     records = []
     for position, suggestion in enumerate(suggestions, start=1):
-        record = unlabelled_record(suggestion.path)
+        record = unlabelled(suggestion.path)
         found = suggestion.detections.select(prelabels(suggestion.detections, thresholds))
         annotations = _annotations(found, record, number_of)
         records.append(replace(record, image_id=position, annotations=annotations))

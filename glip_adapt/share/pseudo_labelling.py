@@ -24,10 +24,12 @@ from glip_adapt.data.captions import odvg
 from glip_adapt.data.dataset import FORMATS
 from glip_adapt.data.documents import Format, copy_images
 from glip_adapt.data.formats import coco
-from glip_adapt.data.split import Annotation, ImageRecord, Split
+from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.adapted import AdaptedTrunk
 from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.pseudo_labels import (
+    RULES,
+    SHARED_RULES,
     THRESHOLD,
     Result,
     captioned_image,
@@ -120,7 +122,11 @@ def pseudo_label(
     found = Finder(model, view or detector.view).find(pictures, kept, on_picture)
     seen = [(unlabelled(p.path), p.sentence, found[p]) for p in pictures if isinstance(found[p], list)]
     captions = _with_phrases(out.name, seen, THRESHOLD if threshold is None else threshold) if sentences else None
-    split = _with_classes(detector, seen, threshold, labelled) if captions is None else _phrases_as_classes(captions)
+    split = (
+        _with_classes(detector, seen, threshold, labelled)
+        if captions is None
+        else _phrases_as_classes(captions, shared=writer is None)
+    )
     name_of = dict(zip(split.category_ids, split.classes, strict=True))
     pseudo = [record for record in split.records if any(one.score < 1 for one in split.annotations_of(record))]
     boxes = Counter(name_of[one.category_id] for r in pseudo for one in split.annotations_of(r) if one.score < 1)
@@ -134,7 +140,7 @@ def pseudo_label(
         left_out.append(f"{count(empty, 'image')} without a label {'are' if empty > 1 else 'is'} left out.")
     by_class = threshold is None and detector.thresholds and not sentences
     lowest = "the threshold of its class" if by_class else f"{THRESHOLD if threshold is None else threshold:g}"
-    page = format_page(out.name, split, pseudo, boxes, left_out, lowest)
+    page = format_page(out.name, split, pseudo, boxes, left_out, lowest, SHARED_RULES if writer is None else RULES)
     with scratch_folder(out) as scratch:
         complete = scratch / out.name
         complete.mkdir()
@@ -199,18 +205,29 @@ def _with_phrases(name: str, seen: Sequence[Seen], threshold: float) -> Captione
     return CaptionedSplit(name, tuple(image for image in images if image.record.annotations))
 
 
-def _phrases_as_classes(captions: CaptionedSplit) -> Split:
-    """Return captioned images with a class for each phrase, in any case and without its article."""
+def _phrases_as_classes(captions: CaptionedSplit, *, shared: bool) -> Split:
+    """Return captioned images with a class for each phrase, in any case and without its article.
+
+    Several sentences may speak of one object; unless classes may share a place, the best phrase of a place stays.
+    """
     names = sorted({_class_name(name) for image in captions.images for name in image.caption.names})
     like = Split(captions.name, (), tuple(names), tuple(range(1, len(names) + 1)))
     number_of = dict(zip(names, like.category_ids, strict=True))
-    by_path: dict[Path, list[Annotation]] = {}
+    found: dict[Path, list[Result]] = {}
     for image in captions.images:
         own = [number_of[_class_name(name)] for name in image.caption.names]
-        boxes = [replace(one, category_id=own[one.category_id]) for one in image.record.annotations]
-        by_path.setdefault(image.record.path, []).extend(boxes)
-    records = {image.record.path: image.record for image in captions.images}
-    labelled = (with_labels(records[path], boxes, _labels_of(like)) for path, boxes in by_path.items())
+        found.setdefault(image.record.path, []).extend(
+            {"category_id": own[one.category_id], "bbox": one.bbox_xywh, "score": one.score}
+            for one in image.record.annotations
+        )
+    records, any_score = (
+        {image.record.path: image.record for image in captions.images},
+        dict.fromkeys(like.category_ids, 0),
+    )
+    labelled = (
+        with_labels(records[path], labels_among(own, any_score, records[path].size_hw, shared=shared), _labels_of(like))
+        for path, own in found.items()
+    )
     return together(like, replace(like, records=tuple(labelled)))
 
 

@@ -11,7 +11,6 @@ from PIL import ImageOps
 from glip_adapt.core.markup import escape, format_document, format_table
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.draw import COLOURS, Look, Mark, draw_marks
-from glip_adapt.engine.pseudo_labels import RULES
 from glip_adapt.share.gallery import LETTERS, PICTURE_SIDE, count, embed
 
 PAGE_FILE = "sample.html"
@@ -31,6 +30,7 @@ def format_page(
     boxes: Counter[str],
     left_out: Sequence[str],
     threshold: str,
+    rules: str,
 ) -> str:
     """Return a page with numbers, rules, and some images drawn with their labels."""
     drawn = random.Random(0).sample(pseudo, min(MOST_SHOWN, len(pseudo)))
@@ -60,7 +60,7 @@ def format_page(
     text = (
         f"<h1>{escape(title)}</h1><p>{count(len(pseudo), 'image')} with {count(sum(boxes.values()), 'pseudo-label')}"
         f"{more}. Nobody has corrected them.</p>"
-        f"<p>A detection is a label if its score reaches {escape(threshold)}; {escape(RULES)}.</p>"
+        f"<p>A detection is a label if its score reaches {escape(threshold)}; {escape(rules)}.</p>"
     )
     text += "".join(f"<p>{escape(sentence)}</p>" for sentence in left_out[:MOST_SHOWN])
     text += f"<h2>{count(len(drawn), 'image')} drawn at random</h2><div class=views>{''.join(pictures)}</div>"

@@ -40,13 +40,13 @@ from torchvision.ops import box_iou
 
 from glip_adapt.core.precision import autocast
 from glip_adapt.core.settings import ViewConfig
-from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW, Target
-from glip_adapt.data.images import read_header
+from glip_adapt.core.structures import Detections, FrozenState, Fused, ImageBatch, Pyramid, SizeHW
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.data.transforms import View
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.detector import Detector, detections
 from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.pseudo_labels import unlabelled as record_of
 from glip_adapt.share.detecting import THRESHOLD
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def suggest(
     found: list[tuple[Path, Detections, Tensor]] = []
     for position, path in enumerate(pool, start=len(known) + 1):
         try:
-            found.append((path, *seen.look(unlabelled_record(path))))
+            found.append((path, *seen.look(record_of(path))))
         except (FileNotFoundError, ValueError) as error:
             logger.warning(f"{error} It is left out.")
         if on_image:
@@ -137,16 +137,6 @@ def suggest(
         )
         for index, distance, is_far in picks
     ]
-
-
-def unlabelled_record(path: Path) -> ImageRecord:
-    """Return an image without boxes; its id is its path.
-
-    Raises:
-        FileNotFoundError, ValueError: if it is no image that can be read.
-    """
-    empty = Target(torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64))
-    return ImageRecord(str(path), path, read_header(path).size_hw, empty)
 
 
 def count_boxes(splits: Iterable[Split]) -> Counter[str]:

@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 from glip_adapt import load_captions, load_dataset
 from glip_adapt.core.errors import UnknownNameError
@@ -75,6 +77,15 @@ def test_sentences_become_captions_that_train(tiny_trunk, pictures, tmp_path):
         threshold=0.0, view=VIEW, format="coco",
     )  # fmt: skip
     assert {*as_classes.boxes} <= {"red box", "blue box"}
+    twice = [(p, text) for p in pictures for text in (SENTENCE, "[Red box] and [blue box]")]
+    again = pseudo_label(
+        adapt(tiny_trunk, "zero_shot"), twice, tmp_path / "twice", threshold=0.0, view=VIEW, format="coco"
+    )
+    train = load_dataset(again.folder).train
+    for record in train.records:  # of several sentences about one object, the best phrase stays
+        edges = torch.tensor([a.bbox_xywh for a in train.annotations_of(record)]).reshape(-1, 4)
+        edges[:, 2:] += edges[:, :2]
+        assert (box_iou(edges, edges).fill_diagonal_(0) <= 0.7 + 1e-4).all()
 
 
 def test_images_labelled_by_hand_stay_and_tell_the_classes(zero_shot, pictures, tmp_path, coco_folder):
