@@ -18,6 +18,7 @@ from glip_adapt.cli.convert import convert_app
 from glip_adapt.cli.data import data_app
 from glip_adapt.cli.deploy import deploy_app
 from glip_adapt.cli.detect import detect_app
+from glip_adapt.cli.evaluate import evaluate_app
 from glip_adapt.cli.ls import ls_app
 from glip_adapt.cli.prompt import prompt_app
 from glip_adapt.cli.pseudo_label import pseudo_label_app
@@ -39,7 +40,18 @@ DIVIDED = ("adapt", "eval")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verbs in (
-    *(detect_app, adapt_app, studio_app, suggest_app, pseudo_label_app, bench_app, ls_app, convert_app, deploy_app),
+    *(
+        detect_app,
+        adapt_app,
+        evaluate_app,
+        studio_app,
+        suggest_app,
+        pseudo_label_app,
+        bench_app,
+        ls_app,
+        convert_app,
+        deploy_app,
+    ),
     *(score_app, share_app),
 ):
     app.add_typer(verbs)
