@@ -34,6 +34,11 @@ def to_edges(boxes_xyxy: Tensor) -> Tensor:
     return boxes_xyxy + boxes_xyxy.new_tensor((0.0, 0.0, 1.0, 1.0))
 
 
+def from_edges(edges_xyxy: Tensor) -> Tensor:
+    """Convert edges (N, 4) to inclusive corners (N, 4), the inverse of ``to_edges``."""
+    return edges_xyxy - edges_xyxy.new_tensor((0.0, 0.0, 1.0, 1.0))
+
+
 def edges_to_xywh(edges_xyxy: Tensor) -> Tensor:
     """Convert edges (N, 4) to COCO boxes (N, 4)."""
     return torch.cat((edges_xyxy[:, :2], edges_xyxy[:, 2:] - edges_xyxy[:, :2]), dim=-1)

@@ -71,6 +71,32 @@ class Views:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compositions:
+    """Images that training makes of the labelled ones, see ``data/composed.py``: how many, and how likely each change.
+
+    The changes of one image are drawn one by one, so that it may have all of them or none.
+    """
+
+    per_image: int = 8
+    "for each labelled image"
+    blend: float = 0.0
+    "probability that another image is laid over it, with its boxes (MixUp)"
+    crop: float = 0.0
+    "probability that a part of it is shown, which cuts no box"
+    paste: float = 0.0
+    "probability that objects of other images are pasted where no box is"
+    colour: float = 0.0
+    "probability that hue, saturation and brightness are moved"
+
+    def __post_init__(self) -> None:
+        if self.per_image < 1:
+            raise ValueError(f"per_image is {self.per_image}; expected at least 1 composition of an image.")
+        for name in ("blend", "crop", "paste", "colour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a probability from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """The recipe; defaults are those of full fine-tuning from 10 shots."""
 
@@ -118,6 +144,12 @@ class FitConfig:
     "of large products; losses and weights stay in float32, float16 scales the loss; see ``ViewConfig``"
     weights: Literal["equal", "score"] = "equal"
     "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
+    averaging: float = 0.0
+    "decay per step of a running mean of the weights, which is looked at and kept instead of them; 0: the weights"
+    factors: tuple[float, ...] = ()
+    "parts of the way from the start to the best state that are tried on the validation images at the end, below 1"
+    compositions: Compositions | None = None
+    "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False
     "whether blocks are computed again in the backward pass rather than kept; on for full: a third of the memory"
     seed: int = 10
@@ -132,6 +164,10 @@ class FitConfig:
             raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
         if self.weights not in ("equal", "score"):
             raise ValueError(f"weights is {self.weights!r}; expected 'equal' or 'score'.")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging is {self.averaging}; expected a decay from 0 to less than 1.")
+        if not all(0 < factor < 1 for factor in self.factors):
+            raise ValueError(f"factors are {self.factors}; expected parts of a way, above 0 and below 1.")
         _ = self.view  # checks the sizes
 
     @property

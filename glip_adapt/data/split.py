@@ -83,6 +83,16 @@ class ImageRecord:
         """Return the image as RGB, turned like its boxes; errors as ``load_rgb``."""
         return load_rgb(self.path, self.size_hw)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the pixels come from."""
+        return (self.path,)
+
+    @property
+    def change(self) -> str:
+        """How the pixels differ from those in ``files``; two images with the same files and changes look the same."""
+        return "" if self.header.applied == 1 else f"t{self.header.applied}"
+
     @functools.cached_property
     def target(self) -> Target:
         """The boxes that training learns from; made once."""

@@ -90,7 +90,7 @@ class FrozenFeatures:
         return padded_shape(view.seen_hw(record.header.size_hw, self.max_long_side))
 
     def _key(self, records: Sequence[ImageRecord], view: View) -> CacheKey:
-        images = "-".join(f"{image_digest(r.path)}{_turned(r)}" for r in records)
+        images = "-".join("-".join(map(image_digest, r.files)) + r.change for r in records)
         part = "".join(f"-{edge}" for edge in view.part or ())
         shown = f"{view.short_side}-{self.max_long_side}{'-flip' if view.flip else ''}{part and '-part'}{part}"
         return CacheKey(image=images, view=shown, **self._shared)
@@ -107,8 +107,3 @@ class FrozenFeatures:
 @functools.cache
 def _versions() -> str:
     return "-".join(f"{name}-{version(name)}" for name in PACKAGES)
-
-
-def _turned(record: ImageRecord) -> str:
-    """Return the orientation that is applied to an image, if any; the digest of its file does not tell."""
-    return "" if record.header.applied == 1 else f"t{record.header.applied}"

@@ -23,8 +23,10 @@ from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.timing import stage
 from glip_adapt.data.captioned import CaptionedSplit
+from glip_adapt.data.composed import composed
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
+from glip_adapt.engine.averaging import RunningMean
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
 from glip_adapt.engine.features import FrozenFeatures
@@ -40,11 +42,15 @@ STEP_COST = 3  # of an image in a training step, in detections of an image: forw
 
 @dataclass(frozen=True)
 class Validation:
-    """One evaluation on the validation split, after ``step`` steps; 0 is before training."""
+    """One evaluation on the validation split, after ``step`` steps; 0 is before training.
+
+    The state is at ``factor`` of the way from the start to the one after these steps.
+    """
 
     step: int
     ap: float
     is_best: bool
+    factor: float = 1.0
 
 
 @dataclass
@@ -63,6 +69,12 @@ class History:
     def best_step(self) -> int | None:
         """The step of the state that was kept; None without a validation split."""
         best = [v.step for v in self.validations if v.is_best]
+        return best[-1] if best else None
+
+    @property
+    def best_factor(self) -> float | None:
+        """The factor of the state that was kept; None without a validation split."""
+        best = [v.factor for v in self.validations if v.is_best]
         return best[-1] if best else None
 
     @property
@@ -125,13 +137,15 @@ def train_model(
     ranks.check_alike(_facts(model, train, config), model.device)
     ranks.copy_first(model.owned_tensors().values())
     history = History(count_steps(config, len(train)))
+    shown = _composed(train, config)
     validate_every = config.validate_every or _interval(config, len(train), len(val or ()))
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     groups = parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
-    bad_validations, batches = 0, draw_batches(model, train, features, config, ranks)
-    with closing(batches), _training(model, config, history, ranks) as keep_state:
+    start, mean = model.copy_owned() if config.factors else {}, RunningMean(model, config.averaging)
+    bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
+    with closing(batches), _training(model, config, history, ranks) as kept:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
             if step > 0:
                 with stage("training"):
@@ -140,17 +154,19 @@ def train_model(
                     model.train()
                     ids = [sample.record.image_id for sample in batch]
                     history.steps.append(stepper.take(step, f"images {ids}", losses_of(model, features, batch, ranks)))
+                    mean.update()
                 if config.schedule == "cosine":
                     schedule.step()
                 if on_step:
-                    on_step(history.steps[-1], history.total_steps)
+                    with mean.shown():
+                        on_step(history.steps[-1], history.total_steps)
             is_due = step % validate_every == 0 or step == history.total_steps
             if val is not None and (is_due if step > 0 else config.keep_start):
-                with stage("validation"):
-                    done = _validate(watcher, val, config, cache, history)
+                with mean.shown():
+                    done = _validate(watcher, val, config, cache, history, step)
+                    if done.is_best:
+                        kept.update(model.copy_owned())
                 bad_validations = 0 if done.is_best else bad_validations + 1
-                if done.is_best:
-                    keep_state()
                 if config.schedule == "plateau" and done.ap > 0:  # as in the public trainer
                     schedule.step(done.ap)
                 if on_validation:
@@ -158,6 +174,16 @@ def train_model(
                 if bad_validations >= config.stop_patience:
                     history.stopped_by = "patience"
                     break
+        mean.settle()
+        if val is not None and history.best_step:
+            best = dict(kept)
+            for factor in sorted(config.factors, reverse=True):
+                model.load_owned(model.adapter.between(start, best, factor))
+                done = _validate(watcher, val, config, cache, history, history.best_step, factor)
+                if done.is_best:
+                    kept.update(model.copy_owned())
+                if on_validation:
+                    on_validation(done)
     return history
 
 
@@ -206,6 +232,19 @@ def _check_trainable(model: AdaptedModel, train: Split | CaptionedSplit) -> None
         check_scorable(model, train)
 
 
+def _composed(train: Split | CaptionedSplit, config: FitConfig) -> Split | CaptionedSplit:
+    """Return the images that batches are drawn from.
+
+    Raises:
+        ValueError: if images with captions of their own are to be composed.
+    """
+    if config.compositions is None:
+        return train
+    if isinstance(train, CaptionedSplit):
+        raise ValueError(f"{train.name} has captions, which a composition would not follow. Leave compositions out.")
+    return composed(train, config.compositions, config.seed)
+
+
 def _facts(model: AdaptedModel, train: Split | CaptionedSplit, config: FitConfig) -> dict[str, Any]:
     """Return what all ranks must have alike, by name."""
     images: list[Any]
@@ -222,14 +261,14 @@ def _facts(model: AdaptedModel, train: Split | CaptionedSplit, config: FitConfig
 
 
 @contextmanager
-def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: Ranks) -> Iterator[Callable[[], None]]:
-    """Seed torch, and yield a function that keeps the present state; the end or Ctrl-C restores the last one kept."""
+def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: Ranks) -> Iterator[dict[str, Tensor]]:
+    """Seed torch, and yield where the best state so far is kept; at the end or Ctrl-C, the model gets it back."""
     kept = dict[str, Tensor]()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(config.seed + ranks.rank)  # for dropout alone: views have a generator of their own
         model.network.set_recompute(config.recompute)
         try:
-            yield lambda: kept.update(model.copy_owned())
+            yield kept
         except KeyboardInterrupt:
             logger.warning("Interrupted after %d steps; the best state so far is kept.", len(history.steps))
             history.stopped_by = "interrupt"
@@ -240,11 +279,20 @@ def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: R
             model.network.set_recompute(False)
 
 
-def _validate(model: AdaptedModel, val: Split, config: FitConfig, cache: FeatureCache, history: History) -> Validation:
+def _validate(
+    model: AdaptedModel,
+    val: Split,
+    config: FitConfig,
+    cache: FeatureCache,
+    history: History,
+    step: int,
+    factor: float = 1.0,
+) -> Validation:
     """Score the model and note the result; as in the public trainer, a tie counts as best."""
-    found = predict_split(model, val, config.view, cache=cache)
-    ap = current().agreed(score_ap(found, val) or 0.0)  # processors may differ in the last bit
-    done = Validation(len(history.steps), ap, is_best=history.best_ap is None or ap >= history.best_ap)
+    with stage("validation"):
+        found = predict_split(model, val, config.view, cache=cache)
+        ap = current().agreed(score_ap(found, val) or 0.0)  # processors may differ in the last bit
+    done = Validation(step, ap, is_best=history.best_ap is None or ap >= history.best_ap, factor=factor)
     history.validations.append(done)
     if done.is_best:
         history.best_found = found

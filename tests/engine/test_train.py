@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SHARED
 
-from glip_adapt.core.settings import FitConfig
+from glip_adapt.core.settings import Compositions, FitConfig
 from glip_adapt.core.structures import Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.images import load_rgb
@@ -19,6 +19,7 @@ from glip_adapt.data.transforms import View, collate, view_image, view_target
 from glip_adapt.engine import features, samples, train
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.batches import in_batches
+from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
 from glip_adapt.engine.train import parameter_groups, train_model
@@ -414,6 +415,107 @@ def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
 
 
 # Interruption and errors ---------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_the_weights_is_what_is_validated_and_kept(build, single, data):
+    config = replace(ONE_BY_ONE, averaging=0.9, max_steps=4, validate_every=4)
+    seen, model = [], build("prompt")
+    train_model(model, single, None, replace(config, averaging=0.0), on_step=lambda *_: seen.append(model.copy_owned()))
+    mean = build("prompt").copy_owned()
+    for step, owned in enumerate(seen, start=1):
+        weight = 1 - min(0.9, step / (step + 9))
+        mean = {name: mean[name] + weight * (owned[name] - mean[name]) for name in mean}
+    for val in (None, data.train):
+        averaged, shown = build("prompt"), []
+        train_model(averaged, single, val, config, on_step=lambda *_, m=averaged, s=shown: s.append(m.copy_owned()))
+        for held in (averaged.copy_owned(), shown[-1]):
+            torch.testing.assert_close(held, mean)
+
+
+def test_without_a_decay_the_weights_are_their_own_mean(build, single):
+    one, other = build("prompt"), build("prompt")
+    train_model(one, single, None, replace(ONE_BY_ONE, max_steps=2))
+    train_model(other, single, None, replace(ONE_BY_ONE, max_steps=2, averaging=1e-9))
+    torch.testing.assert_close(one.copy_owned(), other.copy_owned())
+
+
+@pytest.mark.parametrize(
+    ("aps", "factor", "kept_ap"),
+    [
+        ([0.4, 0.3, 0.3], 1.0, 0.4),
+        ([0.4, 0.5, 0.3], 0.8, 0.5),
+        ([0.4, 0.45, 0.5], 0.3, 0.5),
+        ([0.4, 0.4, 0.2], 0.8, 0.4),
+    ],
+)
+def test_the_best_part_of_the_way_is_kept(build, single, data, score_with, aps, factor, kept_ap):
+    model, whole = build("prompt"), []
+    start = model.copy_owned()
+    score_with(aps)
+    config = replace(ONE_BY_ONE, max_steps=1, factors=(0.3, 0.8))
+    history = train_model(model, single, data.val, config, on_step=lambda *_: whole.append(model.copy_owned()))
+    torch.testing.assert_close(model.copy_owned(), model.adapter.between(start, whole[0], factor))
+    assert [v.factor for v in history.validations] == [1.0, 0.8, 0.3]
+    assert (history.best_factor, history.best_step, history.best_ap) == (factor, 1, kept_ap)
+
+
+def test_no_way_back_is_tried_from_the_start(build, single, data, score_with):
+    score_with([0.5, 0.4])
+    config = replace(ONE_BY_ONE, max_steps=1, factors=(0.5,), keep_start=True)
+    history = train_model(build("prompt"), single, data.val, config)
+    assert len(history.validations) == 2
+    assert history.best_step == 0
+
+
+def test_an_interrupt_on_the_way_back_keeps_the_best_state(build, single, data, score_with):
+    model, whole = build("prompt"), []
+    score_with([0.5])
+    config = replace(ONE_BY_ONE, max_steps=1, factors=(0.5,))
+
+    def look(step, total):
+        whole.append(model.copy_owned())
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    history = train_model(model, single, data.val, config, on_step=look, on_validation=stop)
+    assert history.stopped_by == "interrupt"
+    torch.testing.assert_close(model.copy_owned(), whole[0])
+
+
+def test_compositions_are_learned_from_and_the_steps_are_those_of_the_images(build, data, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "draw_batches", spy_on_splits(train.draw_batches, seen))
+    config = replace(SMALL, compositions=Compositions(per_image=2, crop=1.0))
+    history = train_model(build(), data.train, None, config)
+    assert history.total_steps == max(1, len(data.train) // 2)
+    (shown,) = seen
+    assert len(shown) == 3 * len(data.train)
+    assert all(math.isfinite(step.loss) for step in history.steps)
+
+
+def spy_on_splits(draw, seen):
+    def spy(model, split, *arguments):
+        seen.append(split)
+        return draw(model, split, *arguments)
+
+    return spy
+
+
+def test_features_of_compositions_are_kept_like_those_of_images(build, data):
+    config = replace(SMALL, flip=False, compositions=Compositions(per_image=1, paste=1.0, colour=1.0), epochs=4)
+    kept, cache = build("prompt"), FeatureCache()
+    train_model(kept, data.train, None, config, cache=cache)
+    fresh = build("prompt")
+    train_model(fresh, data.train, None, config, cache=FeatureCache(memory_bytes=0))
+    assert same(kept.copy_owned(), fresh.copy_owned())
+    assert cache.statistics.misses <= 2 * len(data.train)
+
+
+@pytest.mark.parametrize(("name", "value"), [("averaging", 1.0), ("averaging", -0.1), ("factors", (0.5, 1.0))])
+def test_means_and_ways_outside_of_their_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        FitConfig(**{name: value})
 
 
 def interrupt_at(number):
