@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from glip_adapt.core.config import describe_unknown, to_mapping
 from glip_adapt.core.errors import UnknownNameError
-from glip_adapt.core.settings import Shots, Views
+from glip_adapt.core.settings import FitConfig, Shots, Views
 
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000
@@ -151,6 +151,12 @@ class BenchPlan:
             raise ValueError(f"threads: {self.threads} is no number of threads; expected at least 1.")
         self.keys()  # every key checks its own parts
 
+    @property
+    def fit_tables(self) -> list[str]:
+        """Names of the tables of ``fit`` that hold for one method; some settings are tables themselves."""
+        settings = {field.name for field in dataclasses.fields(FitConfig)}
+        return [name for name, value in self.fit.items() if isinstance(value, Mapping) and name not in settings]
+
     def keys(self) -> tuple[RunKey, ...]:
         """Return the runs of the plan, trunk by trunk and dataset by dataset, so that caches are reused.
 
@@ -172,7 +178,7 @@ class BenchPlan:
             ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top), ``protocol``, and
             ``settings`` of the adapter.
         """
-        shared = {name: value for name, value in self.fit.items() if not isinstance(value, Mapping)}
+        shared = {name: value for name, value in self.fit.items() if name not in self.fit_tables}
         # Zero-shot keeps everything by definition.
         protocol = dataclasses.replace(self.protocol, retention=()) if key.method == ZERO_SHOT else self.protocol
         return {
@@ -198,11 +204,10 @@ def check_plan(
     Raises:
         ValueError: if the plan asks for something that does not exist or makes no sense; names place, key and entry.
     """
-    tables = [name for name, value in plan.fit.items() if isinstance(value, Mapping)]
     for place, entries, choices in (
         ("trunks", plan.trunks, trunks),
         ("methods", plan.methods, methods),
-        ("fit", tables, methods),
+        ("fit", plan.fit_tables, methods),
         ("settings", plan.settings, methods),
         ("checkpoints", plan.checkpoints, plan.trunks),
     ):

@@ -144,8 +144,6 @@ class FitConfig:
     "of large products; losses and weights stay in float32, float16 scales the loss; see ``ViewConfig``"
     weights: Literal["equal", "score"] = "equal"
     "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
-    averaging: float = 0.0
-    "decay per step of a running mean of the weights, which is looked at and kept instead of them; 0: the weights"
     factors: tuple[float, ...] = ()
     "parts of the way from the start to the best state that are tried on the validation images at the end, below 1"
     compositions: Compositions | None = None
@@ -164,8 +162,6 @@ class FitConfig:
             raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
         if self.weights not in ("equal", "score"):
             raise ValueError(f"weights is {self.weights!r}; expected 'equal' or 'score'.")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging is {self.averaging}; expected a decay from 0 to less than 1.")
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"factors are {self.factors}; expected parts of a way, above 0 and below 1.")
         _ = self.view  # checks the sizes

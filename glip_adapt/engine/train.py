@@ -26,7 +26,6 @@ from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.data.composed import composed
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
-from glip_adapt.engine.averaging import RunningMean
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
 from glip_adapt.engine.features import FrozenFeatures
@@ -143,7 +142,7 @@ def train_model(
     groups = parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
     schedule = _schedule(stepper.optimiser, config, history.total_steps)
-    start, mean = model.copy_owned() if config.factors else {}, RunningMean(model, config.averaging)
+    start = model.copy_owned() if config.factors else {}
     bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as kept:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
@@ -154,18 +153,15 @@ def train_model(
                     model.train()
                     ids = [sample.record.image_id for sample in batch]
                     history.steps.append(stepper.take(step, f"images {ids}", losses_of(model, features, batch, ranks)))
-                    mean.update()
                 if config.schedule == "cosine":
                     schedule.step()
                 if on_step:
-                    with mean.shown():
-                        on_step(history.steps[-1], history.total_steps)
+                    on_step(history.steps[-1], history.total_steps)
             is_due = step % validate_every == 0 or step == history.total_steps
             if val is not None and (is_due if step > 0 else config.keep_start):
-                with mean.shown():
-                    done = _validate(watcher, val, config, cache, history, step)
-                    if done.is_best:
-                        kept.update(model.copy_owned())
+                done = _validate(watcher, val, config, cache, history, step)
+                if done.is_best:
+                    kept.update(model.copy_owned())
                 bad_validations = 0 if done.is_best else bad_validations + 1
                 if config.schedule == "plateau" and done.ap > 0:  # as in the public trainer
                     schedule.step(done.ap)
@@ -174,7 +170,6 @@ def train_model(
                 if bad_validations >= config.stop_patience:
                     history.stopped_by = "patience"
                     break
-        mean.settle()
         if val is not None and history.best_step:
             best = dict(kept)
             for factor in sorted(config.factors, reverse=True):

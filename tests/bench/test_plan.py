@@ -146,6 +146,17 @@ def test_method_table_stands_on_top_of_shared_settings(load, tmp_path):
     }  # fmt: skip
 
 
+def test_a_setting_that_is_a_table_is_shared_or_of_one_method_like_the_others(load):
+    plan = load(
+        'datasets = ["a"]\n[fit]\nfactors = [0.5]\n[fit.compositions]\ncrop = 0.5\n'
+        "[fit.full.compositions]\npaste = 1.0\n[fit.prompt]\nepochs = 3"
+    )
+    configs = {key.method: plan.config_of(key)["fit"] for key in plan.keys()}
+    assert configs["linear_probe"] == {"factors": [0.5], "compositions": {"crop": 0.5}}
+    assert configs["prompt"] == {"factors": [0.5], "compositions": {"crop": 0.5}, "epochs": 3}
+    assert configs["full"] == {"factors": [0.5], "compositions": {"paste": 1.0}}
+
+
 def test_settings_of_a_method_are_its_own(load):
     plan = load('datasets = ["a"]\n[settings.prompt]\nrank = 4\n[settings.full]')
     keys = plan.keys()

@@ -417,28 +417,6 @@ def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
 # Interruption and errors ---------------------------------------------------------------------------------------------
 
 
-def test_the_mean_of_the_weights_is_what_is_validated_and_kept(build, single, data):
-    config = replace(ONE_BY_ONE, averaging=0.9, max_steps=4, validate_every=4)
-    seen, model = [], build("prompt")
-    train_model(model, single, None, replace(config, averaging=0.0), on_step=lambda *_: seen.append(model.copy_owned()))
-    mean = build("prompt").copy_owned()
-    for step, owned in enumerate(seen, start=1):
-        weight = 1 - min(0.9, step / (step + 9))
-        mean = {name: mean[name] + weight * (owned[name] - mean[name]) for name in mean}
-    for val in (None, data.train):
-        averaged, shown = build("prompt"), []
-        train_model(averaged, single, val, config, on_step=lambda *_, m=averaged, s=shown: s.append(m.copy_owned()))
-        for held in (averaged.copy_owned(), shown[-1]):
-            torch.testing.assert_close(held, mean)
-
-
-def test_without_a_decay_the_weights_are_their_own_mean(build, single):
-    one, other = build("prompt"), build("prompt")
-    train_model(one, single, None, replace(ONE_BY_ONE, max_steps=2))
-    train_model(other, single, None, replace(ONE_BY_ONE, max_steps=2, averaging=1e-9))
-    torch.testing.assert_close(one.copy_owned(), other.copy_owned())
-
-
 @pytest.mark.parametrize(
     ("aps", "factor", "kept_ap"),
     [
@@ -512,8 +490,8 @@ def test_features_of_compositions_are_kept_like_those_of_images(build, data):
     assert cache.statistics.misses <= 2 * len(data.train)
 
 
-@pytest.mark.parametrize(("name", "value"), [("averaging", 1.0), ("averaging", -0.1), ("factors", (0.5, 1.0))])
-def test_means_and_ways_outside_of_their_range_are_refused(name, value):
+@pytest.mark.parametrize(("name", "value"), [("factors", (0.5, 1.0)), ("factors", (0.0,))])
+def test_ways_outside_of_their_range_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         FitConfig(**{name: value})
 
