@@ -190,7 +190,7 @@ def _check_datasets(plan: BenchPlan, where: str) -> None:
     """Raise if a dataset of the plan, or a split that its runs need, is not on this machine."""
     keys, needed = plan.keys(), {str(plan.protocol.test_split)}
     if any(key.method != ZERO_SHOT for key in keys):
-        needed |= {"train", "val"} if plan.protocol.selection == "best_on_val" else {"train"}
+        needed |= {"train", "val"} if plan.protocol.selection.endswith("_val") else {"train"}
     for entry in plan.datasets:
         with _placing(f"{where}, datasets, {entry}"):
             data = load_dataset(entry)

@@ -118,7 +118,7 @@ class FitExecutor:
                 history, choice = self._cross_validated(model, train, recipe, protocol.folds, on_step)
                 selected_on = train.name
             else:
-                val = data.selection if protocol.selection == "best_on_val" else None
+                val = selection_split(data, key, protocol)
                 history = train_model(model, train, val, recipe, cache=self.cache, on_step=on_step)
                 selected_on = val.name if val else None
             if history.stopped_by == "interrupt":
@@ -203,6 +203,16 @@ def training_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Spli
         else data.train.few_shot(key.shots, key.seed, protocol.few_shot_source)
     )
     return replace(drawn, records=drawn.records + data.train.backgrounds(protocol.backgrounds, key.seed))
+
+
+def selection_split(data: Dataset, key: RunKey, protocol: ProtocolConfig) -> Split | None:
+    """Return the images that select a state while training, if any do.
+
+    Those of ``best_on_few_val`` are what tools/finetune.py of the public code selects on with ``--use_prepared_data``.
+    """
+    if protocol.selection == "best_on_few_val" and key.shots != "all":
+        return data.selection.few_shot(key.shots, key.seed, protocol.few_shot_source)
+    return data.selection if protocol.selection in ("best_on_val", "best_on_few_val") else None
 
 
 def _classes(data: Dataset, protocol: ProtocolConfig) -> tuple[str, ...] | tuple[ClassPrompt, ...]:

@@ -117,7 +117,9 @@ def _count_shown(run: PlannedRun, sizes: Sizes) -> int | None:
     if recipe is None:
         return scored
     drawn = shots * sizes.classes if shots != "all" else sizes.train
-    held_out = {"best_on_val": sizes.val, "cross_validation": drawn, "last": 0}[protocol["selection"]]
+    few_val = sizes.val if drawn is None or sizes.val is None else min(drawn, sizes.val)
+    counts = {"best_on_val": sizes.val, "best_on_few_val": few_val, "cross_validation": drawn, "last": 0}
+    held_out = counts[protocol["selection"]]
     if drawn is None or held_out is None or scored is None:
         return None
     return drawn * len(recipe["short_sides"]) * (1 + recipe["flip"]) + held_out + scored

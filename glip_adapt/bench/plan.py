@@ -80,10 +80,12 @@ class ProtocolConfig:
     """Wording of the caption: bare class names, or the official prefix and suffix of a class where one exists."""
     few_shot_source: Literal["official", "sampled"] = "official"
     """``official``: the official few-shot file where present, else the sampler; ``sampled``: always the sampler."""
-    selection: Literal["best_on_val", "cross_validation", "last"] = "best_on_val"
-    """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``cross_validation``: the
-    one that the training images choose among themselves, see engine/selection.py. ``last``: the one after the last
-    step. The latter two use no validation image, so that nothing ends training before its ceiling."""
+    selection: Literal["best_on_val", "best_on_few_val", "cross_validation", "last"] = "best_on_val"
+    """State of a fit that is scored. ``best_on_val``: the one with the highest validation AP. ``best_on_few_val``: that
+    on as many validation images per class as there are shots, from the official file where there is one.
+    ``cross_validation``: the one that the training images choose among themselves, see engine/selection.py. ``last``:
+    the one after the last step. The latter two use no validation image, so that nothing ends training before its
+    ceiling."""
 
     folds: int = 3
     """Parts of the training images for ``cross_validation``."""

@@ -113,6 +113,11 @@ def test_the_last_state_is_selected_on_nothing(run):
     assert (outcome.selected_on, outcome.metrics.val_ap) == (None, None)
 
 
+@pytest.mark.parametrize(("shots", "named"), [(1, "shapes/val-1-shot-seed-3"), ("all", "shapes/val")])
+def test_few_validation_images_select_where_few_are_learned_from(run, shots, named):
+    assert run("prompt", shots, selection="best_on_few_val").selected_on == named
+
+
 def test_cross_validation_uses_no_validation_image(run, shapes, monkeypatch):
     data = load_dataset(str(shapes))
     splits = {name: split for name, split in data.splits.items() if name != "val"}

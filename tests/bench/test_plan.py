@@ -114,7 +114,10 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('datasets = ["a"]\n[protocol]\nretention = ["b"]', "protocol, retention: unknown 'b'; valid are 'a'"),
         ("[protocol]\nviews = {sizes = [16]}", "protocol, views: Sizes and tiles of views have at least 32 pixels"),
         ("[protocol]\nviews = {flips = true}", "protocol, views: unknown key 'flips' (did you mean 'flip'?)"),
-        ('[protocol]\nselection = "first"', "selection: expected 'best_on_val' or 'cross_validation' or 'last'"),
+        (
+            '[protocol]\nselection = "first"',
+            "selection: expected 'best_on_val' or 'best_on_few_val' or",
+        ),
         ('[checkpoints]\n"glip-l" = "x.pth"', "checkpoints: unknown 'glip-l'"),
         ('[checkpoints]\n"glip-t" = "nowhere.pth"', "checkpoints, glip-t: there is no file or folder 'nowhere.pth'"),
     ],
@@ -151,7 +154,8 @@ def test_a_setting_that_is_a_table_is_shared_or_of_one_method_like_the_others(lo
         'datasets = ["a"]\n[fit]\nfactors = [0.5]\n[fit.compositions]\ncrop = 0.5\n'
         "[fit.full.compositions]\npaste = 1.0\n[fit.prompt]\nepochs = 3"
     )
-    configs = {key.method: plan.config_of(key)["fit"] for key in plan.keys()}
+    keys = plan.keys()
+    configs = {key.method: plan.config_of(key)["fit"] for key in keys}
     assert configs["linear_probe"] == {"factors": [0.5], "compositions": {"crop": 0.5}}
     assert configs["prompt"] == {"factors": [0.5], "compositions": {"crop": 0.5}, "epochs": 3}
     assert configs["full"] == {"factors": [0.5], "compositions": {"paste": 1.0}}
