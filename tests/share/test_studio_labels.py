@@ -4,6 +4,7 @@ import json
 import os
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from labelled import make_split
@@ -229,6 +230,29 @@ def test_what_cannot_be_labelled_is_refused_at_the_start(folder, tmp_path):
         LabelStore(folder, "cocoa")
     (folder / "_annotations.coco.json").write_text('{"images": [')
     with pytest.raises(ValueError, match="malformed JSON"):
+        LabelStore(folder)
+
+
+@pytest.mark.parametrize("place", [Path("images/train"), Path("pictures")])
+def test_a_folder_of_yolo_opens_with_its_classes_before_its_first_label(place, tmp_path):
+    make_split(tmp_path / place, [[], [], []])
+    (tmp_path / "data.yaml").write_text(f"train: {place}\nnames: [ant, owl]\n")
+    store = LabelStore(tmp_path)
+    assert (store.format, store.classes) == ("yolo", ["ant", "owl"])
+    assert not any(labels.is_labelled for *_, labels in store.overview())
+    key = keys(store)[f"{place}/2.png"]
+    store.save(key, [OWL], store.labels_of(key).revision)
+    assert LabelStore(tmp_path).labels_of(key).is_labelled
+    data = load_dataset(tmp_path)
+    assert (data.format, data.classes) == ("yolo", ("ant", "owl"))
+    assert [record.path.name for record in data.train.records] == ["2.png"]
+    written = tmp_path / ("labels/train/2.txt" if place.parts[0] == "images" else "pictures/2.txt")
+    assert written.read_text().split()[0] == "1"
+
+
+def test_a_folder_of_yolo_whose_images_are_elsewhere_says_so(tmp_path, folder):
+    (folder / "data.yaml").write_text("train: gone/train\nnames: [ant, owl]\n")
+    with pytest.raises(ValueError, match="gone/train"):
         LabelStore(folder)
 
 

@@ -16,6 +16,7 @@ import yaml
 from glip_adapt.data.documents import (
     BoxXYWH,
     Draft,
+    Finding,
     LabelledImage,
     SplitDocument,
     build_documents,
@@ -57,6 +58,18 @@ def read(folder: Path) -> dict[str, SplitDocument]:
     Raises:
         ValueError: if the class names are missing, ``data.yaml`` cannot be read, or no image has a label file.
     """
+    documents = read_begun(folder)
+    if not any(source.document["images"] for source in documents.values()):
+        raise _without_labels(folder, [finding for source in documents.values() for finding in source.findings])
+    return documents
+
+
+def read_begun(folder: Path) -> dict[str, SplitDocument]:
+    """Return the splits as ``read`` does, but while no image has a label file yet, one without images.
+
+    Raises:
+        ValueError: if the class names are missing, ``data.yaml`` cannot be read, or there is no image.
+    """
     files = settings_files(folder)
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
@@ -72,18 +85,23 @@ def read(folder: Path) -> dict[str, SplitDocument]:
         for path in paths:
             _read_image(path, folder, classes, "kpt_shape" in settings, drafts[name])
     findings += _unused_labels([path for paths in images.values() for path in paths], folder)
+    if not any(images.values()):
+        raise _without_labels(folder, findings)
     labelled = {name: draft for name, draft in drafts.items() if draft.images}
-    if not labelled:
-        missing = "".join(f"; {example}" for kind, example in findings if kind == "missing split")
-        raise ValueError(
-            f"{folder}: no image has a label file{missing}. Expected labels/NAME.txt for images/NAME.jpg, or NAME.txt "
-            "beside NAME.jpg."
-        )
+    kept = labelled or {"train": Draft(files[0] if files else folder)}
     # What concerns no split that can be loaded is told with the first one.
-    next(iter(labelled.values())).findings += findings + [
+    next(iter(kept.values())).findings += findings + [
         finding for name, draft in drafts.items() if name not in labelled for finding in draft.findings
     ]
-    return build_documents(labelled, folder, classes)
+    return build_documents(kept, folder, classes)
+
+
+def _without_labels(folder: Path, findings: Sequence[Finding]) -> ValueError:
+    missing = "".join(f"; {example}" for kind, example in findings if kind == "missing split")
+    return ValueError(
+        f"{folder}: no image has a label file{missing}. Expected labels/NAME.txt for images/NAME.jpg, or NAME.txt "
+        "beside NAME.jpg."
+    )
 
 
 def write(splits: Mapping[str, Split], folder: Path) -> None:

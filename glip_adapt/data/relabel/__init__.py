@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glip_adapt.core.sizes import SizeHW
+from glip_adapt.data.dataset import find_format
+from glip_adapt.data.documents import SplitDocument
+from glip_adapt.data.formats import yolo as yolo_files
 from glip_adapt.data.relabel import boxes_csv, coco, image_folder, label_studio, labelme, voc, yolo
 from glip_adapt.data.relabel.objects import NamedBox
 
@@ -21,6 +24,14 @@ RELABEL: dict[str, Relabel] = {
     "boxes_csv": boxes_csv.relabel,
 }
 """By name of the format."""
+
+
+def read_labels(folder: Path, format: str) -> dict[str, SplitDocument]:
+    """Return the splits of a folder before a change of its labels; errors as ``Format.read``.
+
+    A folder of YOLO that names its classes and has no label file yet gives one split without images.
+    """
+    return yolo_files.read_begun(folder) if format == yolo_files.NAME else find_format(format).read(folder)
 
 
 def relabel(folder: Path, format: str, image: Path, boxes: Sequence[NamedBox] | None, size_hw: SizeHW) -> None:

@@ -28,7 +28,7 @@ from glip_adapt.data.documents import BoxXYWH, SplitDocument, image_files
 from glip_adapt.data.entries import box_of, declared_size, image_path, root_category
 from glip_adapt.data.formats import coco
 from glip_adapt.data.images import SUFFIXES, read_header
-from glip_adapt.data.relabel import RELABEL, relabel
+from glip_adapt.data.relabel import RELABEL, read_labels, relabel
 from glip_adapt.data.relabel import coco as coco_files
 from glip_adapt.data.relabel.objects import NamedBox
 from glip_adapt.data.scan import require_sound
@@ -243,14 +243,15 @@ class LabelStore:
         if (seen := _look_of(self.folder)) == self._seen:
             return
         has_labels = find_format(self.format).recognises(self.folder)
-        documents = find_format(self.format).read(self.folder) if has_labels else {}
+        documents = read_labels(self.folder, self.format) if has_labels else {}
         labels: dict[str, Labels] = {}
         sizes: dict[str, SizeHW] = {}
         classes: dict[str, None] = {}
         roots = {root_category(source.document) for source in documents.values()}
         for source in documents.values():
             lists = [source.document.get(name) for name in ("images", "categories")]
-            if source.findings or source.document.get("annotations") or all(lists):  # else nothing is labelled yet
+            is_damaged = source.findings and source.document.get("images") != []
+            if is_damaged or source.document.get("annotations") or all(lists):  # else nothing is labelled yet
                 require_sound(source, images=False, need_sizes=False)
             names = {entry["id"]: entry["name"] for entry in source.document["categories"]}
             classes |= dict.fromkeys(name for key, name in names.items() if roots != {(key, name)})
