@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 ODD = "<img src=x onerror=alert(1)> & co.png"
 TRAINING_MS = 300_000
+TOKEN = "a-token_of-the-tests"
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def served(tmp_path):
     make_split(folder, [[], [], []])
     (folder / "3.png").rename(folder / ODD)
     listening = _listen("127.0.0.1", 0)
-    app = create_app(Studio(LabelStore(folder)), hosts_of("127.0.0.1"))
+    app = create_app(Studio(LabelStore(folder)), hosts_of("127.0.0.1"), TOKEN)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    yield folder, f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    yield folder, f"http://127.0.0.1:{listening.getsockname()[1]}/?token={TOKEN}"
     server.should_exit = True
     thread.join(5)
     listening.close()
@@ -156,6 +157,25 @@ def test_closing_loses_nothing_and_names_are_shown_as_text(page, served, browser
     assert saved(again, folder) == {ODD: [("<b>owl</b>", (5, 5, 10, 8))]}
     assert again.locator("#grid img[src=x], #classes b").count() == 0
     again.close()
+
+
+def test_the_page_opens_by_the_whole_address_only(page, served, browser):
+    folder, address = served
+    other = browser.new_context().new_page()  # of someone who knows the port alone
+    assert other.goto(address.split("?")[0]).status == 403
+    expect(other.locator("body")).to_contain_text("whole address that the terminal shows")
+    other.close()
+    open_page(page, address)
+    assert page.url == address.split("?")[0]
+    page.reload()
+    expect(page.locator("#editor image")).to_be_visible()
+    page.context.clear_cookies()
+    select(page, "1.png")
+    page.click("#nothing")
+    expect(page.locator("#notice")).to_contain_text("whole address that the terminal shows")
+    assert page.request.get(address).ok  # as in another tab of this browser
+    expect(page.locator("#saved")).to_have_text("all saved", timeout=10_000)  # what was refused is sent once more
+    assert list(saved(page, folder)) == ["1.png"]
 
 
 def test_two_pages_on_one_folder_lose_no_labels(page, served, browser):
@@ -289,7 +309,7 @@ def _label_and_adapt(page, address, data, records, folder):
         "() => { const it = document.querySelector('#least'); it.value = 0; it.dispatchEvent(new Event('input')) }"
     )
     assert page.locator("#after rect.box").count() > 0
-    report = page.request.get(address + "report/adapter")
+    report = page.request.get(page.url + "report/adapter")
     assert "What to expect" in report.text()
     page.fill("#count", "2")
     page.click("#suggest")

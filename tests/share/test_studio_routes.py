@@ -4,18 +4,21 @@ import io
 import json
 import threading
 import time
+from urllib.parse import quote
 
 import pytest
 from labelled import make_split
 from PIL import Image
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
-from glip_adapt.share.studio.guard import MOST_BYTES, hosts_of
+from glip_adapt.share.studio.guard import MOST_BYTES, Guard, hosts_of, new_token
 from glip_adapt.share.studio.jobs import BusyError, Jobs
 from glip_adapt.share.studio.labels import LabelStore
 from glip_adapt.share.studio.routes import SCRIPTS, Studio, create_app
 
 HOME = "http://127.0.0.1:8420"
+TOKEN = "a-token_of-the-tests"
 BOX = {"name": "owl", "box": [1, 2, 3, 4]}
 
 
@@ -27,7 +30,14 @@ def studio(tmp_path):
 
 @pytest.fixture
 def client(studio):
-    return TestClient(create_app(studio, hosts_of("127.0.0.1")), base_url=HOME)
+    opened = anonymous(studio)
+    opened.cookies.set("glip-adapt-8420", TOKEN)
+    return opened
+
+
+def anonymous(studio, host="127.0.0.1", token=TOKEN):
+    """Return a client that does not know the token."""
+    return TestClient(create_app(studio, hosts_of(host), token), base_url=HOME)
 
 
 @pytest.fixture
@@ -207,12 +217,71 @@ class TestGuard:
         assert chunks.status_code == 403
 
     def test_a_page_for_the_network_answers_to_addresses_and_still_not_to_names(self, studio):
-        client = TestClient(create_app(studio, hosts_of("0.0.0.0")), base_url=HOME)
+        client = anonymous(studio, "0.0.0.0", None)
         assert client.get("/api/folder", headers={"host": "192.168.1.5:8420"}).status_code == 200
         assert client.get("/api/folder", headers={"host": "evil.example:8420"}).status_code == 403
-        client = TestClient(create_app(studio, hosts_of("studio.lan")), base_url=HOME)
+        client = anonymous(studio, "studio.lan", None)
         assert client.get("/api/folder", headers={"host": "studio.lan:8420"}).status_code == 200
         assert client.get("/api/folder", headers={"host": "127.0.0.1:8420"}).status_code == 403
+
+    def test_without_the_token_nothing_is_answered(self, studio, key):
+        client = anonymous(studio)
+        body = {"boxes": [BOX], "revision": studio.store.labels_of(key).revision}
+        paths = ["/", "/page.js", "/api/folder", f"/thumbnail/{key}", "/absent"]
+        for path in (*paths, *(f"{path}?token={wrong}" for path in paths for wrong in ("", TOKEN[:-1], "None"))):
+            answer = client.get(path)
+            assert answer.status_code == 403
+            assert "whole address that the terminal shows" in answer.text
+            assert "set-cookie" not in answer.headers
+        for headers in (
+            {},
+            {"authorization": "Bearer "},
+            {"authorization": TOKEN},
+            {"authorization": f"Basic {TOKEN}"},
+        ):
+            assert client.post(f"/api/labels/{key}", json=body, headers=headers).status_code == 403
+        assert not studio.store.labels_of(key).is_labelled
+
+    def test_the_address_that_is_printed_opens_the_page_and_leaves_a_cookie(self, studio, key):
+        client = anonymous(studio)
+        answer = client.get(f"/?token={TOKEN}")
+        assert answer.status_code == 200
+        name, *facts = answer.headers["set-cookie"].split("; ")
+        assert name == f"glip-adapt-8420={TOKEN}"
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} == {*facts}
+        assert client.get(f"/thumbnail/{key}").status_code == 200  # by the cookie
+        client.cookies.clear()
+        client.cookies.set("glip-adapt-8421", TOKEN)  # of a server on another port
+        assert client.get(f"/thumbnail/{key}").status_code == 403
+
+    def test_a_program_brings_the_token_in_a_header(self, studio, key):
+        client = anonymous(studio)
+        body = {"boxes": [BOX], "revision": studio.store.labels_of(key).revision}
+        headers = {"authorization": f"bearer {TOKEN}"}
+        assert client.get("/api/folder", headers=headers).status_code == 200
+        assert client.post(f"/api/labels/{key}", json=body, headers=headers).status_code == 200
+
+    def test_a_token_is_no_leave_for_other_sites_and_names(self, studio):
+        client = anonymous(studio)
+        for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+            answer = client.get(f"/?token={TOKEN}", headers=headers)
+            assert answer.status_code == 403
+            assert "set-cookie" not in answer.headers
+
+    def test_tokens_are_drawn_and_fit_into_an_address(self):
+        tokens = {new_token() for _ in range(20)}
+        assert len(tokens) == 20
+        assert all(len(token) >= 32 and quote(token, safe="") == token for token in tokens)
+
+    def test_another_server_may_take_other_kinds_and_sizes(self, studio):
+        async def app(scope, receive, send):
+            await PlainTextResponse("taken")(scope, receive, send)
+
+        client = TestClient(Guard(app, hosts_of("127.0.0.1"), None, kinds=("image/png",), most_bytes=10), base_url=HOME)
+        post = lambda content, kind: client.post("/detect", content=content, headers={"content-type": kind})  # noqa: E731
+        assert post(b"1234567890", "image/png").text == "taken"
+        assert "Expected image/png" in post(b"{}", "application/json").text
+        assert "at most 10 bytes" in post(b"12345678901", "image/png").text
 
 
 class TestJobs:

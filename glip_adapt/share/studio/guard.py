@@ -1,18 +1,23 @@
-"""Who may talk to the page: only a browser that opened it by the address it listens on.
+"""Who may talk to a server of this machine: only who knows its token, by the address that it listens on.
 
 A program on this machine that listens on 127.0.0.1 is reached by every web page that the user visits. Such a page may
 send requests (cross-site requests), or give its own name the address 127.0.0.1 and then read answers too (DNS
 rebinding). Against the first helps ``Origin``, against the second ``Host``; both are set by the browser.
+
+Other users of this machine reach the port too. Against them helps a token that is drawn at the start. A browser brings
+it in the address of the page (``?token=``), and from then on as a cookie; a program in the header ``Authorization``.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,11 +53,32 @@ def hosts_of(host: str) -> frozenset[str]:
     return frozenset(own)
 
 
-class Guard:
-    """Refuses requests of other sites and by other names, and adds headers that keep the page to itself."""
+def new_token() -> str:
+    """Return a random token that may stand in an address."""
+    return secrets.token_urlsafe(24)
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
-        self.app, self.hosts = app, frozenset(hosts)
+
+class Guard:
+    """Refuses requests of other sites, by other names and without the token; adds headers that keep a page to itself.
+
+    Args:
+        app: what answers the others.
+        hosts: names by which the server may be asked for, see ``hosts_of``.
+        token: that requests must bring; None lets all in who reach the port.
+        kinds: content types of what may be sent. A form of another site can send neither JSON nor an image.
+        most_bytes: of a request.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: Iterable[str],
+        token: str | None,
+        kinds: Sequence[str] = ("application/json",),
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        self.app, self.hosts, self.token = app, frozenset(hosts), token
+        self.kinds, self.most_bytes = kinds, most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
@@ -62,15 +88,18 @@ class Guard:
         if scope["type"] != "http":  # no other kind is spoken here
             return
         headers, method = Headers(scope=scope), scope["method"]
+        cookie = self._new_cookie(HTTPConnection(scope))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     own.setdefault(name, value)
+                if cookie and message["status"] < 400:
+                    own.append("Set-Cookie", cookie)
             await send(message)
 
-        if reason := self._reason_against(headers, method, scope["path"]):
+        if reason := self._reason_against(headers, method, scope["path"]) or self._lack(HTTPConnection(scope)):
             await PlainTextResponse(reason, 403)(scope, receive, send_with_headers)
             return
         await self.app(scope, receive, send_with_headers)
@@ -86,11 +115,35 @@ class Guard:
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not is_page:
             return "Another site may not use this page."
         if method not in _SAFE:
-            if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-                return "Expected JSON."
-            if not headers.get("content-length", "").isdecimal() or int(headers["content-length"]) > MOST_BYTES:
-                return f"Expected at most {MOST_BYTES} bytes, and their number."
+            if headers.get("content-type", "").partition(";")[0].strip() not in self.kinds:
+                return f"Expected {' or '.join(self.kinds)} as content type."
+            if not headers.get("content-length", "").isdecimal() or int(headers["content-length"]) > self.most_bytes:
+                return f"Expected at most {self.most_bytes} bytes, and their number."
         return ""
+
+    def _lack(self, request: HTTPConnection) -> str:
+        """Return what to do about a missing or wrong token, or nothing."""
+        kind, _, stated = request.headers.get("authorization", "").partition(" ")
+        brought = (
+            request.query_params.get("token"),
+            request.cookies.get(_cookie_name(request)),
+            stated.strip() if kind.lower() == "bearer" else None,
+        )
+        if self.token is None or any(self._is_token(one) for one in brought):
+            return ""
+        return (
+            "The token is missing, or of an earlier start. Open the whole address that the terminal shows, or send the "
+            "header Authorization: Bearer TOKEN."
+        )
+
+    def _new_cookie(self, request: HTTPConnection) -> str:
+        """Return the cookie for a browser that brings the token in the address, or nothing."""
+        if self.token is None or not self._is_token(request.query_params.get("token")):
+            return ""
+        return f"{_cookie_name(request)}={self.token}; Path=/; HttpOnly; SameSite=Strict"
+
+    def _is_token(self, stated: str | None) -> bool:
+        return bool(self.token and stated) and secrets.compare_digest(str(stated).encode(), str(self.token).encode())
 
     def _is_own(self, host: str) -> bool:
         try:
@@ -104,3 +157,9 @@ class Guard:
         except ValueError:
             return False
         return "*" in self.hosts  # an address is no name that a stranger could point here
+
+
+def _cookie_name(request: HTTPConnection) -> str:
+    """Return a name with the port, as a browser sends cookies to all ports of a host: two servers would share one."""
+    _, port = request.scope.get("server") or ("", 0)
+    return f"glip-adapt-{port}"

@@ -27,9 +27,10 @@ export async function save(picture) {
         picture.proposals = mine.map((one) => ({ ...one, score: null }));
         take(picture, error.content.labels);
         notice(error.message + (mine.length ? " What you drew is dashed; click it to accept it." : ""));
-      } else if (error.status === undefined) {
-        picture.unsaved = true; // the server does not answer: try again until it does
-        showSaved(true);
+      } else if (error.status === undefined || error.status === 403) {
+        picture.unsaved = true; // the server is away, or was started anew with another token: try again until it answers
+        if (error.status) notice(error.message);
+        showSaved(error.status ? "the token is missing" : "the server does not answer");
         await new Promise((done) => setTimeout(done, 2000));
         continue;
       } else {
@@ -43,10 +44,10 @@ export async function save(picture) {
   showControls();
 }
 
-export function showSaved(isBroken = false) {
+export function showSaved(problem = "") {
   const open = [...state.opened.values()].some((picture) => picture.isSaving || picture.unsaved);
-  $("saved").className = isBroken ? "bad" : "";
-  $("saved").textContent = isBroken ? "not saved: the server does not answer" : open ? "saving …" : "all saved";
+  $("saved").className = problem ? "bad" : "";
+  $("saved").textContent = problem ? `not saved: ${problem}` : open ? "saving …" : "all saved";
 }
 
 addEventListener("beforeunload", (event) => {

@@ -254,4 +254,5 @@ addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+history.replaceState(null, "", location.pathname); // the token, which a cookie keeps by now, shall not be seen
 attempt(start)();

@@ -76,12 +76,13 @@ class Studio:
         return self.work
 
 
-def create_app(studio: Studio, hosts: Iterable[str]) -> Starlette:
+def create_app(studio: Studio, hosts: Iterable[str], token: str | None) -> Starlette:
     """Return the application.
 
     Args:
         studio: what it works with.
         hosts: names by which it may be asked for, see ``hosts_of``.
+        token: that requests must bring, see ``Guard``.
     """
     reads = {
         "/api/folder": _folder,
@@ -103,7 +104,7 @@ def create_app(studio: Studio, hosts: Iterable[str]) -> Starlette:
     routes = [Route(path, _answer(studio, function), methods=["GET"]) for path, function in reads.items()]
     routes += [Route(path, _answer(studio, function), methods=["POST"]) for path, function in writes.items()]
     routes += [Route(path, _file(name), methods=["GET"]) for path, name in _FILES.items()]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts)])
+    return Starlette(routes=routes, middleware=[Middleware(Guard, hosts=hosts, token=token)])
 
 
 def _answer(studio: Studio, function: Callable[[Studio, Mapping[str, Any]], Any]) -> Callable[[Request], Any]:

@@ -13,7 +13,8 @@ export async function ask(path, body) {
   const text = body === undefined ? undefined : JSON.stringify(body);
   const options = text === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: text, keepalive: text.length < 30000 };
   const answer = await fetch(path, options);
-  const content = await answer.json().catch(() => ({ error: `${answer.status} ${answer.statusText}` }));
+  const told = await answer.text(), isJson = answer.headers.get("content-type")?.startsWith("application/json");
+  const content = isJson ? JSON.parse(told) : { error: told || `${answer.status} ${answer.statusText}` };
   if (!answer.ok) throw Object.assign(new Error(content.error), { status: answer.status, content });
   return content;
 }
