@@ -82,10 +82,11 @@ def adapt(
     Example: glip-adapt adapt photos/
     """
     from glip_adapt import load_dataset
+    from glip_adapt.data.photographs import unlabelled_in
 
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
     data = load_dataset(dataset, format=format)
-    more = _images_in(unlabelled) if unlabelled else []
+    more = list(unlabelled_in(unlabelled)) if unlabelled else []
     with terminal.working(IMPORTING):
         from glip_adapt import load_adapter
         from glip_adapt.share.destination import check_free, free_folder
@@ -171,20 +172,6 @@ def _read_recipe(trunk: str, file: Path | None) -> tuple[dict[str, Any], dict[st
     settings = changes.pop("settings", {})
     override(default_recipe(trunk, "prompt", "all"), changes, str(file))  # an error names the file
     return changes, settings
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Return the images below a folder that no label file in it speaks of; an error if there are none."""
-    from glip_adapt.data.dataset import FORMATS, unlabelled_images
-    from glip_adapt.data.documents import image_files
-
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Give a folder of unlabelled images (--unlabelled).")
-    has_labels = any(known.recognises(folder) for known in FORMATS)
-    found = unlabelled_images(folder) if has_labels else image_files(folder)
-    if not found:
-        raise ValueError(f"{folder} holds no image without labels. Give a folder that does (--unlabelled).")
-    return found
 
 
 def _positive(text: str) -> int:

@@ -94,7 +94,7 @@ def pseudo_label(
         )
     with terminal.working(IMPORTING, hidden=as_json):
         from glip_adapt import adapt
-        from glip_adapt.share.prelabels import read_photographs
+        from glip_adapt.data.photographs import read_photographs
         from glip_adapt.share.pseudo_labelling import pseudo_label as label
     labelled: Any = None
     if by_sentences:

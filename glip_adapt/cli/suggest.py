@@ -67,11 +67,11 @@ def suggest(
     if adapter is None and not names:
         raise typer.BadParameter("name an adapter, or --classes for a detector without one", param_hint="--adapter")
     with terminal.working(IMPORTING, hidden=as_json):
+        from glip_adapt.data.photographs import read_photographs
         from glip_adapt.share import suggesting
         from glip_adapt.share.prelabels import (
             check_place,
             prelabels,
-            read_photographs,
             sheet_of,
             to_json,
             write_prelabels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from torchvision.ops import nms
 from glip_adapt.core import boxes
 from glip_adapt.core.files import scratch_folder, written_whole
 from glip_adapt.core.structures import Detections
-from glip_adapt.data import odinw
-from glip_adapt.data.dataset import FORMATS, Dataset, find_format, load_dataset, unlabelled_images
-from glip_adapt.data.documents import image_files
+from glip_adapt.data.dataset import find_format
 from glip_adapt.data.formats import coco
 from glip_adapt.data.glyphs import font
 from glip_adapt.data.images import load_rgb
@@ -34,55 +32,6 @@ SHEET_SUFFIX = ".png"
 _CELL, _COLUMNS, _LINES = (400, 300), 4, 4  # width and height of an image in pixels; lines of text below it
 _FONT, _LETTERS, _LINE, _GAP = "DejaVuSans.ttf", 14, 18, 12  # pixels
 _LETTERS_OF_LINE = 48
-
-
-@dataclass(frozen=True, kw_only=True)
-class Photographs:
-    """A folder of which some images, all, or none are labelled.
-
-    Attributes:
-        unlabelled: image files that no label file speaks of.
-        data: the labelled images; None if the folder holds no label file.
-    """
-
-    unlabelled: tuple[Path, ...]
-    data: Dataset | None
-
-    @property
-    def format(self) -> str:
-        """The format of the labels; COCO if there are none."""
-        return (self.data.format if self.data else "") or coco.NAME
-
-    @property
-    def labelled(self) -> tuple[Split, ...]:
-        """The images to learn from; none if there are none."""
-        return (self.data.splits["train"],) if self.data and "train" in self.data.splits else ()
-
-
-def read_photographs(folder: Path, format: str | None = None) -> Photographs:
-    """Return the unlabelled and the labelled images of a folder.
-
-    Args:
-        folder: with images at any depth, and labels in a known format or none.
-        format: of the labels; by default it is recognised.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if every image is labelled or there is none; otherwise as ``load_dataset``.
-    """
-    folder = Path(os.path.abspath(folder))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Give a folder of images, of which some may be labelled.")
-    has_labels = odinw.recognise(folder) is not None or any(known.recognises(folder) for known in FORMATS)
-    if format is None and not has_labels:
-        found = Photographs(unlabelled=tuple(image_files(folder)), data=None)
-    else:
-        data = load_dataset(folder, format=format)
-        found = Photographs(unlabelled=tuple(unlabelled_images(folder, format)), data=data)
-    if not found.unlabelled:
-        what = "Every image in it is labelled" if found.data else "It holds no image"
-        raise ValueError(f"{folder}: no image to label. {what}. Add images without labels.")
-    return found
 
 
 def check_place(out: Path, photographs: Path) -> None:
