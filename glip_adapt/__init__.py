@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.peft import merge, save_for_peft
     from glip_adapt.share.pseudo_labelling import pseudo_label
     from glip_adapt.share.tasks import TaskSet
+    from glip_adapt.share.tracking import Tracks, track
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
     from glip_adapt.trunks.released import default_recipe, published_recipe
 
@@ -87,6 +88,7 @@ _HOMES = {
     "glip_adapt.share.peft": ("merge", "save_for_peft"),
     "glip_adapt.share.pseudo_labelling": ("pseudo_label",),
     "glip_adapt.share.tasks": ("TaskSet",),
+    "glip_adapt.share.tracking": ("Tracks", "track"),
     "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
     "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
 }
@@ -96,11 +98,12 @@ _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Context", "Dataset", "Detections",
     "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge", "LinearProbe", "Lora",
-    "Prompt", "Split", "TaskSet", "TextEncoderTuning", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot",
-    "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections", "evaluate",
-    "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset", "load_knowledge",
-    "load_trunk", "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark",
-    "save_for_peft", "search_prompts", "self_train", "sentence_caption", "to_supervision", "write_report",
+    "Prompt", "Split", "TaskSet", "TextEncoderTuning", "Tracks", "TrainingFacts", "Trunk", "ViewConfig", "Views",
+    "ZeroShot", "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections",
+    "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset",
+    "load_knowledge", "load_trunk", "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan",
+    "run_benchmark", "save_for_peft", "search_prompts", "self_train", "sentence_caption", "to_supervision", "track",
+    "write_report",
 ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from glip_adapt.cli.score import score_app
 from glip_adapt.cli.share import share_app
 from glip_adapt.cli.studio import studio_app
 from glip_adapt.cli.suggest import suggest_app
+from glip_adapt.cli.track import track_app
 
 HELP = (
     "Find objects by name, and teach a pretrained detector your own classes from a few labelled images.\n\n"
@@ -42,6 +43,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for verbs in (
     *(
         detect_app,
+        track_app,
         adapt_app,
         evaluate_app,
         studio_app,

@@ -168,9 +168,11 @@ def bytes_bar(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def files_bar(title: str, total: int, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
+def files_bar(
+    title: str, total: int | None, *, what: str = "file", hidden: bool = False
+) -> Iterator[Callable[[], None]]:
     """Yield a callback that counts a file, and show rate and remaining time; the bar vanishes at the end."""
-    columns = (progress.MofNCompleteColumn(), _FileRate())
+    columns = (progress.MofNCompleteColumn(), _Rate(what))
     # Elsewhere than on a terminal, rich would leave an empty line.
     with _bar(*columns, transient=True, disable=hidden or not stderr.is_terminal) as bar:
         task = bar.add_task(plain(title), total=total)
@@ -189,14 +191,18 @@ def working(what: str, *, hidden: bool = False) -> Iterator[None]:
         yield
 
 
-class _FileRate(progress.ProgressColumn):
+class _Rate(progress.ProgressColumn):
     """Files per second, or seconds per file."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
 
     def render(self, task: progress.Task) -> Text:
         rate = task.finished_speed or task.speed
         if not rate:
             return Text("")
-        return Text(f"{rate:.1f} files/s" if rate >= 1 else f"{1 / rate:.1f} s/file")
+        return Text(f"{rate:.1f} {self.what}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.what}")
 
 
 def show_step(bar: Progress, task: TaskID, title: str, step: Any, total: int) -> None:

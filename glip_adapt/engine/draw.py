@@ -74,6 +74,21 @@ def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
     return draw_marks(image, marks, letters=_letters(image))
 
 
+def draw_tracks(image: Image.Image, detections: Detections, numbers: Sequence[int]) -> Image.Image:
+    """Return a copy of an RGB image with a box for each track, in the colour of its number, tagged ``3 raccoon``."""
+    marks = [
+        Mark(
+            edges=(x1, y1, x2, y2),
+            text=f"{number} {name_class(detections.class_names, label)}",
+            look=Look(colour=COLOURS[(number - 1) % len(COLOURS)]),
+        )
+        for (x1, y1, x2, y2), label, number in zip(
+            detections.boxes_xyxy.tolist(), detections.labels.tolist(), numbers, strict=True
+        )
+    ]
+    return draw_marks(image, marks, letters=_letters(image))
+
+
 def add_sentence(image: Image.Image, sentence: Caption) -> Image.Image:
     """Return a copy of an RGB image with a sentence below it; its phrases have the colours of their boxes."""
     colours = [PAPER] * len(sentence.text)
