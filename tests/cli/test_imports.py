@@ -9,7 +9,7 @@ import pytest
 
 HEAVY = (
     "torch", "torchvision", "timm", "transformers", "tokenizers", "peft", "pandas", "matplotlib", "scipy",
-    "pycocotools", "huggingface_hub", "supervision", "ray",
+    "pycocotools", "huggingface_hub", "supervision", "ray", "trackers", "av",
 )  # fmt: skip
 LIBRARY = "from glip_adapt.cli import main; main()"
 EVERY_HELP = """
