@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from glip_adapt.core.captions import ClassPrompt
     from glip_adapt.core.errors import GlipAdaptError
     from glip_adapt.core.knowledge import Knowledge, load_knowledge
+    from glip_adapt.core.masks import Mask
     from glip_adapt.core.sentences import sentence_caption
     from glip_adapt.core.settings import FitConfig, ViewConfig, Views
     from glip_adapt.core.structures import Detections
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from glip_adapt.engine.evaluate import Evaluation, evaluate
     from glip_adapt.engine.load import load_adapter
     from glip_adapt.engine.prompting import search_prompts
+    from glip_adapt.engine.segment import segment
     from glip_adapt.engine.selection import cross_validate, fit
     from glip_adapt.engine.self_training import self_train
     from glip_adapt.engine.train import History
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.tracking import Tracks, track
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
     from glip_adapt.trunks.released import default_recipe, published_recipe
+    from glip_adapt.trunks.segmenter import Segmenter, load_segmenter
 
 __version__ = "0.3.0"
 
@@ -65,6 +68,7 @@ _HOMES = {
     "glip_adapt.core.errors": ("GlipAdaptError",),
     "glip_adapt.core.knowledge": ("Knowledge", "load_knowledge"),
     "glip_adapt.core.sentences": ("sentence_caption",),
+    "glip_adapt.core.masks": ("Mask",),
     "glip_adapt.core.settings": ("FitConfig", "ViewConfig", "Views"),
     "glip_adapt.core.structures": ("Detections",),
     "glip_adapt.data.captioned": ("CaptionedSplit",),
@@ -77,6 +81,7 @@ _HOMES = {
     "glip_adapt.engine.evaluate": ("Evaluation", "evaluate"),
     "glip_adapt.engine.load": ("load_adapter",),
     "glip_adapt.engine.prompting": ("search_prompts",),
+    "glip_adapt.engine.segment": ("segment",),
     "glip_adapt.engine.selection": ("cross_validate", "fit"),
     "glip_adapt.engine.self_training": ("self_train",),
     "glip_adapt.engine.train": ("History",),
@@ -91,6 +96,7 @@ _HOMES = {
     "glip_adapt.share.tracking": ("Tracks", "track"),
     "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
     "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
+    "glip_adapt.trunks.segmenter": ("Segmenter", "load_segmenter"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
@@ -98,12 +104,12 @@ _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Context", "Dataset", "Detections",
     "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge", "LinearProbe", "Lora",
-    "Prompt", "Split", "TaskSet", "TextEncoderTuning", "Tracks", "TrainingFacts", "Trunk", "ViewConfig", "Views",
-    "ZeroShot", "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe", "draw_detections",
-    "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions", "load_dataset",
-    "load_knowledge", "load_trunk", "merge", "pseudo_label", "published_recipe", "push_to_hub", "read_plan",
-    "run_benchmark", "save_for_peft", "search_prompts", "self_train", "sentence_caption", "to_supervision", "track",
-    "write_report",
+    "Mask", "Prompt", "Segmenter", "Split", "TaskSet", "TextEncoderTuning", "Tracks", "TrainingFacts", "Trunk",
+    "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe",
+    "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions",
+    "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge", "pseudo_label", "published_recipe",
+    "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "segment", "self_train",
+    "sentence_caption", "to_supervision", "track", "write_report",
 ]  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def test_a_scene_full_of_one_name_still_gets_absent_ones(scenes, monkeypatch):
     """All colours that pre-training shows of a name are there: nothing of that name can be absent."""
     name = max((g.name for g in glyphs.seen_glyphs()), key=lambda n: sum(is_held_out(c, n) for c in COLOURS))
     colours = [colour for colour in COLOURS if not is_held_out(colour, name)]
-    scene = Scene(None, np.zeros((len(colours), 4), np.float32), (name,) * len(colours), tuple(colours))
+    scene = Scene(None, np.zeros((len(colours), 4), np.float32), (name,) * len(colours), tuple(colours), ())
     dice = np.random.default_rng(0)
     for _ in range(200):
         assert not scenes.absent_name(scene, True, dice).endswith(f" {name}")

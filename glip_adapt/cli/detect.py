@@ -18,6 +18,7 @@ from glip_adapt.cli.options import (
     Device,
     Flip,
     InPrecision,
+    Masks,
     Overlap,
     ShortSide,
     Sizes,
@@ -25,6 +26,7 @@ from glip_adapt.cli.options import (
     Vocabulary,
     open_grounder,
     open_model,
+    open_segmenter,
     several_views,
     split_names,
     view_of,
@@ -67,6 +69,7 @@ def detect(
             help="New folder in YOLO format: labels of the shown boxes, links to the images.", file_okay=False
         ),
     ] = None,
+    masks: Masks = None,
     short_side: ShortSide = None,
     sizes: Sizes = "",
     flip: Flip = False,
@@ -82,8 +85,9 @@ def detect(
     """Find objects by name in images; write all boxes as JSON, and each image with the shown boxes drawn.
 
     Boxes are edges in pixels of the upright image: left, top, right, bottom. Those of a sentence have their phrase and
-    its span; the drawing has the sentence below, its phrases in the colours of their boxes. An image that cannot be
-    read is named and left out; the exit code is then 1.
+    its span; the drawing has the sentence below, its phrases in the colours of their boxes. With --masks, the shown
+    boxes have the mask of their object as well, in the JSON, in the drawing and in the file of --as-coco. An image that
+    cannot be read is named and left out; the exit code is then 1.
 
     Example: glip-adapt detect photo.jpg --classes "raccoon, dog" --trunk glip-t --checkpoint glip_tiny.pth
     """
@@ -98,6 +102,7 @@ def detect(
         from glip_adapt.core.memory import peak_bytes
         from glip_adapt.share.detecting import detect_files, find_images
     paths, weights = find_images(images), (trunk, checkpoint, vocabulary, device, adapter)
+    segmenter = open_segmenter(masks, device)
     model = open_grounder(*weights, sentence) if sentence else open_model(*weights, names)
 
     with terminal.files_bar("detect", len(paths), hidden=as_json) as advance:
@@ -110,9 +115,10 @@ def detect(
                 counts = f"{len(result.found)} boxes, {len(result.shown)} shown, {result.seconds:.1f} s"
                 terminal.say(f"{result.image.name}: {counts} → {result.drawing}")
 
-        labels = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
+        labels: dict[str, Any] = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
         view = view_of(model.view, short_side, precision)
-        results = detect_files(model, paths, out, threshold=threshold, view=view, views=views, on_file=show, **labels)
+        seen: dict[str, Any] = {"threshold": threshold, "view": view, "views": views, "segmenter": segmenter}
+        results = detect_files(model, paths, out, on_file=show, **seen, **labels)
     if as_json:
         terminal.print_json([result.to_json() for result in results])
     else:

@@ -19,6 +19,7 @@ from glip_adapt.cli.options import (
     Device,
     Flip,
     InPrecision,
+    Masks,
     Overlap,
     ShortSide,
     Sizes,
@@ -27,6 +28,7 @@ from glip_adapt.cli.options import (
     Wording,
     open_grounder,
     open_model,
+    open_segmenter,
     several_views,
     view_of,
     worded,
@@ -67,6 +69,7 @@ def evaluate_adapter(
         int | None,
         typer.Option(min=1, help="Zero-shot: class names in a caption; default: 40 on LVIS, else as many as fit."),
     ] = None,
+    masks: Masks = None,
     predictions: Annotated[
         Path | None,
         typer.Option(help="JSON file to write: predictions in COCO form; of phrases, as `score` reads them."),
@@ -78,6 +81,8 @@ def evaluate_adapter(
     as_json: AsJson = False,
 ) -> None:
     """Score an adapter, or zero-shot detection, on a dataset: AP, also per class; on flickr30k, recall of phrases.
+
+    With --masks, AP of masks is added, where the COCO file of the dataset has the mask of each object.
 
     Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
 
@@ -94,7 +99,7 @@ def evaluate_adapter(
         raise typer.BadParameter("an adapter brings its captions; leave it out", param_hint="--names-per-caption")
     suite = find_suite(dataset)
     if suite is not None and suite.has_sentences:
-        if views is not None or metric is not None or names_per_caption is not None:
+        if any(option is not None for option in (views, metric, names_per_caption, masks)):
             raise typer.BadParameter(f"{dataset} is scored by recall of phrases, in one view", param_hint="DATASET")
         opened = (trunk, checkpoint, vocabulary, device, adapter)
         read_by, rows, grounded = _evaluate_phrases(suite, opened, short_side, precision)
@@ -115,6 +120,7 @@ def evaluate_adapter(
         trunk, checkpoint, vocabulary, device, adapter, classes, dataset=dataset, names_per_caption=names_per_caption
     )
     view = view_of(model.view, short_side, precision)
+    segmenter = open_segmenter(masks, device)
     with terminal.progress_bar() as bar:
         task = bar.add_task(f"{data.name}/{split}", total=None)
         found = evaluate(
@@ -125,6 +131,7 @@ def evaluate_adapter(
             on_image=lambda done, all_: bar.update(task, completed=done, total=all_),
             metric=metric or data.metric,
             boxes_per_caption=data.boxes_per_caption,
+            segmenter=segmenter,
         )
     _print_metrics(f"{data.name}/{split}", found, as_json)
     _write_predictions(predictions, found.predictions)

@@ -76,6 +76,14 @@ Checkpoint = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value on standard output, for programs.")]
 Vocabulary = Annotated[Path | None, typer.Option(help="Local vocab.txt of bert-base-uncased, instead of a download.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the CUDA GPU if there is one.")]
+Masks = Annotated[
+    str | None,
+    typer.Option(
+        "--masks",
+        help="Cut the objects out by SAM or SAM 2: a folder that transformers saved, or an id of the Hub, such as "
+        "facebook/sam2.1-hiera-tiny.",
+    ),
+]
 CacheFolder = Annotated[
     Path | None, typer.Option("--cache", file_okay=False, help="Folder that keeps features of images for later runs.")
 ]
@@ -252,6 +260,15 @@ def open_grounder(
     loaded = open_trunk(trunk, checkpoint, vocabulary, device, adapter)
     grounder = adapt(loaded, "zero_shot") if adapter is None else load_adapter(adapter, trunk=loaded)
     return grounder if sentence is None else grounder.for_sentence(sentence)
+
+
+def open_segmenter(checkpoint: str | None, device: str | None) -> Any:
+    """Return the segmenter that ``--masks`` names, or None without one."""
+    if checkpoint is None:
+        return None
+    with terminal.working(IMPORTING):
+        from glip_adapt import load_segmenter
+    return load_segmenter(checkpoint, device)
 
 
 def worded(data: Any, prompts: Wording) -> Any:

@@ -31,10 +31,11 @@ def score(
         ),
     ],
     metric: Annotated[
-        Literal["coco", "fixed_ap", "lvis_ap", "recall"],
+        Literal["coco", "fixed_ap", "lvis_ap", "masks", "recall"],
         typer.Option(
             help="coco: AP, 100 boxes per class and image. fixed_ap: LVIS AP, 10,000 boxes per class. lvis_ap: LVIS "
-            "AP, 300 boxes per image. recall: of phrases, at 1, 5, 10 and all boxes."
+            "AP, 300 boxes per image. masks: AP of masks, where both files have a segmentation of each object. recall: "
+            "of phrases, at 1, 5, 10 and all boxes."
         ),
     ] = "coco",
     annotation_ids: Annotated[

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from torch import Tensor
 
 from glip_adapt.core.sizes import DIVISOR as DIVISOR
 from glip_adapt.core.sizes import SizeHW
+
+if TYPE_CHECKING:
+    from glip_adapt.core.masks import Mask
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -213,6 +217,7 @@ class Detections:
         labels: (N,) int64 in 0..K-1.
         class_names: name of label 0..K-1; empty inside the network, which knows none.
         spans: characters of the sentence whose phrase label 0..K-1 is, (start, end); empty for a list of classes.
+        masks: N masks, from ``segment``; empty before.
     """
 
     boxes_xyxy: Tensor
@@ -220,6 +225,7 @@ class Detections:
     labels: Tensor
     class_names: tuple[str, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    masks: tuple[Mask, ...] = ()
 
     @property
     def phrases(self) -> tuple[GroundedPhrase, ...]:
@@ -243,7 +249,10 @@ class Detections:
 
     def select(self, chosen: Tensor | slice) -> Detections:
         """Return the rows that a mask (N,) bool, indices (M,) int64 or a slice choose."""
-        return replace(self, boxes_xyxy=self.boxes_xyxy[chosen], scores=self.scores[chosen], labels=self.labels[chosen])
+        boxes_xyxy, scores, labels = self.boxes_xyxy[chosen], self.scores[chosen], self.labels[chosen]
+        rows = torch.arange(len(self.masks))[chosen].tolist() if self.masks else ()
+        masks = tuple(self.masks[row] for row in rows)
+        return replace(self, boxes_xyxy=boxes_xyxy, scores=scores, labels=labels, masks=masks)
 
     def cpu(self) -> Detections:
         """Return the detections on the CPU."""

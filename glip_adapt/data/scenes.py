@@ -1,4 +1,4 @@
-"""Render scenes of pictograms on a background, with their boxes.
+"""Render scenes of pictograms on a background, with their boxes and masks.
 
 Masks are drawn once per font and kept at a few sizes; noise and backgrounds come from pools. A scene so takes about a
 millisecond.
@@ -34,6 +34,7 @@ COLOURS = {  # RGB
 BACKGROUNDS = ("plain", "gradient", "blobs", "grain", "stripes", "checker")
 _MASK_SIDES = (96, 68, 48, 34, 24, 17)  # longest side of the kept masks in pixels, largest first
 _VISIBLE = [0] * 56 + [255] * 200  # which alphas, of 255, make a pixel part of an object
+_MOST_OF_A_PIXEL = 128  # of 255
 _LEAST_CONTRAST = 90.0  # Euclidean distance in RGB between an object and the mean of the background
 _MOST_OVERLAP = 0.08  # intersection of two boxes over the smaller one
 _POOL_SIDE = 288  # pixels of a background and of noise, and the largest side of a scene
@@ -93,12 +94,25 @@ class Scene:
         boxes_xyxy: (N, 4) float32, inclusive pixels, tight around each object.
         names: N class names.
         colours: N colour words.
+        alphas: N pairs of the alpha of an object, 0 to 255, and its left and top edge in the image; in the order of
+            drawing.
     """
 
     image: Image.Image
     boxes_xyxy: np.ndarray
     names: tuple[str, ...]
     colours: tuple[str, ...]
+    alphas: tuple[tuple[Image.Image, tuple[int, int]], ...]
+
+    def masks(self) -> np.ndarray:
+        """Return (N, H, W) bool, true where most of a pixel belongs to an object and no later one covers it."""
+        masks = np.zeros((len(self.alphas), self.image.height, self.image.width), dtype=bool)
+        for position, (alpha, corner) in enumerate(self.alphas):
+            placed = Image.new("L", self.image.size)
+            placed.paste(alpha, corner)
+            masks[position] = np.asarray(placed) >= _MOST_OF_A_PIXEL
+            masks[:position] &= ~masks[position]
+        return masks
 
 
 def is_held_out(colour: str, name: str) -> bool:
@@ -132,17 +146,19 @@ def render_scene(
     image = _cut(background, size_hw, dice)
     boxes: list[_Box] = []
     drawn: list[tuple[str, str]] = []
+    alphas: list[tuple[Image.Image, tuple[int, int]]] = []
     for glyph, word in zip(glyphs, [None] * len(glyphs) if colours is None else colours, strict=True):
         word = word or _choose_colour(glyph.name, style, shade, dice)
         mask, inner = _deform(glyph, style, dice)
         box = _find_place(inner[2] - inner[0], inner[3] - inner[1], boxes, size_hw, dice)
         if box is not None:
-            image.paste(_shade(word, shade, style, dice), (box[0] - inner[0], box[1] - inner[1]), mask)
+            alphas.append((mask, (box[0] - inner[0], box[1] - inner[1])))
+            image.paste(_shade(word, shade, style, dice), alphas[-1][1], mask)
             boxes.append(box)
             drawn.append((glyph.name, word))
     inclusive = np.array(boxes, np.float32).reshape(-1, 4) - np.array((0, 0, 1, 1), np.float32)
     names, words = zip(*drawn, strict=True) if drawn else ((), ())
-    return Scene(_degrade(image, style, dice), inclusive, names, words)
+    return Scene(_degrade(image, style, dice), inclusive, names, words, tuple(alphas))
 
 
 @cache

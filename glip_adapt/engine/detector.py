@@ -167,7 +167,7 @@ class Detector(ABC):
             with autocast(self.device, view.precision):
                 return self.prefix(pixels.to(self.device))
 
-        for opened in ahead(_open, images, self.device):
+        for opened in ahead(open_image, images, self.device):
             size_hw = opened.height, opened.width
             states = ((shown, seen(opened, shown)) for shown in views_of(size_hw, views, view.short_side))
             yield merged_detections(self, states, size_hw, views.merging, view.precision)
@@ -178,7 +178,7 @@ class Detector(ABC):
         shown = View(view.short_side, flip=False)
 
         def open_and_resize(image: AnyImage) -> tuple[Tensor, SizeHW]:
-            opened = _open(image)
+            opened = open_image(image)
             return view_image(opened, shown, view.max_long_side), (opened.height, opened.width)
 
         resized = ahead(open_and_resize, images, self.device)
@@ -251,7 +251,7 @@ def merged_detections(
     return model.labelled([merge_views(merge(parts), merging, last_pixel) for parts in captions])
 
 
-def _open(image: AnyImage) -> Image.Image:
+def open_image(image: AnyImage) -> Image.Image:
     """Return an image in RGB."""
     if isinstance(image, str | Path):
         return load_rgb(Path(image))

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from glip_adapt.core.captions import Caption
@@ -20,6 +21,7 @@ from glip_adapt.engine.metrics.matching import Floats, ImageMatches
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 PAPER = "#FFFFFF"
 
+_MASK_ALPHA = 120  # of 255
 _FONT = "DejaVuSans.ttf"  # Pillow's own lacks most letters with accents
 Rectangle = tuple[float, float, float, float]
 """Left, top, right and bottom edge in pixels."""
@@ -58,10 +60,11 @@ class Mark:
 
 
 def draw_detections(image: Image.Image, detections: Detections) -> Image.Image:
-    """Return a copy of an RGB image with a labelled box per detection, the best on top.
+    """Return a copy of an RGB image with a labelled box per detection, and its mask if it has one, the best on top.
 
     The detections are in pixels of the image and have ``class_names``.
     """
+    image = _draw_masks(image, detections)
     columns = (detections.boxes_xyxy, detections.scores, detections.labels)
     marks = [
         Mark(
@@ -215,6 +218,16 @@ def _shared(one: Rectangle, other: Rectangle) -> float:
     """Return the area that two rectangles share, in square pixels."""
     width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
     return max(0.0, width) * max(0.0, height)
+
+
+def _draw_masks(image: Image.Image, detections: Detections) -> Image.Image:
+    """Return a copy of an image with the masks in the colour of their class, through which the image is seen."""
+    drawn = image.copy()
+    rows = zip(detections.masks, detections.labels.tolist(), strict=False)  # without a mask there are none at all
+    for mask, label in reversed(list(rows)):
+        alpha = Image.fromarray(mask.to_array().astype(np.uint8) * _MASK_ALPHA)
+        drawn.paste(Image.new("RGB", image.size, COLOURS[label % len(COLOURS)]), mask=alpha)
+    return drawn
 
 
 def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, look: Look, line: int) -> None:

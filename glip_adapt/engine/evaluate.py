@@ -12,7 +12,7 @@ from glip_adapt.core.config import unknown_name
 from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections
 from glip_adapt.core.timing import stage
-from glip_adapt.data.formats.coco import coco_ground_truth
+from glip_adapt.data.formats.coco import coco_ground_truth, ground_truth_with_masks
 from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.data.transforms import ShownView, View, views_of
 from glip_adapt.engine.batches import in_batches
@@ -20,10 +20,12 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.detector import Detector, detections, merged_detections
 from glip_adapt.engine.features import Fetched, FrozenFeatures
 from glip_adapt.engine.feeding import ahead
-from glip_adapt.engine.metrics import METRICS, coco
+from glip_adapt.engine.metrics import METRICS, coco, masks
 from glip_adapt.engine.metrics.lvis import check_federated
 from glip_adapt.engine.metrics.protocol import Metric, Predictions, Scores
 from glip_adapt.engine.ranks import current
+from glip_adapt.engine.segment import segment
+from glip_adapt.trunks.segmenter import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,10 @@ class Evaluation(Scores):
 
     Attributes:
         values: name → value, fractions in [0, 1]: for COCO ``ap`` (mean over IoU 0.50:0.95, the primary one), ``ap50``,
-            ``ap75``, ``ap_small``, ``ap_medium`` and ``ap_large``; None where no box of that kind exists.
+            ``ap75``, ``ap_small``, ``ap_medium`` and ``ap_large``; None where no box of that kind exists. With a
+            segmenter also ``mask_ap`` and the like, of masks.
         per_class: class name → AP over IoU 0.50:0.95.
-        predictions: in COCO result form.
+        predictions: in COCO result form, with a segmenter each with its ``segmentation``.
     """
 
     predictions: tuple[dict[str, Any], ...]
@@ -55,6 +58,7 @@ def evaluate(
     on_image: Callable[[int, int], None] | None = None,
     metric: str = "coco",
     boxes_per_caption: int | None = None,
+    segmenter: Segmenter | None = None,
 ) -> Evaluation:
     """Return the metrics of ``model`` on a split: ``evaluate(model, data.test).ap``.
 
@@ -68,6 +72,8 @@ def evaluate(
         metric: ``"coco"``; ``"fixed_ap"`` or ``"lvis_ap"`` for an annotation file of LVIS.
         boxes_per_caption: boxes that are kept of an image for each caption, in one view; by default those of the
             trunk's family. LVIS is published with 300, see ``Dataset.boxes_per_caption``.
+        segmenter: from ``load_segmenter``; cuts out each box, and AP of masks is computed too. The split is then one
+            of a COCO file that has a ``segmentation`` of each object.
 
     Raises:
         ValueError: if the split is empty, its classes are not those of the model in the same order, the metric is
@@ -77,9 +83,12 @@ def evaluate(
         raise unknown_name("metric", metric, METRICS)
     if metric != "coco":
         check_federated(coco_ground_truth(replace(split, records=split.records[:1])))  # before the work
-    options: dict[str, Any] = {"views": views, "cache": cache, "on_image": on_image}
+    if segmenter is not None:
+        masks.score([], ground_truth_with_masks(split))  # raises before the work if the truth has no masks
+    options: dict[str, Any] = {"views": views, "cache": cache, "on_image": on_image, "segmenter": segmenter}
     found = predict_split(model, split, view, boxes_per_caption=boxes_per_caption, **options)
-    return score(found, split, METRICS[metric])
+    scored = score(found, split, METRICS[metric])
+    return scored if segmenter is None else _with_masks(scored, split)
 
 
 def predict_split(
@@ -91,6 +100,7 @@ def predict_split(
     cache: FeatureCache | None = None,
     on_image: Callable[[int, int], None] | None = None,
     boxes_per_caption: int | None = None,
+    segmenter: Segmenter | None = None,
 ) -> list[dict[str, Any]]:
     """Return the predictions of ``model`` on a split in COCO result form; arguments and errors as ``evaluate``.
 
@@ -108,6 +118,8 @@ def predict_split(
         for together, fetched in ahead(lambda group: (group, look.fetch(group)), groups, model.device):
             predictions.append([])
             for record, detected in zip(together, look.detect(together, fetched), strict=True):
+                if segmenter is not None:
+                    detected = segment(record.load(), detected, segmenter)
                 predictions[-1] += to_coco_results(detected, record.image_id, split.category_ids)
                 if on_image:
                     on_image(min(next(position) * ranks.count, len(split)), len(split))
@@ -181,11 +193,12 @@ def check_scorable(model: Detector, split: Split) -> None:
 
 
 def to_coco_results(detections: Detections, image_id: int | str, category_ids: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Return detections in COCO result form; boxes are (x, y, width, height) in pixels."""
+    """Return detections in COCO result form; boxes are (x, y, width, height) in pixels, masks are run lengths."""
     columns = (boxes.edges_to_xywh(detections.boxes_xyxy), detections.scores, detections.labels)
+    shapes = [{"segmentation": mask.to_rle()} for mask in detections.masks] or [{}] * len(detections)
     return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(*(column.tolist() for column in columns), strict=True)
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, **shape, "score": score}
+        for box, score, label, shape in zip(*(column.tolist() for column in columns), shapes, strict=True)
     ]
 
 
@@ -194,6 +207,13 @@ def score(predictions: Predictions, split: Split, metric: Metric = METRICS["coco
     with stage("scoring"):
         scores = metric(predictions, coco_ground_truth(split))
         return Evaluation(**vars(scores), predictions=tuple(map(dict, predictions)))
+
+
+def _with_masks(scored: Evaluation, split: Split) -> Evaluation:
+    """Return an evaluation with AP of the masks of its predictions."""
+    with stage("scoring"):
+        values = masks.score(scored.predictions, ground_truth_with_masks(split)).values
+    return replace(scored, values={**scored.values, **values})
 
 
 def score_ap(predictions: Predictions, split: Split) -> float | None:

@@ -12,11 +12,11 @@ from glip_adapt.data.flickr import read_sentences
 from glip_adapt.data.formats.coco import load_ground_truth, read_file
 from glip_adapt.data.scan import require_sound
 from glip_adapt.data.split import AnnotationIds
-from glip_adapt.engine.metrics import METRICS
+from glip_adapt.engine.metrics import METRICS, masks
 from glip_adapt.engine.metrics.protocol import Scores
 from glip_adapt.engine.metrics.recall import Boxes, recall
 
-DetectionMetric = Literal["coco", "fixed_ap", "lvis_ap"]
+DetectionMetric = Literal["coco", "fixed_ap", "lvis_ap", "masks"]
 
 
 def score_detections(
@@ -27,7 +27,7 @@ def score_detections(
     Args:
         predictions: JSON list in COCO result form.
         truth: COCO JSON; for ``fixed_ap`` and ``lvis_ap``, LVIS JSON.
-        metric: one of ``METRICS``.
+        metric: one of ``METRICS``; or ``masks``, for which both files hold a ``segmentation`` of each object.
         annotation_ids: how boxes of a COCO file are numbered for scoring, as in ``Split``.
 
     Raises:
@@ -35,10 +35,13 @@ def score_detections(
         ValueError: if the predictions are not in COCO result form, or name an unknown image or category; if the truth
             is ambiguous, or lacks what the metric needs.
     """
-    document = load_ground_truth(truth, annotation_ids) if metric == "coco" else _read_lvis(truth)
-    entries = _read_predictions(predictions, document, truth)
+    if metric in ("coco", "masks"):
+        document = load_ground_truth(truth, annotation_ids, masks=metric == "masks")
+    else:
+        document = _read_lvis(truth)
+    entries = _read_predictions(predictions, document, truth, "segmentation" if metric == "masks" else "bbox")
     try:
-        return METRICS[metric](entries, document)
+        return (masks.score if metric == "masks" else METRICS[metric])(entries, document)
     except ValueError as error:
         raise ValueError(f"{truth}: {error}") from error
 
@@ -66,16 +69,19 @@ def score_phrases(predictions: Path, truth: Path) -> dict[Boxes, dict[str, dict[
         raise ValueError(f"{predictions}: {error}") from error
 
 
-def _read_predictions(path: Path, document: Mapping[str, Any], truth: Path) -> list[dict[str, Any]]:
+def _read_predictions(
+    path: Path, document: Mapping[str, Any], truth: Path, shape: Literal["bbox", "segmentation"]
+) -> list[dict[str, Any]]:
     """Return predictions in COCO result form; each must name an image and a category of the truth."""
-    expected = "Expected a JSON list of {image_id, category_id, bbox: [x, y, width, height], score}"
+    shapes = {"bbox": "bbox: [x, y, width, height]", "segmentation": "segmentation: run lengths"}
+    expected = f"Expected a JSON list of {{image_id, category_id, {shapes[shape]}, score}}"
     entries = _read_list(path, expected)
     known = {
         "image_id": {entry["id"] for entry in document["images"]},
         "category_id": {entry["id"] for entry in document["categories"]},
     }
     for index, entry in enumerate(entries):
-        if not _is_prediction(entry):
+        if not _is_prediction(entry, shape):
             raise ValueError(f"{path}: entry {index} is {str(entry)[:100]}. {expected}.")
         for key, values in known.items():
             if entry[key] not in values:
@@ -116,13 +122,16 @@ def _read_list(path: Path, expected: str) -> list[Any]:
     return entries
 
 
-def _is_prediction(entry: Any) -> bool:
+def _is_prediction(entry: Any, shape: str) -> bool:
     """Tell whether an entry of a predictions file has every part in the right type, and finite numbers."""
-    if not isinstance(entry, dict):
+    if not isinstance(entry, dict) or (shape == "segmentation" and not isinstance(entry.get(shape), dict)):
         return False
-    ids = (entry.get("image_id"), entry.get("category_id"))
+    ids, box = (entry.get("image_id"), entry.get("category_id")), entry.get("bbox", [0, 0, 0, 0])
     return (
-        all(isinstance(key, int | str) for key in ids) and _is_box(entry.get("bbox")) and _is_finite(entry.get("score"))
+        all(isinstance(key, int | str) for key in ids)
+        and ("bbox" in entry or shape == "segmentation")
+        and _is_box(box)
+        and _is_finite(entry.get("score"))
     )
 
 

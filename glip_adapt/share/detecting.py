@@ -10,7 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_adapt.core.files import check_room, written_whole
+from glip_adapt.core.masks import Mask
 from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections
 from glip_adapt.data.documents import image_files
@@ -25,7 +26,9 @@ from glip_adapt.data.images import SUFFIXES, load_rgb
 from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.draw import add_sentence, draw_detections
 from glip_adapt.engine.feeding import ahead
+from glip_adapt.engine.segment import segment
 from glip_adapt.share.interop import place_yolo_labels, write_boxes_csv, write_pseudo_labels, write_yolo_labels
+from glip_adapt.trunks.segmenter import Segmenter
 
 SCHEMA = 2  # of the JSON; boxes of schema 1 ended with their last pixel, one pixel before the edge
 THRESHOLD = 0.3  # of a box to show, for models that hold none of their own
@@ -43,10 +46,11 @@ class FileResult:
         image: path of the file.
         found: all detections, best first; None if the file could not be read.
         is_shown: (N,) bool, which of them reach the threshold of their class; None if there are none.
-        seconds: that detection took.
+        seconds: that detection and segmentation took.
         drawing: path of the annotated image.
         error: message; empty if the file could be read.
         sentence: whose phrases were looked for; empty for a list of classes.
+        masks: of the shown detections, in their order; empty if there was no segmenter.
     """
 
     image: Path
@@ -56,17 +60,21 @@ class FileResult:
     drawing: Path | None = None
     error: str = ""
     sentence: str = ""
+    masks: tuple[Mask, ...] = ()
 
     @property
     def shown(self) -> Detections | None:
-        """The detections that reach the threshold of their class."""
-        return None if self.found is None or self.is_shown is None else self.found.select(self.is_shown)
+        """The detections that reach the threshold of their class, with their masks."""
+        if self.found is None or self.is_shown is None:
+            return None
+        return replace(self.found.select(self.is_shown), masks=self.masks)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as it is written, with all boxes; ``shown`` tells which reach the threshold of their class.
 
         Boxes are edges (left, top, right, bottom) in pixels of the upright image. Those of a sentence have the
-        ``phrase`` and its ``span``, start and end in the ``sentence``.
+        ``phrase`` and its ``span``, start and end in the ``sentence``. After segmentation the shown ones have a
+        ``segmentation``, run lengths as in COCO.
         """
         start = {"schema": SCHEMA, "image": str(self.image)}
         if self.found is None or self.is_shown is None:
@@ -78,6 +86,8 @@ class FileResult:
             {"class": names[label], **spans[label], "score": score, "box_xyxy": box, "shown": shown}
             for box, score, label, shown in zip(*(column.tolist() for column in columns), strict=True)
         ]
+        for box, mask in zip((box for box in boxes if box["shown"]), self.masks, strict=False):  # or no masks at all
+            box["segmentation"] = mask.to_rle()
         sentence = {"sentence": self.sentence} if self.sentence else {}
         return {**start, **sentence, "seconds": round(self.seconds, 3), "detections": boxes}
 
@@ -93,6 +103,7 @@ def detect_files(
     as_coco: Path | None = None,
     as_csv: Path | None = None,
     as_yolo: Path | None = None,
+    segmenter: Segmenter | None = None,
     on_file: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Detect in image files, and write ``NAME.json`` with all boxes and ``NAME.png`` with the good ones into a folder.
@@ -111,6 +122,8 @@ def detect_files(
         as_coco: COCO file to write, with the boxes that reach the threshold as annotations.
         as_csv: table of the same boxes to write.
         as_yolo: folder for the same boxes in YOLO format.
+        segmenter: from ``load_segmenter``; cuts out the boxes that are drawn, for the JSON, the drawing and
+            ``as_coco``.
         on_file: called after each file.
 
     Raises:
@@ -127,7 +140,7 @@ def detect_files(
     limits = (model.thresholds or dict.fromkeys(model.class_names, THRESHOLD)) if threshold is None else threshold
     results = []
     for path, target, opened in zip(images, targets, ahead(_try_open, images, model.device), strict=True):
-        results.append(_detect_one(model, path, opened, target, limits, view, views))
+        results.append(_detect_one(model, path, opened, target, limits, view, views, segmenter))
         if on_file:
             on_file(results[-1])
     good = {result.image: shown for result in results if (shown := result.shown) is not None}
@@ -202,12 +215,16 @@ def _detect_one(
     limits: float | Mapping[str, float],
     view: ViewConfig | None,
     views: Views | None,
+    segmenter: Segmenter | None,
 ) -> FileResult:
     """Detect in one opened file and write the results."""
     if isinstance(image, str):
         return FileResult(image=path, error=image)
     started = time.perf_counter()
     found = model.predict(image, view=view, views=views)
+    shown = found.above(limits)
+    if segmenter is not None:
+        shown = segment(image, shown, segmenter)
     seconds = time.perf_counter() - started
     result = FileResult(
         image=path,
@@ -216,11 +233,12 @@ def _detect_one(
         seconds=seconds,
         drawing=target.with_name(f"{target.name}.png"),
         sentence=model.sentence.text if model.sentence else "",
+        masks=shown.masks,
     )
     with written_whole(target.with_name(f"{target.name}.json")) as temporary:
         temporary.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     with written_whole(target.with_name(f"{target.name}.png")) as temporary:
-        drawn = draw_detections(image, found.above(limits))
+        drawn = draw_detections(image, shown)
         (add_sentence(drawn, model.sentence) if model.sentence else drawn).save(temporary)
     return result
 

@@ -32,10 +32,10 @@ _TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  
 
 
 def to_supervision(detections: Detections) -> supervision.Detections:
-    """Return detections as ``supervision.Detections``: boxes, scores, labels, and ``data["class_name"]``.
+    """Return detections as ``supervision.Detections``: boxes, scores, labels, masks, and ``data["class_name"]``.
 
     Args:
-        detections: of one image, from ``model.predict``.
+        detections: of one image, from ``model.predict`` or ``segment``.
 
     Raises:
         ModuleNotFoundError: if supervision is not installed.
@@ -47,6 +47,7 @@ def to_supervision(detections: Detections) -> supervision.Detections:
     labels = detections.labels.numpy()
     return supervision.Detections(
         xyxy=detections.boxes_xyxy.numpy().copy(),
+        mask=np.stack([mask.to_array() for mask in detections.masks]) if detections.masks else None,
         confidence=detections.scores.numpy(),
         class_id=labels,
         data={"class_name": np.array([detections.class_names[label] for label in labels], dtype=str)},
@@ -58,7 +59,8 @@ def write_pseudo_labels(
 ) -> None:
     """Write detections as the annotations of a COCO dataset, each with its score as an extra field.
 
-    Images without a detection stay in as background. File names are relative to the folder of ``file``.
+    Images without a detection stay in as background. File names are relative to the folder of ``file``. Detections
+    with masks have a ``segmentation`` as run lengths, and the area of the mask.
 
     Args:
         file: COCO JSON to write.
@@ -74,8 +76,9 @@ def write_pseudo_labels(
         entries.append({"id": image_id, "file_name": name, "height": image.height, "width": image.width})
         boxes_xywh = boxes.edges_to_xywh(image.found.boxes_xyxy).tolist()
         scores, labels = image.found.scores.tolist(), image.found.labels.tolist()
-        for (x, y, w, h), score, label in zip(boxes_xywh, scores, labels, strict=True):
-            box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "score": score}
+        masks = [{"segmentation": m.to_rle(), "area": m.area} for m in image.found.masks] or [{}] * len(labels)
+        for (x, y, w, h), score, label, mask in zip(boxes_xywh, scores, labels, masks, strict=True):
+            box = {"bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "score": score} | mask
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1, **box})
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
     document = {"images": entries, "annotations": annotations, "categories": categories}

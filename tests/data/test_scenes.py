@@ -57,6 +57,21 @@ def test_a_box_is_tight_around_what_is_seen():
         assert seen.max() < 0.4
 
 
+def test_a_mask_is_where_most_of_a_pixel_has_the_colour_of_the_object():
+    for seed in range(10):
+        scene = draw(1, style=CLEAN, seed=seed)
+        (mask,) = scene.masks()
+        assert (mask != (foreground(scene.image) > 0.5)).sum() <= 1 + mask.sum() // 50  # values between are rounded
+
+
+def test_a_later_object_covers_the_mask_of_an_earlier_one():
+    scene = draw(20, style=replace(CLEAN, size_px=(40, 64)), seed=2)
+    alone = [replace(scene, alphas=(alpha,)).masks()[0] for alpha in scene.alphas]
+    assert scene.masks().sum(axis=0).max() == 1
+    assert np.sum(alone, axis=0).max() > 1
+    assert (scene.masks().any(axis=0) == np.any(alone, axis=0)).all()
+
+
 def test_all_that_is_drawn_has_a_box_and_boxes_hardly_overlap():
     for seed in range(20):
         scene = draw(9, style=CLEAN, seed=seed)

@@ -213,12 +213,15 @@ def coco_ground_truth(split: Split) -> dict[str, Any]:
     return {"images": images, "annotations": numbered, "categories": categories}
 
 
-def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "renumbered") -> dict[str, Any]:
+def load_ground_truth(
+    annotation_file: Path, annotation_ids: AnnotationIds = "renumbered", *, masks: bool = False
+) -> dict[str, Any]:
     """Return a COCO file for scoring by pycocotools; neither images nor their sizes are needed.
 
     Args:
         annotation_file: COCO JSON.
         annotation_ids: how boxes are numbered, as in ``Split``.
+        masks: whether to keep the ``segmentation`` of annotations.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_split``; ValueError also as ``coco_ground_truth``.
@@ -231,7 +234,38 @@ def load_ground_truth(annotation_file: Path, annotation_ids: AnnotationIds = "re
         for entry in document["annotations"]
         if (box := box_of(entry)) is not None
     ]
-    return document | {"annotations": _numbered(annotations, annotation_ids, annotation_file)}
+    truth = document | {"annotations": _numbered(annotations, annotation_ids, annotation_file)}
+    return add_masks(truth, document) if masks else truth
+
+
+def add_masks(truth: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ground truth with the ``segmentation`` of each annotation, from the document of the file it came from.
+
+    Boxes are read without their masks, which take a hundred times the memory. Those of an image are in the order of
+    the file in both.
+    """
+    listed: dict[int | str, list[Any]] = {image["id"]: [] for image in truth["images"]}
+    for entry in entries_of(document, "annotations"):
+        if entry["image_id"] in listed and box_of(entry) is not None:
+            listed[entry["image_id"]].append(entry.get("segmentation"))
+    left = {image_id: iter(masks) for image_id, masks in listed.items()}
+    annotations = [entry | {"segmentation": next(left[entry["image_id"]], None)} for entry in truth["annotations"]]
+    return dict(truth) | {"annotations": annotations}
+
+
+def ground_truth_with_masks(split: Split) -> dict[str, Any]:
+    """Return ``coco_ground_truth`` of a split, with the ``segmentation`` of each annotation of its file.
+
+    Raises:
+        ValueError: if the split was not read from one COCO file.
+    """
+    file = split.annotation_file
+    if file is None or not file.is_file() or file.suffix.lower() != ".json":
+        raise ValueError(
+            f"{split.name} was read from {file or 'no file'}, but the true masks of AP of masks are read from a COCO "
+            "file. Score boxes alone, or convert the labels with their masks to COCO."
+        )
+    return add_masks(coco_ground_truth(split), read_file(file, file.parent).document)
 
 
 def _upright_size(path: Path) -> SizeHW:

@@ -1,4 +1,4 @@
-"""Average precision of boxes over thresholds of overlap and ranges of area, computed for all images at once.
+"""Average precision of boxes, or masks, over thresholds of overlap and ranges of area, for all images at once.
 
 Predictions take boxes as in the public evaluators of COCO and LVIS: in falling order of score, each takes the free box
 of its image and class that it overlaps most. What differs between the two, columns say.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from glip_adapt.engine.metrics.columns import Flags, Floats, Found, Integers, Places, Truth, ranks
+from glip_adapt.engine.metrics.columns import Flags, Floats, Found, Integers, Places, Rles, Truth, ranks
 
 IOUS = np.linspace(0.5, 0.95, 10)
 """(T,) least overlaps of a hit."""
@@ -90,7 +90,7 @@ def match(
 
     Args:
         found: predictions that count, in the order that decides between equal scores of an image.
-        truth: boxes.
+        truth: boxes; with masks if the predictions have some.
         places: of the document that both are about.
         areas: names in ``AREAS``.
         lenient: (N,) whether a prediction that hits nothing is no false alarm; by default each is one.
@@ -98,7 +98,7 @@ def match(
     order = np.lexsort((found.images, -found.scores, found.classes))
     found = found.at(order)
     ranges = np.array([AREAS[name] for name in areas])
-    outside = _outside(found.boxes_xywh[:, 2] * found.boxes_xywh[:, 3], ranges)
+    outside = _outside(found.areas, ranges)
     if lenient is not None:
         outside |= lenient[order, None]
     ignored = _outside(truth.areas, ranges) | truth.ignored[:, None]
@@ -182,7 +182,10 @@ def _overlapping(found: Found, truth: Truth, places: Places) -> Iterator[tuple[I
         row = np.repeat(block, count)
         within = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
         box = by_cell[starts[row] + within]
-        iou = _iou(found.boxes_xywh[row], truth.boxes_xywh[box], truth.crowd[box])
+        if found.rles is None or truth.rles is None:
+            iou = _iou(found.boxes_xywh[row], truth.boxes_xywh[box], truth.crowd[box])
+        else:
+            iou = _mask_iou(found.rles, truth.rles, truth.crowd, row, box, cells[row])
         enough = iou >= IOUS[0]
         yield row[enough], box[enough], iou[enough]
 
@@ -196,6 +199,18 @@ def _iou(found_xywh: Floats, truth_xywh: Floats, crowd: Flags) -> Floats:
     area = found_xywh[:, 2] * found_xywh[:, 3]
     union = np.where(crowd, area, area + truth_xywh[:, 2] * truth_xywh[:, 3] - shared)
     return np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
+
+
+def _mask_iou(found: Rles, truth: Rles, crowd: Flags, row: Integers, box: Integers, cell: Integers) -> Floats:
+    """Return the overlap of the masks of each pair (P,): all of a cell with all, since they are decoded once a call."""
+    from glip_adapt.core.masks import overlaps  # boxes are scored without pycocotools
+
+    iou = np.empty(len(row))
+    by_cell = np.argsort(cell, kind="stable")
+    for pairs in np.split(by_cell, np.flatnonzero(np.diff(cell[by_cell])) + 1):
+        (rows, of_row), (boxes, of_box) = (np.unique(column[pairs], return_inverse=True) for column in (row, box))
+        iou[pairs] = overlaps(found[rows].tolist(), truth[boxes].tolist(), crowd[boxes].tolist())[of_row, of_box]
+    return iou
 
 
 def _curve(matched: Matched, rows: slice, wanted: Integers) -> tuple[Floats, Floats]:

@@ -26,7 +26,12 @@ def score(predictions: Predictions, truth: Mapping[str, Any]) -> Scores:
         ValueError: if a prediction names an image or category that the truth does not have.
     """
     places = Places.of(truth)
-    precision = accumulate(_match(predictions, truth, places)).precision
+    return summarise(_match(predictions, truth, places), truth, places)
+
+
+def summarise(matched: Matched, truth: Mapping[str, Any], places: Places) -> Scores:
+    """Return the six COCO values of ``NAMES``, and AP per class, of what predictions hit."""
+    precision = accumulate(matched).precision
     every = precision[..., 0]
     values = [mean(every), mean(every[IOUS == 0.5]), mean(every[IOUS == 0.75])]
     values += [mean(precision[..., position]) for position in range(1, len(AREAS))]

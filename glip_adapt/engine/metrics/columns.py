@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from glip_adapt.engine.metrics.protocol import Predictions
 
+if TYPE_CHECKING:
+    from glip_adapt.core.masks import Rle
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Rles = NDArray[np.object_]
+"""Compressed run lengths of masks, as COCO has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +58,16 @@ class Found:
         classes: (N,) positions of their classes.
         boxes_xywh: (N, 4) left, top, width, height in pixels.
         scores: (N,).
+        areas: (N,) square pixels, of the box; of the mask, where masks are compared.
+        rles: (N,) masks, where masks are compared; else None.
     """
 
     images: Integers
     classes: Integers
     boxes_xywh: Floats
     scores: Floats
+    areas: Floats
+    rles: Rles | None = None
 
     @classmethod
     def read(cls, predictions: Predictions, places: Places) -> Found:
@@ -67,22 +76,27 @@ class Found:
         Raises:
             ValueError: if one names an image or category that the truth does not have.
         """
+        boxes_xywh = _boxes(predictions)
         return cls(
             images=_looked_up(predictions, "image_id", places.images),
             classes=_looked_up(predictions, "category_id", places.classes),
-            boxes_xywh=_boxes(predictions),
+            boxes_xywh=boxes_xywh,
             scores=_column(entry["score"] for entry in predictions),
+            areas=boxes_xywh[:, 2] * boxes_xywh[:, 3],
         )
+
+    def with_masks(self, rles: Sequence[Rle]) -> Found:
+        """Return the predictions with the mask of each, which are compared instead of boxes."""
+        from glip_adapt.core.masks import areas  # boxes are scored without pycocotools
+
+        return replace(self, areas=areas(rles), rles=_objects(rles))
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def at(self, rows: Integers | Flags) -> Found:
         """Return some of the predictions."""
-        return Found(
-            images=self.images[rows], classes=self.classes[rows], boxes_xywh=self.boxes_xywh[rows],
-            scores=self.scores[rows],
-        )  # fmt: skip
+        return Found(**_rows_of(self, rows))
 
     def best(self, groups: Integers, limit: int) -> Flags:
         """Tell which predictions are among the ``limit`` best of their group; of equal scores the first are."""
@@ -104,6 +118,7 @@ class Truth:
         ignored: (M,) whether a box need not be found.
         crowd: (M,) whether a box stands for several objects; any number of predictions may match it.
         countable: (M,) whether a match counts; pycocotools reads one with a box whose id is 0 as none.
+        rles: (M,) masks, where masks are compared; else None.
     """
 
     images: Integers
@@ -113,6 +128,7 @@ class Truth:
     ignored: Flags
     crowd: Flags
     countable: Flags
+    rles: Rles | None = None
 
     @classmethod
     def read(cls, annotations: Sequence[Mapping[str, Any]], places: Places, *, ignored: str, has_crowds: bool) -> Truth:
@@ -136,12 +152,16 @@ class Truth:
             countable=np.array([entry["id"] != 0 for entry in annotations], dtype=bool),
         )
 
+    def with_masks(self, rles: Sequence[Rle]) -> Truth:
+        """Return the boxes with the mask of each, which are compared instead of boxes."""
+        return replace(self, rles=_objects(rles))
+
     def __len__(self) -> int:
         return len(self.areas)
 
     def at(self, rows: Integers | Flags) -> Truth:
         """Return some of the boxes."""
-        return Truth(**{name: column[rows] for name, column in vars(self).items()})
+        return Truth(**_rows_of(self, rows))
 
 
 def ranks(groups: NDArray[Any]) -> Integers:
@@ -172,3 +192,14 @@ def _boxes(entries: Sequence[Mapping[str, Any]]) -> Floats:
 
 def _column(values: Iterable[float]) -> Floats:
     return np.fromiter(values, dtype=np.float64)
+
+
+def _rows_of(columns: Found | Truth, rows: Integers | Flags) -> dict[str, Any]:
+    return {name: None if column is None else column[rows] for name, column in vars(columns).items()}
+
+
+def _objects(entries: Sequence[Any]) -> NDArray[np.object_]:
+    """Return (N,) objects, which numpy does not look into."""
+    column = np.empty(len(entries), dtype=object)
+    column[:] = entries
+    return column
