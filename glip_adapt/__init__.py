@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.baked import BakedModel, bake, load_baked
     from glip_adapt.share.card import TrainingFacts
     from glip_adapt.share.export import export_onnx
+    from glip_adapt.share.gligen import to_gligen
     from glip_adapt.share.hub import from_hub, push_to_hub
     from glip_adapt.share.interop import to_supervision
     from glip_adapt.share.peft import merge, save_for_peft
@@ -88,8 +89,12 @@ _HOMES = {
     "glip_adapt.share.baked": ("BakedModel", "bake", "load_baked"),
     "glip_adapt.share.card": ("TrainingFacts",),
     "glip_adapt.share.export": ("export_onnx",),
+    "glip_adapt.share.gligen": ("to_gligen",),
     "glip_adapt.share.hub": ("from_hub", "push_to_hub"),
-    "glip_adapt.share.interop": ("to_supervision",),
+    "glip_adapt.share.interop": (
+        "to_gligen",
+        "to_supervision",
+    ),
     "glip_adapt.share.peft": ("merge", "save_for_peft"),
     "glip_adapt.share.pseudo_labelling": ("pseudo_label",),
     "glip_adapt.share.tasks": ("TaskSet",),
@@ -109,7 +114,7 @@ __all__ = [
     "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions",
     "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge", "pseudo_label", "published_recipe",
     "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "segment", "self_train",
-    "sentence_caption", "to_supervision", "track", "write_report",
+    "sentence_caption", "to_gligen", "to_supervision", "track", "write_report",
 ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from glip_adapt.cli.data import data_app
 from glip_adapt.cli.deploy import deploy_app
 from glip_adapt.cli.detect import detect_app
 from glip_adapt.cli.evaluate import evaluate_app
+from glip_adapt.cli.export_gligen import export_gligen_app
 from glip_adapt.cli.ls import ls_app
 from glip_adapt.cli.prompt import prompt_app
 from glip_adapt.cli.pseudo_label import pseudo_label_app
@@ -54,7 +55,7 @@ for verbs in (
         convert_app,
         deploy_app,
     ),
-    *(score_app, share_app),
+    *(score_app, share_app, export_gligen_app),
 ):
     app.add_typer(verbs)
 app.add_typer(data_app, name="data")
