@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.pseudo_labelling import pseudo_label
     from glip_adapt.share.tasks import TaskSet
     from glip_adapt.share.tracking import Tracks, track
+    from glip_adapt.share.viewers import to_fiftyone, to_fiftyone_samples, to_supervision_dataset
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
     from glip_adapt.trunks.released import default_recipe, published_recipe
     from glip_adapt.trunks.segmenter import Segmenter, load_segmenter
@@ -91,14 +92,12 @@ _HOMES = {
     "glip_adapt.share.export": ("export_onnx",),
     "glip_adapt.share.gligen": ("to_gligen",),
     "glip_adapt.share.hub": ("from_hub", "push_to_hub"),
-    "glip_adapt.share.interop": (
-        "to_gligen",
-        "to_supervision",
-    ),
+    "glip_adapt.share.interop": ("to_supervision",),
     "glip_adapt.share.peft": ("merge", "save_for_peft"),
     "glip_adapt.share.pseudo_labelling": ("pseudo_label",),
     "glip_adapt.share.tasks": ("TaskSet",),
     "glip_adapt.share.tracking": ("Tracks", "track"),
+    "glip_adapt.share.viewers": ("to_fiftyone", "to_fiftyone_samples", "to_supervision_dataset"),
     "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
     "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
     "glip_adapt.trunks.segmenter": ("Segmenter", "load_segmenter"),
@@ -114,7 +113,8 @@ __all__ = [
     "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions",
     "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge", "pseudo_label", "published_recipe",
     "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "segment", "self_train",
-    "sentence_caption", "to_gligen", "to_supervision", "track", "write_report",
+    "sentence_caption", "to_fiftyone", "to_fiftyone_samples", "to_gligen", "to_supervision", "to_supervision_dataset",
+    "track", "write_report",
 ]  # fmt: skip
 
 
