@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,15 +68,7 @@ def export_onnx(model: BakedModel, path: str | Path) -> None:
     path, (_, least) = Path(path), model.network.graph(model.texts())  # nobody need install packages to learn of it
     if importlib.util.find_spec("onnxscript") is None:
         raise RuntimeError("ONNX export needs packages that are not installed: pip install 'glip-adapt[onnx]'.")
-    program = torch.onnx.export(
-        export_program(model),
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=["pixels"],
-        output_names=list(OUTPUTS),
-        verbose=False,
-    )
-    assert program is not None
+    program = to_onnx(export_program(model), ["pixels"], OUTPUTS)
     program.model.metadata_props.update(
         trunk=model.trunk.name,
         method=model.method,
@@ -85,3 +79,27 @@ def export_onnx(model: BakedModel, path: str | Path) -> None:
     )
     with written_whole(path) as temporary:
         program.save(temporary, external_data=False)
+
+
+def to_onnx(program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
+    """Return an exported program in the operators of ONNX, with names for what goes in and comes out."""
+    converted = torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        verbose=False,
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},  # torch 2.14 has none
+    )
+    assert converted is not None
+    return converted
+
+
+def _stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """Return the ONNX operators of a stable sort: of equal values, TopK puts the one of the lower index first."""
+    from onnxscript import opset20
+
+    operators: Any = opset20  # its hints are those of tensors, but these are places in a graph
+    size = operators.Gather(operators.Shape(values), operators.Constant(value_ints=[dim]))
+    return operators.TopK(values, size, axis=dim, largest=int(descending), sorted=1)

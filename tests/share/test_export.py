@@ -1,5 +1,6 @@
 """The exported graph: its parts in eager mode, then traced, then in onnxruntime."""
 
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -183,3 +184,20 @@ def test_onnx_finds_the_same_boxes_on_photographs(tmp_path, monkeypatch):
         found = session.run(None, {"pixels": np.asarray(seen).transpose(2, 0, 1)[None].copy()})
         expected = model.predict(seen, view=config)
         assert_same(found, (expected.boxes_xyxy, expected.scores, expected.labels))
+
+
+class Ranked(torch.nn.Module):
+    def forward(self, values):
+        return values.argsort(descending=True, stable=True), values.sort(stable=True).indices
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the extra onnx")
+def test_equal_scores_keep_their_order_in_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    sizes = {"values": {0: torch.export.Dim("count", min=2, max=1000)}}
+    program = torch.export.export(Ranked(), (torch.rand(9),), dynamic_shapes=sizes, strict=False)
+    export.to_onnx(program, ["values"], ["falling", "rising"]).save(tmp_path / "x.onnx")
+    values = torch.randint(0, 5, (200,), generator=torch.Generator().manual_seed(0)).float()
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    for found, expected in zip(session.run(None, {"values": values.numpy()}), Ranked()(values), strict=True):
+        assert torch.equal(torch.from_numpy(found), expected)
