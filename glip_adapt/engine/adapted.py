@@ -227,6 +227,11 @@ class AdaptedModel(Detector):
         self._texts_version: tuple[int, ...] | None = None
 
     @property
+    def frozen_network(self) -> Network:
+        """The network of the trunk."""
+        return self.trunk.network
+
+    @property
     def trained_parameters(self) -> int:
         """How many numbers the adapter owns."""
         return sum(tensor.numel() for tensor in self.owned_tensors().values())

@@ -74,6 +74,11 @@ class Detector(ABC):
         """The name of each class, in label order."""
         return tuple(prompt.name for prompt in self.prompts)
 
+    @property
+    def frozen_network(self) -> Network:
+        """A network whose image encoder gives the frozen features of all detectors of this ``frozen_checksum``."""
+        return self.network
+
     @abstractmethod
     def texts(self) -> list[TextFeatures]:
         """Return the text features of each caption."""

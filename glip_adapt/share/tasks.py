@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from glip_adapt.core.config import describe_unknown
-from glip_adapt.core.precision import autocast
 from glip_adapt.core.settings import ViewConfig
-from glip_adapt.core.structures import Detections, ImageBatch, Pyramid
-from glip_adapt.data.transforms import View, collate, padded_shape, resize_shape, view_image
+from glip_adapt.core.structures import Detections
 from glip_adapt.engine.adapted import AdaptedModel
-from glip_adapt.engine.batches import in_batches
-from glip_adapt.engine.detector import detections
 from glip_adapt.engine.load import load_adapter
+from glip_adapt.engine.together import detect_together, show
 from glip_adapt.trunks.catalogue import Trunk
 
 
@@ -97,45 +93,6 @@ class TaskSet(Mapping[str, AdaptedModel]):
         models = {name: self[name] for name in dict.fromkeys(tasks)}
         view = view or self.trunk.spec.view
         held = list(images)  # once, since a lazy sequence opens an image anew at each access
-        keys = [(id(image), name) for image, name in zip(held, tasks, strict=True)]
-        asked = set(keys)
-        found: dict[tuple[int, str], Detections] = {}
-        for batch in _batches(held, view):
-            encoded = _Encoded(self.trunk, batch, view)
-            for name, model in models.items():
-                rows = [row for row, image in enumerate(batch) if (id(image), name) in asked]
-                if rows:
-                    model.train(False)
-                    sizes_hw = [(batch[row].height, batch[row].width) for row in rows]
-                    seen = detections(model, encoded.of(model, rows), sizes_hw, view)
-                    found |= zip([(id(batch[row]), name) for row in rows], seen, strict=True)
-        return [found[key] for key in keys]
-
-
-class _Encoded:
-    """A batch of images, encoded by the trunk at the first request."""
-
-    def __init__(self, trunk: Trunk, images: Sequence[Image.Image], view: ViewConfig) -> None:
-        shown = View(view.short_side, flip=False)
-        batch = collate([view_image(image, shown, view.max_long_side) for image in images])
-        self._trunk, self._batch, self._view = trunk, batch.to(trunk.network.device), view
-        self._pyramid: Pyramid | None = None
-
-    def of(self, model: AdaptedModel, rows: list[int]) -> ImageBatch | Pyramid:
-        """Return the last result that the model shares with the trunk, for some of the images."""
-        sizes_hw = tuple(self._batch.image_sizes_hw[row] for row in rows)
-        if model.frozen_state is ImageBatch:
-            return ImageBatch(self._batch.pixels[rows], sizes_hw)
-        if self._pyramid is None:
-            with autocast(model.device, self._view.precision):
-                self._pyramid = self._trunk.network.encode_image(self._batch)
-        return replace(self._pyramid, cells=self._pyramid.cells[rows], image_sizes_hw=sizes_hw)
-
-
-def _batches(images: Sequence[Image.Image], view: ViewConfig) -> Iterator[list[Image.Image]]:
-    """Yield the distinct images in batches of one padded size."""
-    shaped = [
-        (image, padded_shape(resize_shape((image.height, image.width), view.short_side, view.max_long_side)))
-        for image in {id(image): image for image in images}.values()
-    ]
-    return in_batches(sorted(shaped, key=lambda entry: entry[1]))
+        shown = {id(image): show(image, view) for image in {id(image): image for image in held}.values()}
+        asked = [(models[name], shown[id(image)]) for image, name in zip(held, tasks, strict=True)]
+        return detect_together(asked, view)
