@@ -24,6 +24,7 @@ from glip_adapt.cli.ls import ls_app
 from glip_adapt.cli.prompt import prompt_app
 from glip_adapt.cli.pseudo_label import pseudo_label_app
 from glip_adapt.cli.score import score_app
+from glip_adapt.cli.serve import serve_app
 from glip_adapt.cli.share import share_app
 from glip_adapt.cli.studio import studio_app
 from glip_adapt.cli.suggest import suggest_app
@@ -54,6 +55,7 @@ for verbs in (
         ls_app,
         convert_app,
         deploy_app,
+        serve_app,
     ),
     *(score_app, share_app, export_gligen_app),
 ):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from glip_adapt.cli import terminal
 from glip_adapt.cli.data import FormatName
+from glip_adapt.cli.listening import address_of, listen
 from glip_adapt.cli.options import AdaptersTrunk, Checkpoint, Device, Vocabulary, open_trunk
 
 studio_app = typer.Typer()
@@ -53,12 +53,12 @@ def studio(
             raise
         raise RuntimeError("The page needs packages: pip install 'glip-adapt[studio]'.") from error
     store = LabelStore(folder, format)
-    listening = _listen(host, port)
+    listening = listen(host, port, PORT)
     served = Studio(store)
     newest = next((store.folder / name for name in adapters_in(store.folder)), None)
     served.load(lambda: open_trunk(trunk, checkpoint, vocabulary, device, newest if trunk is None else None))
     token = new_token()
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/?token={token}"
+    address = f"{address_of(host, listening)}?token={token}"
     labelled = sum(labels.is_labelled for *_, labels in store.overview())
     terminal.say(f"{len(store.pictures)} pictures, {labelled} labelled ({store.format}). Open {address}")
     if not any(name in ("localhost", "127.0.0.1") for name in hosts_of(host)) or "*" in hosts_of(host):
@@ -68,26 +68,3 @@ def studio(
     terminal.note("Ctrl-C ends it; all labels are saved already.")
     config = uvicorn.Config(create_app(served, hosts_of(host), token), log_level="warning", lifespan="off", ws="none")
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int | None) -> Any:
-    """Return a socket that is bound to an address: to a free port if none is asked for and the usual one is taken.
-
-    Raises:
-        OSError: if that is not possible.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for tried in (PORT, 0) if port is None else (port,):
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, tried))
-            listening.listen()  # a browser that is there before the server waits, instead of being refused
-            return listening
-        except OSError as error:
-            listening.close()
-            if tried == 0 or port is not None:
-                raise OSError(
-                    f"{host}, port {tried}, cannot be listened on ({error.strerror}). Choose another --host or --port."
-                ) from error
-    raise AssertionError("one of the ports was tried")

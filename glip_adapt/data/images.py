@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from glip_adapt.core.errors import GlipAdaptError
 from glip_adapt.core.sizes import SizeHW
 
 # Formats that Pillow may open. Other readers start programs (PostScript), or no dataset uses the format.
@@ -30,6 +32,10 @@ _TURNS = {  # EXIF orientation → the operation that turns the image upright
 _SWAPS_SIDES = 5  # orientations from here on exchange height and width
 
 
+class TooManyPixelsError(GlipAdaptError, ValueError):
+    """An image has more pixels than it may have."""
+
+
 def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
     """Return the image at ``path`` as upright RGB.
 
@@ -43,6 +49,26 @@ def load_rgb(path: Path, declared_hw: SizeHW | None = None) -> Image.Image:
     """
     with _opened(path) as image:
         turn = _TURNS.get(_applied(image, declared_hw))
+        shown = to_rgb(image)
+        return shown if turn is None else shown.transpose(turn)
+
+
+def decode_rgb(content: bytes, most_pixels: int) -> Image.Image:
+    """Return the image in bytes that a stranger sent, as upright RGB; otherwise as ``load_rgb``.
+
+    Nothing is decoded before its size is known, since few bytes may hold a very large image.
+
+    Raises:
+        TooManyPixelsError: if it has more than ``most_pixels`` pixels.
+        ValueError: if it is not a whole image in one of ``FORMATS``, or the range of its pixels is unknown.
+    """
+    with _opened(BytesIO(content), "The upload") as image:
+        if image.width * image.height > most_pixels:
+            raise TooManyPixelsError(
+                f"The image has {image.width} × {image.height} pixels; at most {most_pixels:,} are taken. Make it "
+                "smaller first: a detector resizes it anyway."
+            )
+        turn = _TURNS.get(_orientation(image))
         shown = to_rgb(image)
         return shown if turn is None else shown.transpose(turn)
 
@@ -95,18 +121,21 @@ def read_header(path: Path, declared_hw: SizeHW | None = None) -> Header:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | BytesIO, name: str = "") -> Iterator[Image.Image]:
     """Open an image; every failure while it is in use becomes FileNotFoundError or ValueError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"No image at {path}. `glip-adapt data check` lists every missing one.") from None
+        raise FileNotFoundError(f"No image at {source}. `glip-adapt data check` lists every missing one.") from None
+    except TooManyPixelsError:
+        raise
     except Exception as error:  # damaged bytes lead the decoders to any error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is not an image that can be read ({reason}). Replace it by one in a common format such as JPEG "
-            "or PNG, or remove it."
+        reason = str(error).splitlines()[0].replace(f" {source!r}", "") if str(error) else type(error).__name__
+        kind = TooManyPixelsError if isinstance(error, Image.DecompressionBombError) else ValueError
+        raise kind(
+            f"{name or source} is not an image that can be read ({reason}). Replace it by one in a common format such "
+            "as JPEG or PNG, or remove it."
         ) from error
 
 

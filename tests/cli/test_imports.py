@@ -67,7 +67,8 @@ def test_help_imports_nothing_heavy(run):
     [
         ("adapt absent", []),
         ("studio absent", []),
-        ("studio shapes --host 192.0.2.1", []),  # no address of this machine; the page would be open by then
+        ("studio shapes --host 192.0.2.1", []),
+        ("serve absent", []),  # no address of this machine; the page would be open by then
         ("eval absent", []),
         ("detect x.jpg --classes a --caption b", []),
         ("bench absent.toml --out x", []),

@@ -1,0 +1,1 @@
+"""Detection over HTTP: ``create_app`` of ``routes.py`` makes the application."""
