@@ -63,6 +63,9 @@ def detect(
     ] = None,
     as_coco: Annotated[Path | None, typer.Option(help="COCO file to write: the shown boxes as labels.")] = None,
     as_csv: Annotated[Path | None, typer.Option(help="CSV file to write: a row for each shown box.")] = None,
+    as_cvat: Annotated[
+        Path | None, typer.Option(help="XML file to write: the shown boxes, to upload to a task of CVAT.")
+    ] = None,
     as_yolo: Annotated[
         Path | None,
         typer.Option(
@@ -115,7 +118,7 @@ def detect(
                 counts = f"{len(result.found)} boxes, {len(result.shown)} shown, {result.seconds:.1f} s"
                 terminal.say(f"{result.image.name}: {counts} → {result.drawing}")
 
-        labels: dict[str, Any] = {"as_coco": as_coco, "as_csv": as_csv, "as_yolo": as_yolo}
+        labels: dict[str, Any] = {"as_coco": as_coco, "as_csv": as_csv, "as_cvat": as_cvat, "as_yolo": as_yolo}
         view = view_of(model.view, short_side, precision)
         seen: dict[str, Any] = {"threshold": threshold, "view": view, "views": views, "segmenter": segmenter}
         results = detect_files(model, paths, out, on_file=show, **seen, **labels)

@@ -27,7 +27,13 @@ from glip_adapt.engine.detector import Detector
 from glip_adapt.engine.draw import add_sentence, draw_detections
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.segment import segment
-from glip_adapt.share.interop import place_yolo_labels, write_boxes_csv, write_pseudo_labels, write_yolo_labels
+from glip_adapt.share.interop import (
+    place_yolo_labels,
+    write_boxes_csv,
+    write_cvat,
+    write_pseudo_labels,
+    write_yolo_labels,
+)
 from glip_adapt.trunks.segmenter import Segmenter
 
 SCHEMA = 2  # of the JSON; boxes of schema 1 ended with their last pixel, one pixel before the edge
@@ -102,6 +108,7 @@ def detect_files(
     views: Views | None = None,
     as_coco: Path | None = None,
     as_csv: Path | None = None,
+    as_cvat: Path | None = None,
     as_yolo: Path | None = None,
     segmenter: Segmenter | None = None,
     on_file: Callable[[FileResult], None] | None = None,
@@ -121,6 +128,7 @@ def detect_files(
         views: sizes, mirror images and tiles that are looked at one after the other; by default one view.
         as_coco: COCO file to write, with the boxes that reach the threshold as annotations.
         as_csv: table of the same boxes to write.
+        as_cvat: XML file of the same boxes to write, to upload to a task of CVAT.
         as_yolo: folder for the same boxes in YOLO format.
         segmenter: from ``load_segmenter``; cuts out the boxes that are drawn, for the JSON, the drawing and
             ``as_coco``.
@@ -132,7 +140,7 @@ def detect_files(
         OSError: if a result cannot be written.
     """
     targets = _targets(images, out)
-    for file in (as_coco, as_csv):
+    for file in (as_coco, as_csv, as_cvat):
         if file is not None:
             check_room(file.parent, 1)
     if as_yolo is not None:
@@ -149,6 +157,8 @@ def detect_files(
         write_pseudo_labels(as_coco, paths, found, model.class_names)
     if as_csv is not None:
         write_boxes_csv(as_csv, paths, found)
+    if as_cvat is not None:
+        write_cvat(as_cvat, paths, found)
     if as_yolo is not None:
         write_yolo_labels(as_yolo, paths, found, model.class_names)
     return results

@@ -1,4 +1,4 @@
-"""Convert detections for other tools: ``supervision``, and pseudo-labels in COCO, CSV and YOLO form.
+"""Convert detections for other tools: ``supervision``, and pseudo-labels in COCO, CSV, CVAT and YOLO form.
 
 Labels speak of images that stay where they are; boxes are clipped to the image as people see it, upright.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree.ElementTree import Element, ElementTree, SubElement, indent
 
 import numpy as np
 import yaml
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 CSV_HEADER = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax", "score")
 YOLO_SETTINGS = "data.yaml"
+_CVAT_CORNERS = ("xtl", "ytl", "xbr", "ybr")
 _TEXT: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names may be no UTF-8
 
 
@@ -108,6 +111,37 @@ def write_boxes_csv(file: str | Path, images: Sequence[Path], found: Sequence[De
                 table.writerow((*start, image.found.class_names[label], *numbers))
             if not len(image.found):
                 table.writerow((*start, *[""] * (len(CSV_HEADER) - len(start))))
+
+
+def write_cvat(file: str | Path, images: Sequence[Path], found: Sequence[Detections]) -> None:
+    """Write detections as annotations to upload to a task of CVAT: ``CVAT for images 1.1``, without scores.
+
+    CVAT finds its frames by the names of images. They are those of the files, where two are alike with their folders
+    below the one that holds all images, as CVAT names what is uploaded by folder.
+
+    Args:
+        file: XML to write.
+        images: paths.
+        found: for each image, its detections with ``class_names``.
+    """
+    uses = Counter(path.name for path in images)
+    places = [Path(os.path.abspath(path)) for path in images]
+    root = os.path.commonpath([place.parent for place in places]) if places else ""
+    document = Element("annotations")
+    SubElement(document, "version").text = "1.1"
+    for number, (image, place) in enumerate(zip(_clipped(images, found), places, strict=True)):
+        name = place.name if uses[place.name] == 1 else place.relative_to(root).as_posix()
+        sides = {"width": str(image.width), "height": str(image.height)}
+        frame = SubElement(document, "image", {"id": str(number), "name": _printable(name)} | sides)
+        for label, edges in zip(image.found.labels.tolist(), image.found.boxes_xyxy.tolist(), strict=True):
+            corners = {key: f"{edge:.2f}" for key, edge in zip(_CVAT_CORNERS, edges, strict=True)}
+            class_name = _printable(image.found.class_names[label])
+            SubElement(
+                frame, "box", {"label": class_name, "source": "auto", "occluded": "0"} | corners | {"z_order": "0"}
+            )
+    indent(document)
+    with written_whole(Path(file)) as temporary:
+        ElementTree(document).write(temporary, encoding="utf-8", xml_declaration=True)
 
 
 def place_yolo_labels(folder: Path, images: Sequence[Path]) -> dict[Path, Path]:
@@ -195,6 +229,11 @@ def _clipped(images: Sequence[Path], found: Sequence[Detections]) -> Iterator[_C
         limit = detections.boxes_xyxy.new_tensor((width, height, width, height))
         edges = detections.boxes_xyxy.clamp(min=0).minimum(limit)
         yield _Clipped(path, height, width, replace(detections, boxes_xyxy=edges))
+
+
+def _printable(text: str) -> str:
+    """Return a text without what XML cannot hold: control codes, and bytes of names that are no UTF-8."""
+    return "".join("_" if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text)
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -32,7 +32,8 @@ def test_the_thresholds_of_an_adapter_hold_unless_one_is_named(glip, adapter, co
 
 
 def test_detect_writes_labels_in_every_form_and_says_where(glip, coco_folder, tmp_path):
-    where = {"--as-coco": tmp_path / "boxes.json", "--as-csv": tmp_path / "boxes.csv", "--as-yolo": tmp_path / "yolo"}
+    files = {"--as-coco": "boxes.json", "--as-csv": "boxes.csv", "--as-cvat": "boxes.xml", "--as-yolo": "yolo"}
+    where = {option: tmp_path / name for option, name in files.items()}
     options = [part for pair in where.items() for part in pair]
     detect = ("detect", f"{coco_folder}/t*/*.png", *CLASSES, "--threshold", "0", "--out", tmp_path / "found")
     code, out, err = glip(*detect, *options, *SMALL)
@@ -43,6 +44,7 @@ def test_detect_writes_labels_in_every_form_and_says_where(glip, coco_folder, tm
     assert (len(split), sum(len(record.target) for record in split.records)) == (9, boxes)
     assert len((tmp_path / "boxes.csv").read_text().splitlines()) == boxes + 1
     assert len(json.loads((tmp_path / "boxes.json").read_text())["annotations"]) == boxes
+    assert (tmp_path / "boxes.xml").read_text().count("<box ") == boxes
     code, _, err = glip(*detect, *options, *SMALL)
     assert (code, "Name a new folder" in err) == (1, True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from defusedxml import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +21,7 @@ from glip_adapt.share.interop import (
     place_yolo_labels,
     to_supervision,
     write_boxes_csv,
+    write_cvat,
     write_pseudo_labels,
     write_yolo_labels,
 )
@@ -194,3 +196,21 @@ def test_images_that_would_share_a_label_file_are_refused(tmp_path):
     pictures = [tmp_path / "images" / name for name in ("a.png", "a.jpg")]
     with pytest.raises(ValueError, match=r"a\.png and .*a\.jpg would share a label file"):
         place_yolo_labels(tmp_path, pictures)
+
+
+def test_cvat_gets_edges_in_pixels_inside_the_image(tmp_path):
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png", tmp_path / "b" / "y\x01&.png"]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (28, 60)).save(path)
+    write_cvat(tmp_path / "out.xml", paths, [FOUND, NOTHING, FOUND])
+    root = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
+    frames = root.findall("image")
+    assert [frame.get("name") for frame in frames] == ["a/x.png", "b/x.png", "y_&.png"]
+    assert [(frame.get("width"), frame.get("height"), len(frame)) for frame in frames] == [
+        ("28", "60", 2), ("28", "60", 0), ("28", "60", 2),
+    ]  # fmt: skip
+    box = frames[0].find("box").attrib
+    assert (box["label"], box["occluded"]) == ("blue box", "0")
+    assert [float(box[key]) for key in ("xtl", "ytl", "xbr", "ybr")] == [10, 20, 28, 24]
