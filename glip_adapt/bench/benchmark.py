@@ -20,7 +20,7 @@ from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.data.glyphs13 import rendered_datasets
 from glip_adapt.data.odinw import find_spec, find_suite, groups, suites
-from glip_adapt.trunks.released import TRUNKS, default_recipe, packaged_checksum, trunk_spec
+from glip_adapt.trunks.released import TRUNKS, default_recipe, method_settings, packaged_checksum
 
 if TYPE_CHECKING:
     from glip_adapt.bench.executor import BuildFitExecutor
@@ -145,9 +145,11 @@ def _choose_work(build: BuildFitExecutor, ray: str | None) -> Work:
 
 def _resolve(key: RunKey, given: Mapping[str, Any], where: str, checksum: str | None) -> Mapping[str, Any]:
     """Return all settings of a run, defaults included; the key's seed also drives training."""
-    fit = {"seed": key.seed, **given["fit"]}
-    recipe = override(default_recipe(key.trunk, key.method, key.shots or 1), fit, f"{where}, fit, for {key.name}")
-    settings = {**trunk_spec(key.trunk).settings.get(key.method, {}), **given["settings"]}
+    given, fit = dict(given), {"seed": key.seed, **given["fit"]}
+    name = given.pop("recipe")  # all that it stands for is in the settings
+    recipe = default_recipe(key.trunk, key.method, key.shots or 1, name)
+    recipe = override(recipe, fit, f"{where}, fit, for {key.name}")
+    settings = {**method_settings(key.trunk, key.method, name), **given["settings"]}
     if key.method == ZERO_SHOT and (suite := find_suite(key.dataset)) is not None:
         settings = {"names_per_caption": suite.names_per_caption, **settings}
     return {

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from glip_adapt.core.config import describe_unknown, to_mapping
 from glip_adapt.core.errors import UnknownNameError
-from glip_adapt.core.settings import FitConfig, Shots, Views
+from glip_adapt.core.settings import FitConfig, RecipeName, Shots, Views
 
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000
@@ -129,6 +129,8 @@ class BenchPlan:
     """0 or more; 3, 30 and 300 have official few-shot files."""
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Trunk name → file or folder with its weights; a trunk without an entry is found by its name."""
+    recipe: RecipeName = "published"
+    """Where the defaults of training, and of the methods' adapters, come from; see ``default_recipe``."""
     fit: Mapping[str, Any] = field(default_factory=dict)
     """Training settings that differ from the defaults; a table named by a method holds for that method only."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -177,14 +179,15 @@ class BenchPlan:
         """Return the settings of one run as the plan gives them, JSON-ready.
 
         Returns:
-            ``checkpoint`` (path or None), ``fit`` (shared settings with those of the method on top), ``protocol``, and
-            ``settings`` of the adapter.
+            ``checkpoint`` (path or None), ``recipe`` (its name), ``fit`` (shared settings with those of the method on
+            top), ``protocol``, and ``settings`` of the adapter.
         """
         shared = {name: value for name, value in self.fit.items() if name not in self.fit_tables}
         # Zero-shot keeps everything by definition.
         protocol = dataclasses.replace(self.protocol, retention=()) if key.method == ZERO_SHOT else self.protocol
         return {
             "checkpoint": self.checkpoints.get(key.trunk),
+            "recipe": self.recipe,
             "fit": {**shared, **self.fit.get(key.method, {})},
             "protocol": to_mapping(protocol),
             "settings": {**self.settings.get(key.method, {})},

@@ -27,6 +27,7 @@ from glip_adapt.cli.options import (
     split_names,
     worded,
 )
+from glip_adapt.core.settings import RecipeName
 
 adapt_app = typer.Typer()
 
@@ -61,6 +62,10 @@ def adapt(
         str, typer.Option(help="Names of things that are no class but may be mistaken for one, separated by commas.")
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Fixes which images are drawn, and training.")] = 3,
+    recipe: Annotated[
+        RecipeName,
+        typer.Option(help="How to train: as published; or strong: on composed images as well, for longer."),
+    ] = "published",
     config: Annotated[
         Path | None,
         typer.Option(help="TOML file with fields of FitConfig; its table 'settings' holds those of the method."),
@@ -106,6 +111,7 @@ def adapt(
             shots=count,
             seed=seed,
             classes=worded(data, prompts),
+            recipe=recipe,
             changes=changes,
             settings=settings,
             start=None if start is None else load_adapter(start, trunk=loaded),

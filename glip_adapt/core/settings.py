@@ -14,6 +14,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 Merging = Literal["best", "vote", "soft_vote"]
 
+RecipeName = Literal["published", "strong"]
+"""The training of the papers (of the nano trunks: in its style), or what did better on synthetic sets."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from glip_adapt.adapters import ADAPTERS, takes
+from glip_adapt.core.config import override
 from glip_adapt.core.memory import total_bytes
 from glip_adapt.core.plain_text import duration
-from glip_adapt.core.settings import FitConfig, Shots
+from glip_adapt.core.settings import FitConfig, RecipeName, Shots
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
@@ -21,6 +23,7 @@ from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, START, CrossValidation, OnStep, bounded, cross_validate
 from glip_adapt.trunks.catalogue import Trunk
+from glip_adapt.trunks.released import default_recipe, method_settings
 
 METHODS = ("prompt", "lora", "full")
 """What ``auto`` tries, cheapest first; see ``methods_for``."""
@@ -86,6 +89,21 @@ def shots_of(split: Split) -> Shots:
     images = Counter(key for record in split.records for key in {a.category_id for a in split.annotations_of(record)})
     typical = median(images.values()) if images else 1
     return "all" if typical > 2 * _PUBLISHED_SHOTS[-1] else max(n for n in _PUBLISHED_SHOTS if n <= max(typical, 1))
+
+
+def recipe_of(
+    model: AdaptedModel, train: Split, seed: int, recipe: FitConfig | RecipeName, changes: Mapping[str, Any]
+) -> FitConfig:
+    """Return the recipe of a method for the number of images per class, with some fields changed."""
+    if isinstance(recipe, FitConfig):
+        return recipe
+    named = default_recipe(model.trunk_name, model.adapter.name, shots_of(train), recipe)
+    return override(replace(named, seed=seed), changes, "recipe")
+
+
+def settings_of(trunk: Trunk, method: str, recipe: FitConfig | RecipeName) -> dict[str, Any]:
+    """Return the fields of a method's adapter that a named recipe changes."""
+    return {} if isinstance(recipe, FitConfig) else method_settings(trunk.name, method, recipe)
 
 
 def try_methods(

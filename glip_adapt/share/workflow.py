@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.core.config import override
 from glip_adapt.core.files import check_room
 from glip_adapt.core.precision import cpu_threads
-from glip_adapt.core.settings import FitConfig, Shots
+from glip_adapt.core.settings import FitConfig, RecipeName, Shots
 from glip_adapt.core.timing import recorded, stage
 from glip_adapt.data.dataset import Dataset
 from glip_adapt.data.formats.coco import coco_ground_truth
@@ -36,7 +35,6 @@ from glip_adapt.share.outcome import PAGE_FILE, AdaptResult, Observer, Outcome
 from glip_adapt.share.page import write_page
 from glip_adapt.share.trials import Budget, Trial
 from glip_adapt.trunks.catalogue import Trunk
-from glip_adapt.trunks.released import default_recipe
 
 AUTO = "auto"
 FOLDS_FOLDER = ".folds"  # of a call that is under way or was killed
@@ -52,7 +50,7 @@ def adapt_dataset(
     shots: Shots = "all",
     seed: int = 3,
     classes: Sequence[str | ClassPrompt] | None = None,
-    recipe: FitConfig | None = None,
+    recipe: FitConfig | RecipeName = "published",
     changes: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     start: AdaptedModel | None = None,
@@ -78,8 +76,8 @@ def adapt_dataset(
         shots: images per class to draw from train; ``"all"`` takes all with boxes.
         seed: of the few-shot draw, of the folds and of the default recipes.
         classes: wording of the classes; by default their names.
-        recipe: of training; by default that of trunk, method and shots.
-        changes: fields of that default that differ.
+        recipe: of training, or the name of that of trunk, method and shots, see ``default_recipe``.
+        changes: fields of a named recipe that differ.
         settings: fields of a named method that differ from its defaults.
         start: an adapter for the same classes to go on from; its method is taken, unless that is zero-shot detection.
             What to expect is found by trainings from the beginning, as it has seen images of ``data``.
@@ -114,8 +112,9 @@ def adapt_dataset(
             method, fresh = start.adapter.name, [adapt(trunk, start.adapter).for_prompts(start.prompts)]
         else:  # also from zero-shot detection, which has nothing to go on from
             start, names = None, trials.methods_for(trunk) if method == AUTO else [method]
-            fresh = [attach(trunk, name, classes=run.classes, settings=settings) for name in names]
-        recipes = [recipe or _recipe_of(model, train, seed, changes or {}) for model in fresh]
+            given = {name: {**trials.settings_of(trunk, name, recipe), **(settings or {})} for name in names}
+            fresh = [attach(trunk, name, classes=run.classes, settings=given[name]) for name in names]
+        recipes = [trials.recipe_of(model, train, seed, recipe, changes or {}) for model in fresh]
         if method != AUTO and "val" in data.splits and not unlabelled:
             outcome = run.select_published(start or fresh[0], train, recipes[0])
         else:
@@ -135,12 +134,6 @@ def _check_start(start: AdaptedModel, method: str, train: Split) -> None:
             f"The adapter to go on from detects {', '.join(start.class_names)}, but the classes here, negatives "
             f"included, are {', '.join(train.classes)}. Give it the same, in the same order."
         )
-
-
-def _recipe_of(model: AdaptedModel, train: Split, seed: int, changes: Mapping[str, Any]) -> FitConfig:
-    """Return the recipe of a method for the number of images per class, with some fields changed."""
-    recipe = default_recipe(model.trunk_name, model.adapter.name, trials.shots_of(train))
-    return override(replace(recipe, seed=seed), changes, "recipe")
 
 
 class _Run:
