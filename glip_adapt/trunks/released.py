@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import safe_open
 
@@ -281,8 +281,15 @@ def packaged_checksum(name: str) -> str:
         return str(file.metadata()["checksum"])
 
 
-def default_recipe(trunk: str, method: str, shots: Shots, recipe: RecipeName = "published") -> FitConfig:
-    """Return the recipe of a trunk for a method, both by name, and a number of shots per class.
+class Named(Protocol):
+    """A method with its settings, of which only the name counts here."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+def default_recipe(trunk: str, method: str | Named, shots: Shots, recipe: RecipeName = "published") -> FitConfig:
+    """Return the recipe of a trunk, by name, for a method and a number of shots per class.
 
     The published one is that of its family, or for the nano trunks their own in that style. The strong one did better
     on synthetic sets, for more time; on released trunks nobody has measured it yet.
@@ -291,7 +298,7 @@ def default_recipe(trunk: str, method: str, shots: Shots, recipe: RecipeName = "
         ValueError: if there is no such trunk or recipe.
     """
     spec = trunk_spec(trunk)
-    return _recipes_of(spec, recipe).of(method, shots, spec.view)
+    return _recipes_of(spec, recipe).of(method if isinstance(method, str) else method.name, shots, spec.view)
 
 
 def method_settings(trunk: str, method: str, recipe: RecipeName = "published") -> dict[str, Any]:

@@ -59,6 +59,18 @@ def test_the_result_holds_the_saved_model_and_the_scores_of_before_and_after(ada
     }
 
 
+def test_a_named_recipe_decides_about_training_and_about_the_method(adapt):
+    changes = {"max_steps": 1, "short_sides": (64,), "test_short_side": 64, "max_long_side": 96}
+    strong, published = (
+        adapt(method="lora", recipe=name, changes=changes, overwrite=True) for name in ("strong", "published")
+    )
+    assert (strong.model.adapter.part, published.model.adapter.part) == ("all+image", "all")
+    assert [done.tried[0].recipe.factors for done in (strong, published)] == [(0.3, 0.5, 0.7, 0.85), ()]
+    assert {v.factor for v in published.history.validations} == {1.0}
+    own = adapt(method="lora", recipe="strong", settings={"rank": 2}, changes=changes, overwrite=True)
+    assert (own.model.adapter.part, own.model.adapter.rank) == ("all+image", 2)
+
+
 def test_the_start_was_kept_if_no_later_state_was_better(adapt):
     done = adapt()
     for best, expected in (((0,), True), ((0, 2), False), ((), False)):

@@ -5,12 +5,16 @@ from dataclasses import replace
 import pytest
 from small_dino import SMALL_DINO
 
+from glip_adapt.adapters import ADAPTERS
 from glip_adapt.adapters.full import Full
+from glip_adapt.core.errors import UnknownNameError
 from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.engine.adapted import attach
 from glip_adapt.trunks import recipes
+from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.dino.family import DinoFamily
 from glip_adapt.trunks.recipes import NANO, Recipes
-from glip_adapt.trunks.released import TRUNKS, default_recipe, published_recipe
+from glip_adapt.trunks.released import TRUNKS, default_recipe, method_settings, published_recipe
 
 PUBLISHED = {  # copies, plateau patience, stop patience; README.md of the public code
     1: (8, 3, 8),
@@ -124,6 +128,42 @@ def test_every_recipe_of_the_nano_trunks_is_one_that_training_takes():
 
 def test_every_table_of_recipes_is_that_of_a_trunk():
     tables = [value for value in vars(recipes).values() if isinstance(value, Recipes)]
-    assert [table for table in tables if all(spec.recipes is not table for spec in TRUNKS.values())] == []
+    of_trunks = [table for spec in TRUNKS.values() for table in (spec.recipes, spec.strong)]
+    assert [table for table in tables if all(table is not other for other in of_trunks)] == []
     assert default_recipe("dino-nano", "lora", 5).learning_rate == 4e-4
     assert default_recipe("glip-nano", "lora", 5).learning_rate == 6e-3
+
+
+@pytest.mark.parametrize("shots", [1, 3, 5, 10, "all"])
+@pytest.mark.parametrize("method", [name for name in ADAPTERS if name != "zero_shot"])
+@pytest.mark.parametrize("trunk", ["glip-nano", "dino-nano", "glip-t", "mm-grounding-dino-t"])
+def test_the_strong_recipe_has_ways_back_and_compositions_and_keeps_the_rates(trunk, method, shots):
+    published, strong = (default_recipe(trunk, method, shots, name) for name in ("published", "strong"))
+    assert strong.keep_start
+    assert strong.factors == (0.3, 0.5, 0.7, 0.85)
+    assert strong.compositions.per_image == (8 if trunk.endswith("nano") else 3)
+    assert published.factors == ()
+    assert published.compositions is None
+    if (method, shots) != ("lora", 3):  # where the published one holds LoRA back
+        assert (strong.learning_rate, strong.text_learning_rate) == (
+            published.learning_rate,
+            published.text_learning_rate,
+        )
+
+
+def test_the_strong_recipe_puts_lora_everywhere_for_less_than_a_twentieth_of_the_numbers():
+    settings = method_settings("glip-nano", "lora", "strong")
+    assert method_settings("glip-nano", "lora") == {}
+    model = attach(load_trunk("glip-nano"), "lora", classes=["cat"], settings=settings)
+    assert 0 < model.trained_parameters < 0.05 * TRUNKS["glip-nano"].parameters
+    assert method_settings("glip-t", "full", "strong") == method_settings("glip-t", "full")
+
+
+def test_a_method_may_be_given_with_its_settings():
+    assert default_recipe("glip-nano", Full(), 5) == default_recipe("glip-nano", "full", 5)
+    assert default_recipe("glip-nano", Full(), 5) != default_recipe("glip-nano", "prompt", 5)
+
+
+def test_a_recipe_of_another_name_is_refused():
+    with pytest.raises(UnknownNameError, match="recipe 'strng' \\(did you mean 'strong'"):
+        default_recipe("glip-nano", "full", 5, "strng")
