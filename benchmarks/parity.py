@@ -69,7 +69,7 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.cache_files import CacheKey
 from glip_adapt.engine.optimise import Stepper
-from glip_adapt.engine.train import parameter_groups
+from glip_adapt.engine.rates import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
 from glip_adapt.trunks.cross_attention import CrossAttention
 from glip_adapt.trunks.glip.decode import decode

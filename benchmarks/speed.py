@@ -40,7 +40,7 @@ from glip_adapt.core.precision import Precision, autocast
 from glip_adapt.core.structures import ImageBatch, Target, TextFeatures, Tokens, split_levels
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.optimise import Stepper
-from glip_adapt.engine.train import parameter_groups
+from glip_adapt.engine.rates import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, random_trunk
 from glip_adapt.trunks.cross_attention import CrossAttention, FusionLayer
 from glip_adapt.trunks.glip import dyhead

@@ -12,7 +12,8 @@ from glip_adapt.core.structures import ImageBatch, Target
 from glip_adapt.data.dataset import load_dataset
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.optimise import Stepper
-from glip_adapt.engine.train import parameter_groups, train_model
+from glip_adapt.engine.rates import parameter_groups
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip.deform import deformable_conv
 from glip_adapt.trunks.released import default_recipe

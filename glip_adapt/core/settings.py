@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from glip_adapt.core.config import unknown_name
@@ -14,8 +15,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 Merging = Literal["best", "vote", "soft_vote"]
 
-RecipeName = Literal["published", "strong"]
-"""The training of the papers (of the nano trunks: in its style), or what did better on synthetic sets."""
+RecipeName = Literal["published", "strong", "ft-fsod"]
+"""The training of the papers (of the nano trunks: in its style), what did better on synthetic sets, or that of FT-FSOD,
+arXiv 2603.28182, for the Grounding DINO family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +135,14 @@ class FitConfig:
     "solver/lr_scheduler.py"
     min_learning_rate: float = 1e-6
     "floor of the plateau rule (solver/lr_scheduler.py)"
+    plateau_cooldown: int = 0
+    "evaluations after a fall that do not count"
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    "module → factor on the learning rate of its weights"
+    waiting: tuple[str, ...] = ()
+    "modules that learn only once rates have fallen for the first time (FT-FSOD, arXiv 2603.28182)"
+    later_patience: int = 8
+    "plateau_patience from then on"
     stop_patience: int = 8
     "evaluations below the best before training ends; 4 for all data (README.md: AUTO_TERMINATE_PATIENCE)"
     short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)
@@ -165,6 +175,8 @@ class FitConfig:
             raise ValueError(f"schedule is {self.schedule!r}; expected 'plateau' or 'cosine'.")
         if self.weights not in ("equal", "score"):
             raise ValueError(f"weights is {self.weights!r}; expected 'equal' or 'score'.")
+        if self.waiting and self.schedule != "plateau":
+            raise ValueError("Modules wait for the first fall of the plateau rule; schedule = 'cosine' has none.")
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"factors are {self.factors}; expected parts of a way, above 0 and below 1.")
         _ = self.view  # checks the sizes

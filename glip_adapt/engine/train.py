@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.settings import FitConfig
@@ -32,6 +31,7 @@ from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step, Stepper
 from glip_adapt.engine.ranks import Ranks, current
+from glip_adapt.engine.rates import Rates, parameter_groups
 from glip_adapt.engine.samples import draw_batches, losses_of
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def train_model(
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     groups = parameter_groups(model, config)
     stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
-    schedule = _schedule(stepper.optimiser, config, history.total_steps)
+    rates = Rates(stepper.optimiser, config, history.total_steps)
     start = model.copy_owned() if config.factors else {}
     bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as kept:
@@ -153,8 +153,7 @@ def train_model(
                     model.train()
                     ids = [sample.record.image_id for sample in batch]
                     history.steps.append(stepper.take(step, f"images {ids}", losses_of(model, features, batch, ranks)))
-                if config.schedule == "cosine":
-                    schedule.step()
+                rates.after_step()
                 if on_step:
                     on_step(history.steps[-1], history.total_steps)
             is_due = step % validate_every == 0 or step == history.total_steps
@@ -163,8 +162,7 @@ def train_model(
                 if done.is_best:
                     kept.update(model.copy_owned())
                 bad_validations = 0 if done.is_best else bad_validations + 1
-                if config.schedule == "plateau" and done.ap > 0:  # as in the public trainer
-                    schedule.step(done.ap)
+                rates.after_validation(done.ap)
                 if on_validation:
                     on_validation(done)
                 if bad_validations >= config.stop_patience:
@@ -292,24 +290,3 @@ def _validate(
     if done.is_best:
         history.best_found = found
     return done
-
-
-def _schedule(optimiser: torch.optim.Optimizer, config: FitConfig, total_steps: int) -> Any:
-    """Return the scheduler of the learning rates: ``step()`` after each step, or ``step(ap)`` after each validation."""
-    if config.schedule == "cosine":
-        return CosineAnnealingLR(optimiser, total_steps)
-    factor, patience = config.plateau_factor, config.plateau_patience
-    return ReduceLROnPlateau(optimiser, mode="max", factor=factor, patience=patience, min_lr=config.min_learning_rate)
-
-
-def parameter_groups(model: AdaptedModel, config: FitConfig) -> list[dict[str, Any]]:
-    """Return AdamW groups of the owned parameters: the text encoder has its own rate, biases theirs and no decay."""
-    seams, groups = model.network.seams, dict[tuple[float, float], list[Tensor]]()
-    for name, tensor in model.owned_tensors().items():
-        if not tensor.requires_grad:  # running statistics are saved, not trained
-            continue
-        rate = config.text_learning_rate if name.startswith(f"{seams.text_encoder}.") else config.learning_rate
-        is_bias = name.rpartition(".")[2] in seams.biases
-        key = (rate * config.bias_rate_factor, 0.0) if is_bias else (rate, config.weight_decay)
-        groups.setdefault(key, []).append(tensor)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

@@ -161,3 +161,33 @@ _NANO_METHODS = {
 }
 NANO_STRONG = _strengthened(NANO, 8, _NANO_METHODS)
 NANO_WITH_QUERIES_STRONG = _strengthened(NANO_WITH_QUERIES, 8, _NANO_METHODS)
+
+# FT-FSOD, arXiv 2603.28182: configs_cdfsod/final_configs and mmdet/engine/hooks/stage_lr_hook.py of its code. Backbone
+# and BERT learn at a fifth of the rate. The encoder, which fuses image and text, waits until rates have fallen once, so
+# that what follows it comes to the new classes first. It selects on few validation images: ``best_on_few_val`` in a
+# plan. Not taken over: the ensemble of parallel decoder layers, and denoising queries drawn anew.
+FT_FSOD = Recipes(
+    base={
+        "batch_size": 2,
+        "weight_decay": 0.05,
+        "clip_norm": 0.1,
+        "bias_rate_factor": 1.0,
+        "epochs": 100,
+        "plateau_factor": 0.5,
+        "plateau_patience": 3,
+        "plateau_cooldown": 1,
+        "later_patience": 8,
+        "stop_patience": 100,  # no configuration ends early
+        "short_sides": (768, 800, 960),
+        "compositions": Compositions(per_image=8, blend=0.3, crop=0.5, colour=1.0),
+    },
+    methods={
+        "full": {
+            "text_learning_rate": 1e-4,
+            "rate_factors": {"image_encoder.backbone": 0.2, "text_encoder.bert": 0.2},
+            "waiting": ("encoder",),
+            "recompute": True,
+        },
+    },
+    settings={"full": {"frozen": ()}},
+)

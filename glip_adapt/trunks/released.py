@@ -28,6 +28,7 @@ from glip_adapt.trunks.family import Family
 from glip_adapt.trunks.glip.config import GLIP_L, GLIP_NANO, GLIP_NANO_A, GLIP_T, GLIP_T_A, PUBLISHED_FROZEN, GlipConfig
 from glip_adapt.trunks.glip.family import GlipFamily
 from glip_adapt.trunks.recipes import (
+    FT_FSOD,
     GROUNDING_DINO,
     GROUNDING_DINO_STRONG,
     NANO,
@@ -85,6 +86,7 @@ class TrunkSpec:
         view: how images are shown while testing.
         recipes: of training in the published style.
         strong: recipes that did better on synthetic sets.
+        ft_fsod: those of FT-FSOD, for the family that it adapts.
         settings: method → settings of its adapter that the published recipe of this trunk changes.
         threads: CPU threads of a benchmark run; None takes all of the machine.
         memory_gb: that loading it and detection in one image take, in 10⁹ bytes.
@@ -107,6 +109,7 @@ class TrunkSpec:
     view: ViewConfig = field(default_factory=ViewConfig)
     recipes: Recipes = PUBLISHED
     strong: Recipes = PUBLISHED_STRONG
+    ft_fsod: Recipes | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int | None = None
     memory_gb: float = 1
@@ -145,6 +148,7 @@ def _on_transformers(config: DinoConfig, repository: str, data: str, purpose: st
         licence="Apache-2.0",
         recipes=GROUNDING_DINO,
         strong=GROUNDING_DINO_STRONG,
+        ft_fsod=FT_FSOD,
         purpose=purpose,
         **row,
     )
@@ -292,7 +296,8 @@ def default_recipe(trunk: str, method: str | Named, shots: Shots, recipe: Recipe
     """Return the recipe of a trunk, by name, for a method and a number of shots per class.
 
     The published one is that of its family, or for the nano trunks their own in that style. The strong one did better
-    on synthetic sets, for more time; on released trunks nobody has measured it yet.
+    on synthetic sets, for more time; on released trunks nobody has measured it yet. That of FT-FSOD is for the
+    Grounding DINO family.
 
     Raises:
         ValueError: if there is no such trunk or recipe.
@@ -312,10 +317,11 @@ def method_settings(trunk: str, method: str, recipe: RecipeName = "published") -
 
 
 def _recipes_of(spec: TrunkSpec, recipe: RecipeName) -> Recipes:
-    recipes = {"published": spec.recipes, "strong": spec.strong}
-    if recipe not in recipes:
-        raise unknown_name("recipe", recipe, recipes)
-    return recipes[recipe]
+    known = {"published": spec.recipes, "strong": spec.strong, "ft-fsod": spec.ft_fsod}
+    taken = {name: recipes for name, recipes in known.items() if recipes is not None}
+    if recipe not in taken:
+        raise unknown_name("recipe", recipe, taken)
+    return taken[recipe]
 
 
 def published_recipe(method: str, shots: Shots) -> FitConfig:

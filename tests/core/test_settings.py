@@ -34,3 +34,8 @@ def test_an_unknown_schedule_is_refused():
 def test_a_recipe_that_no_validation_could_use_is_refused_at_once(change):
     with pytest.raises(ValueError, match=r"short_side .* and at most max_long_side"):
         FitConfig(**change)
+
+
+def test_modules_wait_for_a_fall_that_a_cosine_does_not_have():
+    with pytest.raises(ValueError, match="schedule = 'cosine' has none"):
+        FitConfig(schedule="cosine", waiting=("head",))

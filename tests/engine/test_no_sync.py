@@ -21,7 +21,7 @@ from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.structures import Fused, ImageBatch, Pyramid, Target, TextFeatures
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.optimise import Stepper
-from glip_adapt.engine.train import parameter_groups
+from glip_adapt.engine.rates import parameter_groups
 from glip_adapt.trunks.catalogue import Trunk, load_tokenizer
 from glip_adapt.trunks.glip import decode
 from glip_adapt.trunks.glip.build import build_glip

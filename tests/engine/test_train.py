@@ -1,5 +1,6 @@
 """The recipe, step by step, on the tiny trunk."""
 
+import itertools
 import math
 import random
 import re
@@ -22,7 +23,8 @@ from glip_adapt.engine.batches import in_batches
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
 from glip_adapt.engine.optimise import NonFiniteLossError, Stepper
-from glip_adapt.engine.train import parameter_groups, train_model
+from glip_adapt.engine.rates import parameter_groups
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import load_trunk
 from glip_adapt.trunks.glip import objective
 from glip_adapt.trunks.glip.objective import detection_loss
@@ -338,6 +340,42 @@ def test_a_new_best_starts_the_plateau_afresh(build, single, data, score_with):
 def test_all_rates_fall_together_down_to_the_floor(build, single, data, score_with):
     history, *_ = run_aps(build, single, data, score_with, [0.5] + [0.4] * 5, plateau_patience=0)
     assert rates(history) == [1e-4, 1e-4, 1e-5, 1e-6, 1e-6, 1e-6]
+
+
+def test_a_waiting_module_learns_once_rates_have_fallen(tiny_trunk, single, data, score_with):
+    score_with([0.5, 0.4, 0.4, 0.4, 0.4, 0.4])
+    model, seen = attach(tiny_trunk, "full", classes=CLASSES), []
+    config = replace(
+        ONE_BY_ONE, max_steps=5, plateau_patience=1, plateau_factor=0.5, later_patience=9, waiting=("head",), epochs=9
+    )
+    train_model(model, single, data.val, config, on_step=lambda *_: seen.append(model.copy_owned()))
+    moved = [
+        {name.startswith("head.") for name in one if not torch.equal(one[name], other[name])}
+        for one, other in itertools.pairwise(seen)
+    ]
+    assert moved[:2] == [{False}, {False}]  # AP falls short at steps 2 and 3, and then rates fall
+    assert moved[2:] == [{True, False}] * 2
+
+
+def test_rates_of_modules_are_their_factor_of_the_others(tiny_trunk):
+    model, alike = attach(tiny_trunk, "full", classes=CLASSES), {"bias_rate_factor": 1.0, "text_learning_rate": 1e-4}
+    factors = {"head": 0.5, "text_encoder": 0.2}
+    rate_of, _ = rates_and_decays(model, FitConfig(**alike, rate_factors=factors))
+    for name, rate in rate_of.items():
+        assert rate == pytest.approx(1e-4 * factors.get(name.partition(".")[0], 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"waiting": ("neck",)}, "names the module 'neck'"),
+        ({"rate_factors": {"hed": 0.5}}, "names the module 'hed'"),
+        ({"waiting": ("head",)}, "All that is trained would wait"),
+    ],
+)
+def test_modules_that_do_not_learn_are_no_part_of_a_recipe(build, changes, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_groups(build("linear_probe"), FitConfig(**changes))
 
 
 def test_an_ap_of_zero_never_advances_the_plateau(build, single, data, score_with):

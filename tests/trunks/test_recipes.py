@@ -128,7 +128,7 @@ def test_every_recipe_of_the_nano_trunks_is_one_that_training_takes():
 
 def test_every_table_of_recipes_is_that_of_a_trunk():
     tables = [value for value in vars(recipes).values() if isinstance(value, Recipes)]
-    of_trunks = [table for spec in TRUNKS.values() for table in (spec.recipes, spec.strong)]
+    of_trunks = [table for spec in TRUNKS.values() for table in (spec.recipes, spec.strong, spec.ft_fsod)]
     assert [table for table in tables if all(table is not other for other in of_trunks)] == []
     assert default_recipe("dino-nano", "lora", 5).learning_rate == 4e-4
     assert default_recipe("glip-nano", "lora", 5).learning_rate == 6e-3
@@ -167,3 +167,19 @@ def test_a_method_may_be_given_with_its_settings():
 def test_a_recipe_of_another_name_is_refused():
     with pytest.raises(UnknownNameError, match="recipe 'strng' \\(did you mean 'strong'"):
         default_recipe("glip-nano", "full", 5, "strng")
+
+
+def test_ft_fsod_is_a_recipe_of_its_family_alone():
+    recipe = default_recipe("mm-grounding-dino-t", "full", 5, "ft-fsod")
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.clip_norm, recipe.batch_size) == (1e-4, 0.05, 0.1, 2)
+    assert (recipe.plateau_factor, recipe.plateau_patience, recipe.later_patience) == (0.5, 3, 8)
+    assert method_settings("mm-grounding-dino-t", "full", "ft-fsod") == {"frozen": ()}
+    with pytest.raises(UnknownNameError, match="'ft-fsod'; valid are 'published', 'strong'"):
+        default_recipe("glip-t", "full", 5, "ft-fsod")
+
+
+def test_ft_fsod_names_modules_of_its_family():
+    network = DinoFamily().build(SMALL_DINO)
+    modules = {name for name, _ in network.named_modules()}
+    recipe = default_recipe("mm-grounding-dino-t", "full", 5, "ft-fsod")
+    assert {*recipe.waiting, *recipe.rate_factors} <= modules
