@@ -175,13 +175,13 @@ def format_tables(
     """Return the tables as Markdown: gains over published style, shares of its gain, sets that fall."""
     lines = []
     groups = {
-        "thirteen sets": tuple(zero),
+        "all": tuple(zero),
         "six sets of the choices": DEVELOPED_ON,
         "seven others": tuple(name for name in zero if name not in DEVELOPED_ON),
     }
     lines += ["| shots | sets | cells | zero-shot | published full | strong full | strong − published |"]
     lines += ["|---" * 7 + "|"]
-    shots = sorted({cell[1] for cell in strong["full"]})
+    shots = shots_of(strong)
     for count in shots:
         for title, names in groups.items():
             cells = cells_of(strong["full"], published["full"], count, names)
@@ -197,19 +197,24 @@ def format_tables(
         cells = cells_of(strong["lora"], published["full"], count, tuple(zero))
         if cells:
             base = float(np.mean([zero[cell[0]] for cell in cells]))
-            gains = [mean(scores, cells) - base for scores in (published["lora"], strong["lora"], published["full"])]
-            shares = f"{100 * gains[0] / gains[2]:.0f} %, {100 * gains[1] / gains[2]:.0f} %"
+            before, now, full = (
+                mean(scores, cells) - base for scores in (published["lora"], strong["lora"], published["full"])
+            )
+            shares = f"{100 * before / full:.0f} %, {100 * now / full:.0f} %"
             row = f"{mean(published['lora'], cells):.1f} | {mean(strong['lora'], cells):.1f}"
             lines.append(f"| {count} | {len(cells)} | {row} | {shares} |")
     lines += ["", "AP over zero-shot, mean over seeds: the two sets that gain least.", ""]
     lines += ["| shots | method | sets |", "|---|---|---|"]
     for count in shots:
         for method in METHODS:
-            gains_of = gains(strong[method], zero, count)
-            worst = sorted(gains_of.items(), key=lambda item: item[1])[:2]
+            worst = sorted(gains(strong[method], zero, count).items(), key=lambda item: item[1])[:2]
             if worst:
                 lines.append(f"| {count} | {method} | {', '.join(f'{name} {gain:+.1f}' for name, gain in worst)} |")
     return "\n".join(lines) + "\n"
+
+
+def shots_of(strong: Mapping[str, Scores]) -> list[int]:
+    return sorted({cell[1] for scores in strong.values() for cell in scores})
 
 
 def cells_of(one: Scores, other: Scores, shots: int, names: Sequence[str]) -> list[Cell]:
@@ -228,7 +233,7 @@ def gains(scores: Scores, zero: Mapping[str, float], shots: int) -> dict[str, fl
 
 def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Mapping[str, float], path: Path) -> None:
     """Write the figure: mean AP over shots, and the gain over published full of each set."""
-    shots = sorted({cell[1] for cell in strong["full"]})
+    shots = shots_of(strong)
     both = {count: cells_of(strong["full"], published["full"], count, tuple(zero)) for count in shots}
     figure = build_figure(
         "Strong recipes against the published style",
@@ -246,7 +251,7 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
             known = [
                 (place, mean(scores, cells))
                 for place, count in enumerate(shots)
-                if (cells := [cell for cell in both[count] if cell in scores and cell in strong[method]])
+                if (cells := cells_of(scores, strong[method], count, tuple(zero)))
             ]
             label = method if line == "-" else None
             left.plot(*zip(*known, strict=True), label=label, lw=1.8, **{**styles[method], "ls": line})
