@@ -78,7 +78,8 @@ def read_rle(segmentation: Any, size_hw: SizeHW) -> Rle | None:
 
 def areas(rles: Sequence[Rle]) -> NDArray[np.float64]:
     """Return the number of pixels of each mask, (N,)."""
-    return np.asarray(coco_mask.area(list(rles)), dtype=np.float64).reshape(-1)
+    # One by one: pycocotools counts the masks of a list in eight bits, and fails at more than 255.
+    return np.array([coco_mask.area(rle) for rle in rles], dtype=np.float64)
 
 
 def overlaps(found: Sequence[Rle], truth: Sequence[Rle], crowd: Sequence[bool]) -> NDArray[np.float64]:

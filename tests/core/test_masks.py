@@ -76,6 +76,12 @@ def test_overlaps_of_masks_are_shares_of_the_union_and_in_a_crowd_of_the_found_m
     assert overlaps(found, truth, [True]).tolist() == [[1.0]]
 
 
+def test_areas_of_more_masks_than_eight_bits_count():
+    masks = [Mask.of((np.arange(300) < n)[None]).to_rle() for n in range(300)]
+    assert areas(masks).tolist() == list(range(300))
+    assert areas([]).shape == (0,)
+
+
 def test_masks_follow_their_detections():
     masks = tuple(Mask.of(np.eye(size, dtype=bool)) for size in (1, 2, 3))
     found = Detections(torch.zeros(3, 4), torch.tensor([0.9, 0.5, 0.3]), torch.arange(3), ("a", "b", "c"), masks=masks)
