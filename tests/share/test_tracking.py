@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from pictogram_video import NAMES, render_video
-from tracking_scores import score_tracks
+from tracking_scores import hota, score_tracks
 
 from glip_adapt import attach, load_trunk, track
 from glip_adapt.core.structures import Detections
@@ -144,3 +144,24 @@ class TestScore:
         assert score_tracks([{7: BOX}, {7: near, 8: BOX}], [{1: BOX}, {1: BOX}]).switches == 0
         assert score_tracks([{}, {}], [{1: BOX}, {1: BOX}]).mota == 0
         assert score_tracks([{3: BOX}, {}, {4: BOX}], [{1: BOX}] * 3).switches == 1  # also after a gap
+
+
+class TestHota:
+    def test_a_switch_halfway_halves_association(self):
+        truth = [{1: BOX, 2: FAR}] * 4
+        assert hota([{7: BOX, 8: FAR}] * 4, truth) == pytest.approx(1)
+        assert hota([{7: BOX}] * 2 + [{8: BOX}] * 2, [{1: BOX}] * 4) == pytest.approx(0.5**0.5)
+
+    def test_an_object_found_in_half_of_its_frames_halves_both(self):
+        assert hota([{7: BOX}, {7: BOX}, {}, {}], [{1: BOX}] * 4) == pytest.approx(0.5)
+
+    def test_what_is_found_and_not_there_lowers_detection_alone(self):
+        assert hota([{7: BOX, 8: FAR}] * 4, [{1: BOX}] * 4) == pytest.approx(0.5**0.5)
+
+    def test_a_box_counts_up_to_its_overlap(self):
+        third = (0.0, 5.0, 10.0, 15.0)  # IoU with BOX: hits at 0.05, … 0.3
+        assert hota([{7: third}] * 2, [{1: BOX}] * 2) == pytest.approx(6 / 19)
+
+    def test_nothing_found_scores_zero(self):
+        assert hota([{}, {}], [{1: BOX}] * 2) == 0
+        assert hota([{}], [{}]) == 1
