@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
-from glip_adapt import Mask, ViewConfig, attach, draw_detections, evaluate, load_segmenter, load_trunk, segment
+from glip_adapt import Mask, attach, evaluate, load_segmenter, load_trunk
 from glip_adapt.core.files import written_whole
 from glip_adapt.data.formats.coco import load_split
 from glip_adapt.data.glyphs import seen_glyphs
@@ -40,7 +40,6 @@ SETS = ("Tools", "Dice", "Faces")
 IMAGES, OBJECTS = 60, (1, 4)  # of a set; least and most objects of an image
 BATCH, BOXES = 6, 4  # images of a step, boxes of an image
 RATE, JITTER = 1e-3, 0.05  # largest learning rate; deviation of the edges of a box, in its sides
-SHOWN = 0.3  # least score of a box in the figure
 
 
 def main() -> None:
@@ -166,7 +165,8 @@ def score(folder: Path) -> None:
             exact = _overlap_in_true_boxes(drawn, segmenter)
             rows.append({"set": name, "way": way, "iou_in_true_boxes": exact} | {k: values[k] for k in _SHOWN_VALUES})
             print(rows[-1], flush=True)
-        pictures += [_picture(model, record, ways, view) for record in split.records[:2]]
+        shown = [(scene, labelled) for scene, labelled in drawn if labelled][:2]
+        pictures += [_picture(scene, labelled, ways["small SAM 2"]) for scene, labelled in shown]
     training = json.loads((folder / "sam2" / "training.json").read_text(encoding="utf-8"))
     with written_whole(RESULTS / "masks.json") as temporary:
         temporary.write_text(json.dumps({"training": training, "rows": rows}, indent=1) + "\n", encoding="utf-8")
@@ -214,12 +214,16 @@ def _overlap_in_true_boxes(drawn: Sequence[tuple[Scene, list[int]]], segmenter: 
     return float(np.mean(shares))
 
 
-def _picture(model: Any, record: Any, ways: dict[str, Any], view: ViewConfig) -> np.ndarray:
-    """Return an image with its detections in each way, one below the other, four times as large."""
-    image = record.load()
-    found = model.predict(image, threshold=SHOWN, view=view)
-    rows = [image, *(draw_detections(image, segment(image, found, segmenter)) for segmenter in ways.values())]
-    return np.concatenate([np.asarray(row.resize((4 * SIDE, 4 * SIDE), Image.Resampling.LANCZOS)) for row in rows])
+def _picture(scene: Scene, labelled: list[int], segmenter: Any) -> np.ndarray:
+    """Return an image, its true masks, and those cut out of the true boxes, one below the other, twice as large."""
+    edges = torch.from_numpy(scene.boxes_xyxy[labelled] + np.array((0, 0, 1, 1), np.float32))
+    found = np.stack([mask.to_array() for mask in segmenter.masks(scene.image, edges, 16)])
+    masks = (
+        Image.fromarray(np.uint8(255) * some.any(axis=0)).convert("RGB") for some in (scene.masks()[labelled], found)
+    )
+    return np.concatenate(
+        [np.asarray(row.resize((2 * SIDE, 2 * SIDE), Image.Resampling.NEAREST)) for row in (scene.image, *masks)]
+    )
 
 
 if __name__ == "__main__":
