@@ -1,5 +1,6 @@
 """Memory in use by this process."""
 
+import ctypes
 import mmap
 from pathlib import Path
 
@@ -26,3 +27,20 @@ def test_a_peak_lasts_until_it_is_reset():
 def test_without_the_process_status_of_linux_the_peak_is_in_bytes_too(monkeypatch):
     monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError(path)))
     assert memory.peak_bytes() > 50 * 2**20  # torch alone takes more
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this allocator cannot give memory back")
+def test_holes_in_the_heap_are_given_back():
+    piece = 2**16  # less than what glibc maps by itself
+    kept = [bytearray(piece) for _ in range(2 * LARGE // piece)]
+    for block in kept:
+        block[:: mmap.PAGESIZE] = b"x" * len(range(0, piece, mmap.PAGESIZE))
+    del kept[::2]
+    before = memory.used_bytes()
+    memory.give_back()
+    assert memory.used_bytes() < before - 0.5 * LARGE
+
+
+def test_where_the_allocator_cannot_give_memory_back_nothing_happens(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    memory.give_back()

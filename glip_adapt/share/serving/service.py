@@ -18,7 +18,7 @@ import torch
 from glip_adapt.adapters import storage
 from glip_adapt.core.config import describe_unknown
 from glip_adapt.core.files import file_sha256
-from glip_adapt.core.memory import used_bytes
+from glip_adapt.core.memory import give_back, used_bytes
 from glip_adapt.core.settings import ViewConfig
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.core.structures import Detections
@@ -37,6 +37,7 @@ from glip_adapt.trunks.catalogue import Trunk
 MOST_IN_BATCH = 16
 WAIT_SECONDS = 0.003  # for further images: little beside what one takes
 CACHE_BYTES = 2**27  # of features, which several tasks share
+GIVE_BACK_EVERY = 256  # images; without it the heap grows by some 20 kB at each small one
 DECODERS = min(4, os.cpu_count() or 1)  # threads
 
 Result = TypeVar("Result")
@@ -144,7 +145,7 @@ class Service:
         self._cache = FeatureCache(memory_bytes=CACHE_BYTES)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
         self._batcher = Batcher(self._detect, most=MOST_IN_BATCH, wait_seconds=WAIT_SECONDS)
-        self._waiting, self._seconds_of_image = 0, 0.0
+        self._waiting, self._seconds_of_image, self._since_given_back = 0, 0.0, 0
 
     def close(self) -> None:
         """Finish what was asked for, and end the threads."""
@@ -230,6 +231,7 @@ class Service:
             pairs = [(asked[place][0].model, asked[place][1]) for place in places]
             found |= zip(places, detect_together(pairs, view, self._cache), strict=True)
         self._count(asked, time.perf_counter() - started)
+        self._tidy(len(asked))
         return [found[place] for place in range(len(asked))]
 
     def _count(self, asked: Sequence[tuple[Task, Shown]], seconds: float) -> None:
@@ -238,6 +240,13 @@ class Service:
         self.metrics.observe("glip_adapt_batch_seconds", seconds)
         for task, _ in asked:
             self.metrics.add("glip_adapt_images_total", task=task.name)
+
+    def _tidy(self, images: int) -> None:
+        """Now and then return to the system what features that left the cache have taken."""
+        self._since_given_back += images
+        if self._since_given_back >= GIVE_BACK_EVERY:
+            self._since_given_back = 0
+            give_back()
 
 
 def _described() -> Metrics:
