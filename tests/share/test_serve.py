@@ -136,7 +136,7 @@ def ask_together(client, service, asked, monkeypatch):
 def test_answers_of_a_batch_are_those_of_single_requests(client, service, tasks, monkeypatch):
     names = ["boxes", "things", "all", "boxes", "things", "boxes"]
     images = [
-        image(seed, size) for seed, size in enumerate([(80, 64), (90, 64), (80, 64), (64, 100), (80, 60), (70, 64)])
+        image(seed, size) for seed, size in enumerate([(80, 64), (90, 64), (80, 64), (64, 100), (80, 60), (80, 64)])
     ]
     asked = [(name, encoded(one)) for name, one in zip(names, images, strict=True)]
     answers, sizes = ask_together(client, service, asked, monkeypatch)
