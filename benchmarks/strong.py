@@ -5,9 +5,10 @@
     python -m benchmarks.strong ablate runs/glyphs13_strong_ablation
 
 ``report --restore`` fills the folder with the committed records first, so that the plan goes on from them. ``ablate``
-leaves out one ingredient of ``full`` after the other, on the sets and with seeds on which nothing is reported, and goes
-on where it was stopped. ``report`` takes what is finished: it writes results/glyphs13_strong.jsonl (one record a line),
-.png (figure) and the tables between ``<!-- strong -->`` and ``<!-- /strong -->`` in README.md.
+leaves out one ingredient of ``full`` after the other, on the sets of the choices with seeds on which nothing else is
+reported, and goes on where it was stopped. ``report`` takes what is finished: it writes results/glyphs13_strong.jsonl
+(one record a line), .png (figure) and the tables between ``<!-- strong -->`` and ``<!-- /strong -->`` in README.md;
+``ablate`` writes results/glyphs13_strong_ablation.json and the table of ``<!-- strong ablation -->``.
 
 The published style is the committed records of ``full`` in glyphs13.jsonl: the same images to learn from, the same
 images to select on. Intervals are of differences cell by cell, with sets and seeds resampled.
@@ -20,6 +21,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -37,11 +39,10 @@ from glip_adapt.bench.report.write import save_figure
 HERE = Path(__file__).resolve().parent
 NAME = "glyphs13_strong"
 PLAN = HERE / "plans" / f"{NAME}.toml"
-BEGIN, END = "<!-- strong -->", "<!-- /strong -->"
 DEVELOPED_ON = ("Arrows", "ChessHollow", "Dice", "Music", "Tools", "Transport")
 METHODS = ("full", "lora")
 ABLATION_SEEDS = (7, 70)
-LEFT_OUT = {  # what is left out → changes to the settings of the plan
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # what is left out → changes to the recipe
     "nothing": {},
     "parts of the way back": {"factors": []},
     "compositions": {"compositions": None},
@@ -49,6 +50,7 @@ LEFT_OUT = {  # what is left out → changes to the settings of the plan
     "parts of images": {"compositions": {"crop": 0.0}},
     "colours": {"compositions": {"colour": 0.0}},
     "half of the steps": {"max_steps": 160, "validate_every": 80},
+    "nothing, but three in ten images are blends": {"compositions": {"blend": 0.3}},
 }
 
 Cell = tuple[str, int, int]
@@ -88,16 +90,15 @@ def ablate(runs: Path, workers: int) -> None:
                 on_finish=lambda _: progress.advance(task),
             )
     found = {name: scores_of(read_records(runs / name.replace(" ", "_")), "full") for name in variants}
-    print(ablation_table(found))
+    kept = {name: {" ".join(map(str, cell)): ap for cell, ap in scores.items()} for name, scores in found.items()}
+    (HERE / "results" / f"{NAME}_ablation.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    put("strong ablation", ablation_table(found))
 
 
-def without(plan: BenchPlan, changes: Mapping[str, object]) -> BenchPlan:
-    """Return the plan of an ablation: ``full``, five shots, the sets and seeds of development."""
-    fit = {**plan.fit, **changes}
-    if isinstance(changes.get("compositions"), Mapping):
-        fit["compositions"] = {**plan.fit["compositions"], **changes["compositions"]}  # type: ignore[dict-item]
+def without(plan: BenchPlan, changes: Mapping[str, Any]) -> BenchPlan:
+    """Return the plan of an ablation: ``full``, five shots, the sets of the choices."""
     datasets = tuple(f"glyphs13/{name}" for name in DEVELOPED_ON)
-    return replace(plan, datasets=datasets, methods=("full",), shots=(5,), seeds=ABLATION_SEEDS, fit=fit)
+    return replace(plan, datasets=datasets, methods=("full",), shots=(5,), seeds=ABLATION_SEEDS, fit=changes)
 
 
 def ablation_table(found: Mapping[str, Scores]) -> str:
@@ -120,20 +121,25 @@ def report(runs: Path) -> None:
     published = {method: scores_of(committed, method) for method in METHODS}
     trained = {r.key.method: r.cost.trained_parameters for r in records if r.cost}
     tables = format_tables(strong, published, zero, trained)
-    print(tables)
     lines = [json.dumps(to_json(r), ensure_ascii=False) + "\n" for r in sorted(records, key=lambda r: r.key.name)]
     (HERE / "results" / f"{NAME}.jsonl").write_text("".join(lines), encoding="utf-8")
     draw(strong, published, zero, HERE / "results" / NAME)
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    put("strong", tables)
 
 
-def read_lines(file: Path) -> list[dict]:  # type: ignore[type-arg]
+def put(place: str, table: str) -> None:
+    """Print a table, and put it between the two marks of a place in README.md."""
+    print(table)
+    readme, begin, end = HERE / "README.md", f"<!-- {place} -->", f"<!-- /{place} -->"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+    readme.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def scores_of(records: Iterable[RunRecord | dict], method: str) -> dict[Cell, float]:  # type: ignore[type-arg]
+def scores_of(records: Iterable[RunRecord | dict[str, Any]], method: str) -> dict[Cell, float]:
     """Return test AP of the finished runs of a method by cell."""
     contents = [to_json(record) if isinstance(record, RunRecord) else record for record in records]
     return {

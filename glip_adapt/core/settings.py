@@ -17,7 +17,7 @@ Merging = Literal["best", "vote", "soft_vote"]
 
 RecipeName = Literal["published", "strong", "ft-fsod"]
 """The training of the papers (of the nano trunks: in its style), what did better on synthetic sets, or that of FT-FSOD,
-arXiv 2603.28182, for the Grounding DINO family."""
+arXiv 2603.28182, on trunks of the family that it adapts."""
 
 
 @dataclass(frozen=True, kw_only=True)

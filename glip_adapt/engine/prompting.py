@@ -24,7 +24,8 @@ from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.describing import describe_classes
 from glip_adapt.engine.evaluate import Evaluation, evaluate, score, score_ap
-from glip_adapt.engine.selection import FOLDS, split_up
+from glip_adapt.engine.held_out import split_up
+from glip_adapt.engine.selection import FOLDS
 from glip_adapt.trunks.catalogue import Trunk
 
 Prompts = tuple[ClassPrompt, ...]

@@ -17,6 +17,7 @@ from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
+from glip_adapt.engine.held_out import Fold, Found, pooled_ap, split_up
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
 from glip_adapt.engine.pseudo_labels import label_images, together
 from glip_adapt.engine.pseudo_labels import unlabelled as record_of
@@ -26,15 +27,11 @@ from glip_adapt.engine.selection import (
     START,
     Candidate,
     CrossValidation,
-    Fold,
-    Found,
     OnStep,
     bounded,
     cautious_of,
     cross_validate,
     make,
-    pooled_ap,
-    split_up,
 )
 from glip_adapt.engine.train import History, count_steps
 from glip_adapt.trunks.released import default_recipe

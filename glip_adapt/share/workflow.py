@@ -22,10 +22,11 @@ from glip_adapt.engine.adapted import AdaptedModel, adapt, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
+from glip_adapt.engine.held_out import only_scored
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
 from glip_adapt.engine.ranks import current
-from glip_adapt.engine.selection import START, fit, only_scored, train_candidate
+from glip_adapt.engine.selection import START, fit, train_candidate
 from glip_adapt.engine.self_training import SelfTraining, self_train
 from glip_adapt.engine.train import History
 from glip_adapt.share import trials

@@ -52,7 +52,7 @@ def test_a_run_on_lvis_has_its_metric_and_its_captions_and_the_record_says_so(ro
 
 
 def test_a_plan_may_ask_for_other_captions_than_published():
-    key, given = RunKey("glip-nano", "lvis_val", "zero_shot", 0, 3), {"fit": {}}
+    key, given = RunKey("glip-nano", "lvis_val", "zero_shot", 0, 3), {"recipe": "published", "fit": {}}
     for settings, most in (({}, 40), ({"names_per_caption": 1}, 1)):
         resolved = benchmark._resolve(key, {**given, "settings": settings}, "plan", None)
         assert resolved["settings"] == {"names_per_caption": most}

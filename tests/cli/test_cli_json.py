@@ -19,7 +19,7 @@ from glip_adapt.share import export as exporting
 from glip_adapt.trunks.weights import weights_checksum
 
 # They write the files that they are asked for, and print counts for people; or serve a page until they are stopped.
-WITHOUT = {"data sample", "data export", "studio"}
+WITHOUT = {"data sample", "data export", "serve", "studio"}
 
 
 def verbs(command, path=()):

@@ -10,8 +10,8 @@ from glip_adapt.data.formats.coco import coco_ground_truth
 from glip_adapt.engine import prompting
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import Evaluation, score
+from glip_adapt.engine.held_out import split_up
 from glip_adapt.engine.prompting import BEST_OF_EACH, SEED, class_changes, search_prompts, token_changes, word_classes
-from glip_adapt.engine.selection import split_up
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO
 

@@ -10,7 +10,7 @@ import pytest
 from labelled import make_split
 
 from glip_adapt import load_adapter, load_dataset
-from glip_adapt.cli.studio import _listen
+from glip_adapt.cli.listening import listen
 from glip_adapt.share.studio.labels import LabelStore
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -54,7 +54,7 @@ def served(tmp_path):
     folder = tmp_path / "pictures"
     make_split(folder, [[], [], []])
     (folder / "3.png").rename(folder / ODD)
-    listening = _listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0, usual=0)
     app = create_app(Studio(LabelStore(folder)), hosts_of("127.0.0.1"), TOKEN)
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", ws="none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
