@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from glip_adapt.core.knowledge import Knowledge, load_knowledge
     from glip_adapt.core.masks import Mask
     from glip_adapt.core.sentences import sentence_caption
-    from glip_adapt.core.settings import FitConfig, ViewConfig, Views
+    from glip_adapt.core.settings import Compositions, FitConfig, ViewConfig, Views
     from glip_adapt.core.structures import Detections
     from glip_adapt.data.captioned import CaptionedSplit
     from glip_adapt.data.captions import load_captions
@@ -71,7 +71,7 @@ _HOMES = {
     "glip_adapt.core.knowledge": ("Knowledge", "load_knowledge"),
     "glip_adapt.core.sentences": ("sentence_caption",),
     "glip_adapt.core.masks": ("Mask",),
-    "glip_adapt.core.settings": ("FitConfig", "ViewConfig", "Views"),
+    "glip_adapt.core.settings": ("Compositions", "FitConfig", "ViewConfig", "Views"),
     "glip_adapt.core.structures": ("Detections",),
     "glip_adapt.data.captioned": ("CaptionedSplit",),
     "glip_adapt.data.captions": ("load_captions",),
@@ -106,15 +106,15 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 
 __all__ = [
-    "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Context", "Dataset", "Detections",
-    "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge", "LinearProbe", "Lora",
-    "Mask", "Prompt", "Segmenter", "Split", "TaskSet", "TextEncoderTuning", "Tracks", "TrainingFacts", "Trunk",
-    "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake", "cross_validate", "default_recipe",
-    "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter", "load_baked", "load_captions",
-    "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge", "pseudo_label", "published_recipe",
-    "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts", "segment", "self_train",
-    "sentence_caption", "to_fiftyone", "to_fiftyone_samples", "to_gligen", "to_supervision", "to_supervision_dataset",
-    "track", "write_report",
+    "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Compositions", "Context", "Dataset",
+    "Detections", "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge",
+    "LinearProbe", "Lora", "Mask", "Prompt", "Segmenter", "Split", "TaskSet", "TextEncoderTuning", "Tracks",
+    "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake",
+    "cross_validate", "default_recipe", "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter",
+    "load_baked", "load_captions", "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge",
+    "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
+    "segment", "self_train", "sentence_caption", "to_fiftyone", "to_fiftyone_samples", "to_gligen", "to_supervision",
+    "to_supervision_dataset", "track", "write_report",
 ]  # fmt: skip
 
 
