@@ -173,7 +173,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel(f"change of test AP by self-training on {UNLABELLED} unlabelled images, points")
     axes.set_title(f"glyphs13 (synthetic), {SHOTS} shots")
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(loc="upper left", fontsize="small")
     figure.savefig(path, dpi=150)
 
 
