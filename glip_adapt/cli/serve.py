@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -84,9 +83,11 @@ def serve(
     try:
         import python_multipart  # noqa: F401  # of which starlette says nothing before the first form
         import uvicorn
-        from starlette.applications import Starlette  # noqa: F401
+
+        from glip_adapt.share.serving.metrics import Metrics  # noqa: F401
+        from glip_adapt.share.studio.guard import hosts_of, new_token
     except ModuleNotFoundError as error:
-        if error.name not in ("uvicorn", "starlette", "python_multipart"):
+        if error.name not in ("uvicorn", "starlette", "python_multipart", "prometheus_client"):
             raise
         raise RuntimeError("The service needs packages: pip install 'glip-adapt[serve]'.") from error
     listening = listen(host, port, PORT)
@@ -96,7 +97,6 @@ def serve(
         from glip_adapt.share.serving.routes import create_app
         from glip_adapt.share.serving.service import Service, load_tasks
         from glip_adapt.share.serving.uploads import Limits
-        from glip_adapt.share.studio.guard import hosts_of
     limits = Limits(
         most_bytes=int(1e6 * most_megabytes), most_pixels=int(1e6 * most_megapixels), most_waiting=most_waiting
     )
@@ -109,7 +109,7 @@ def serve(
         device,
     )
     if not token and not is_loopback(host):
-        token = secrets.token_urlsafe(24)
+        token = new_token()
         terminal.note(f"Requests need the header Authorization: Bearer {token}")
     for task in tasks.values():
         terminal.say(f"{task.name}: {', '.join(task.model.class_names)} ({task.model.trunk_name})")

@@ -295,14 +295,14 @@ def test_numbers_for_prometheus(client):
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = answer.text.splitlines()
     for line in (
-        'glip_adapt_requests_total{route="/detect",status="200"} 2',
-        'glip_adapt_requests_total{route="/detect",status="422"} 1',
-        'glip_adapt_images_total{task="boxes"} 1',
-        'glip_adapt_request_seconds_bucket{route="/detect",le="+Inf"} 3',
-        'glip_adapt_request_seconds_count{route="/detect"} 3',
-        "glip_adapt_feature_cache_hits 1",
-        "glip_adapt_feature_cache_misses 1",
-        "glip_adapt_waiting_requests 0",
+        'glip_adapt_requests_total{route="/detect",status="200"} 2.0',
+        'glip_adapt_requests_total{route="/detect",status="422"} 1.0',
+        'glip_adapt_images_total{task="boxes"} 1.0',
+        'glip_adapt_request_seconds_bucket{le="+Inf",route="/detect"} 3.0',
+        'glip_adapt_request_seconds_count{route="/detect"} 3.0',
+        "glip_adapt_feature_cache_hits 1.0",
+        "glip_adapt_feature_cache_misses 1.0",
+        "glip_adapt_waiting_requests 0.0",
         "# TYPE glip_adapt_batch_images histogram",
     ):
         assert line in lines

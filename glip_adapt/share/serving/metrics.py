@@ -1,84 +1,53 @@
-"""Numbers of a service, and their text for Prometheus (exposition format 0.0.4)."""
+"""Numbers of a service for Prometheus, by its own client."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of buckets for durations."""
 IMAGES = (1, 2, 4, 8, 16)
 """Upper bounds of buckets for the images of a batch."""
 
-_Labels = tuple[tuple[str, str], ...]
+disable_created_metrics()
 
 
 class Metrics:
-    """Counts, and distributions in buckets; any thread may add to them."""
+    """Counts and distributions; any thread may add to them.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[tuple[str, _Labels]] = Counter()
-        self._buckets: dict[str, Sequence[float]] = {}
-        self._help: dict[str, tuple[str, str]] = {}
+    Attributes:
+        requests: by route and status.
+        request_seconds: from the request to its answer, by route.
+        images: that were looked at, by task.
+        batch_images: images that were looked at together.
+        batch_seconds: in the detector, by batch.
+    """
 
-    def describe(self, name: str, text: str, buckets: Sequence[float] = ()) -> None:
-        """Add a metric: a counter, or a distribution over buckets with these upper bounds."""
-        self._help[name] = ("histogram" if buckets else "counter", text)
-        if buckets:
-            self._buckets[name] = buckets
-
-    def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Add to a counter."""
-        with self._lock:
-            self._counts[name, _sorted(labels)] += amount  # type: ignore[assignment]
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add a value to a distribution."""
-        own = _sorted(labels)
-        with self._lock:
-            for bound in self._buckets[name]:
-                self._counts[f"{name}_bucket", (*own, ("le", f"{bound:g}"))] += value <= bound
-            self._counts[f"{name}_bucket", (*own, ("le", "+Inf"))] += 1
-            self._counts[f"{name}_count", own] += 1
-            self._counts[f"{name}_sum", own] += value  # type: ignore[assignment]
-
-    def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
-        """Return all numbers as Prometheus reads them.
+    def __init__(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Start at zero.
 
         Args:
-            gauges: name → explanation and present value.
+            gauges: name → explanation, and a function that returns the present value.
         """
-        with self._lock:
-            counts = dict(self._counts)
-        lines: list[str] = []
-        for name, (kind, text) in self._help.items():
-            own = [(key, labels, value) for (key, labels), value in counts.items() if _base(key, kind) == name]
-            lines += _lines(name, kind, text, own)
+        self._registry = own = CollectorRegistry()
+        self.requests = Counter("glip_adapt_requests", "Requests.", ["route", "status"], registry=own)
+        self.request_seconds = Histogram(
+            "glip_adapt_request_seconds", "From the request to its answer.", ["route"], buckets=SECONDS, registry=own
+        )
+        self.images = Counter("glip_adapt_images", "Images that were looked at.", ["task"], registry=own)
+        self.batch_images = Histogram(
+            "glip_adapt_batch_images", "Images that were looked at together.", buckets=IMAGES, registry=own
+        )
+        self.batch_seconds = Histogram(
+            "glip_adapt_batch_seconds", "In the detector, by batch.", buckets=SECONDS, registry=own
+        )
         for name, (text, value) in gauges.items():
-            lines += _lines(name, "gauge", text, [(name, (), value)])
-        return "".join(f"{line}\n" for line in lines)
+            Gauge(name, text, registry=own).set_function(value)
 
-
-def _base(key: str, kind: str) -> str:
-    return key.rpartition("_")[0] if kind == "histogram" else key
-
-
-def _lines(name: str, kind: str, text: str, values: Iterable[tuple[str, _Labels, float]]) -> list[str]:
-    numbers = [f"{key}{_braces(labels)} {value:.10g}" for key, labels, value in values]
-    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *numbers]
-
-
-def _braces(labels: _Labels) -> str:
-    pairs = (f'{name}="{_escaped(value)}"' for name, value in labels)
-    return f"{{{','.join(pairs)}}}" if labels else ""
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-
-
-def _sorted(labels: Mapping[str, str]) -> _Labels:
-    return tuple(sorted(labels.items()))
+    def text(self) -> bytes:
+        """Return all numbers as Prometheus reads them."""
+        return generate_latest(self._registry)

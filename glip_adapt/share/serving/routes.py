@@ -84,8 +84,8 @@ def _answered(service: Service, path: str, endpoint: Endpoint) -> Endpoint:
         except Exception:
             logger.exception("%s failed", path)
             response = JSONResponse({"error": "The detector failed; the log of the service says why."}, status)
-        service.metrics.add("glip_adapt_requests_total", route=path, status=str(status))
-        service.metrics.observe("glip_adapt_request_seconds", time.perf_counter() - started, route=path)
+        service.metrics.requests.labels(path, status).inc()
+        service.metrics.request_seconds.labels(path).observe(time.perf_counter() - started)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
@@ -124,7 +124,7 @@ class _Routes:
 
     async def metrics(self, request: Request) -> Response:
         """Return the numbers of the service."""
-        return Response(self._service.metrics_text(), headers={"Content-Type": CONTENT_TYPE})
+        return Response(self._service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def setup(self, request: Request) -> Response:
         """Return the version of a task, after a look at the labelling configuration."""

@@ -30,7 +30,7 @@ from glip_adapt.engine.together import Shown, detect_together, show
 from glip_adapt.share.baked import load_baked
 from glip_adapt.share.detecting import SCHEMA, THRESHOLD
 from glip_adapt.share.serving.batcher import Batcher
-from glip_adapt.share.serving.metrics import IMAGES, SECONDS, Metrics
+from glip_adapt.share.serving.metrics import Metrics
 from glip_adapt.share.serving.uploads import Limits, RefusedError
 from glip_adapt.trunks.catalogue import Trunk
 
@@ -141,11 +141,11 @@ class Service:
 
     def __init__(self, tasks: Mapping[str, Task], limits: Limits | None = None) -> None:
         self.tasks, self.limits = dict(tasks), limits or Limits()
-        self.metrics = _described()
         self._cache = FeatureCache(memory_bytes=CACHE_BYTES)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
         self._batcher = Batcher(self._detect, most=MOST_IN_BATCH, wait_seconds=WAIT_SECONDS)
         self._waiting, self._seconds_of_image, self._since_given_back = 0, 0.0, 0
+        self.metrics = Metrics(self._gauges())
 
     def close(self) -> None:
         """Finish what was asked for, and end the threads."""
@@ -200,18 +200,15 @@ class Service:
         """Return the result of a function that waits or decodes, from another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
 
-    def metrics_text(self) -> str:
-        """Return all numbers as Prometheus reads them."""
-        kept = self._cache.statistics
-        return self.metrics.text(
-            {
-                "glip_adapt_waiting_requests": ("Requests that are being answered.", self._waiting),
-                "glip_adapt_feature_cache_hits": ("Images whose features were there.", kept.memory_hits),
-                "glip_adapt_feature_cache_misses": ("Images whose features were computed.", kept.misses),
-                "glip_adapt_feature_cache_bytes": ("Features that are kept.", kept.memory_bytes),
-                "process_resident_memory_bytes": ("Memory of the process.", used_bytes()),
-            }
-        )
+    def _gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        kept = self._cache
+        return {
+            "glip_adapt_waiting_requests": ("Requests that are being answered.", lambda: self._waiting),
+            "glip_adapt_feature_cache_hits": ("Images with kept features.", lambda: kept.statistics.memory_hits),
+            "glip_adapt_feature_cache_misses": ("Images encoded anew.", lambda: kept.statistics.misses),
+            "glip_adapt_feature_cache_bytes": ("Features that are kept.", lambda: kept.statistics.memory_bytes),
+            "process_resident_memory_bytes": ("Memory of the process.", used_bytes),
+        }
 
     def _shown(self, task: Task, image: bytes) -> Shown:
         try:
@@ -236,10 +233,10 @@ class Service:
 
     def _count(self, asked: Sequence[tuple[Task, Shown]], seconds: float) -> None:
         self._seconds_of_image += 0.2 * (seconds / len(asked) - self._seconds_of_image)
-        self.metrics.observe("glip_adapt_batch_images", len(asked))
-        self.metrics.observe("glip_adapt_batch_seconds", seconds)
+        self.metrics.batch_images.observe(len(asked))
+        self.metrics.batch_seconds.observe(seconds)
         for task, _ in asked:
-            self.metrics.add("glip_adapt_images_total", task=task.name)
+            self.metrics.images.labels(task.name).inc()
 
     def _tidy(self, images: int) -> None:
         """Now and then return to the system what features that left the cache have taken."""
@@ -247,13 +244,3 @@ class Service:
         if self._since_given_back >= GIVE_BACK_EVERY:
             self._since_given_back = 0
             give_back()
-
-
-def _described() -> Metrics:
-    metrics = Metrics()
-    metrics.describe("glip_adapt_requests_total", "Requests by route and status.")
-    metrics.describe("glip_adapt_request_seconds", "From the request to its answer, by route.", SECONDS)
-    metrics.describe("glip_adapt_images_total", "Images that were looked at, by task.")
-    metrics.describe("glip_adapt_batch_images", "Images that were looked at together.", IMAGES)
-    metrics.describe("glip_adapt_batch_seconds", "In the detector, by batch.", SECONDS)
-    return metrics
