@@ -146,6 +146,26 @@ def settled(folder: Path) -> Iterator[None]:
         yield
 
 
+def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, overwrite: bool = True, **facts: Any) -> None:
+    """Write both files of an adapter into ``folder``, which is made if need be.
+
+    Args:
+        folder: where they replace those of an earlier adapter.
+        tensors: state dict name → owned tensor.
+        overwrite: whether an adapter that is there may be replaced.
+        facts: fields of ``Description`` but for the checksum.
+
+    Raises:
+        FileExistsError: if ``folder`` holds a baked model, which commands would go on using; or an adapter, and
+            ``overwrite`` is false.
+    """
+    if (folder / BAKED_DESCRIPTION_FILE).exists():
+        raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
+    with replaced_pair(folder, DESCRIPTION_FILE, overwrite=overwrite) as staging:
+        sha256 = write_tensors(tensors, staging / TENSORS_FILE, facts["method"])
+        write_description(Description(**facts, sha256=sha256), staging / DESCRIPTION_FILE)
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, method: str) -> str:
     """Write a safetensors file, never a half-written one, and return its SHA-256 as hex."""
     save_tensors(tensors, path, {"method": method})

@@ -46,6 +46,11 @@ def clean_name(name: str) -> str:
     return name.replace("_", " ").replace("  ", " ")
 
 
+def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
+    """Return classes as prompts; a plain name is its own wording."""
+    return tuple(ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
+
+
 def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
     """Join classes, in label order, to a caption, with ``". "`` between them; a plain string is its own name.
 
@@ -56,8 +61,7 @@ def build_caption(classes: Sequence[str | ClassPrompt]) -> Caption:
         raise ValueError("A caption needs at least one class name; got none. Name at least one class.")
     text = ""
     spans: list[tuple[int, int]] = []
-    for entry in classes:
-        prompt = ClassPrompt(name=entry) if isinstance(entry, str) else entry
+    for prompt in as_prompts(classes):
         name = clean_name(prompt.name)
         if not name.strip():
             raise ValueError(

@@ -6,7 +6,6 @@ The trunk is never touched: attaching makes a copy of the network that shares ev
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,21 +16,20 @@ from torch import Tensor
 
 from glip_adapt.adapters import build_adapter, storage
 from glip_adapt.adapters.protocol import Adapter, Stage
-from glip_adapt.core.captions import Caption, ClassPrompt
+from glip_adapt.core.captions import Caption, ClassPrompt, as_prompts
 from glip_adapt.core.config import to_mapping
 from glip_adapt.core.sentences import Span, Tagger, sentence_caption
 from glip_adapt.core.settings import ViewConfig, Views
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, TextFeatures, Tokens
 from glip_adapt.core.tagger import nltk_tags
 from glip_adapt.data.captioned import CaptionedSplit
+from glip_adapt.engine.cache import text_digest
 from glip_adapt.engine.detector import AnyImage, Detector
 from glip_adapt.engine.insertion import check_text, insert, no_tokens, set_mode
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.protocol import Network
 
-_warn_once = functools.cache(
-    logging.getLogger(__name__).warning
-)  # later models for the same classes need not repeat it
+_warn_once = functools.cache(logging.getLogger(__name__).warning)  # later models for these classes need not repeat it
 
 
 def attach(
@@ -220,7 +218,7 @@ class AdaptedModel(Detector):
         # The latest stage output that depends on no owned tensor. Zero-shot, with several captions, stops before text.
         self.frozen_state = {Stage.ENCODE_IMAGE: ImageBatch, Stage.PREDICT: Fused}.get(self.adapter.stage, Pyramid)
         self.frozen_checksum = self.trunk.checksum + "-compiled" * self.trunk.compiled  # the last bits differ
-        self.text_digest = _text_digest(captions) if self.frozen_state is Fused else ""
+        self.text_digest = text_digest(captions) if self.frozen_state is Fused else ""
         text_encoder = f"{network.seams.text_encoder}."
         self._text_weights = [t for name, t in self.owned_tensors().items() if name.startswith(text_encoder)]
         self._texts: list[TextFeatures] = []
@@ -320,38 +318,20 @@ class AdaptedModel(Detector):
             overwrite: whether an adapter that is there may be replaced.
 
         Raises:
-            FileExistsError: if ``folder`` holds a baked model, which commands would go on using; or an adapter, and
-                ``overwrite`` is false.
+            FileExistsError: as ``storage.write_adapter``.
             ValueError: if the model is for a sentence.
             OSError: if the files cannot be written.
         """
         if self.sentence is not None:
             raise ValueError("A model for a sentence is not saved. Save the model for classes that it was made from.")
-        folder = Path(folder)
-        if (folder / storage.BAKED_DESCRIPTION_FILE).exists():
-            raise FileExistsError(f"{folder} holds a baked model. Name another folder for the adapter.")
-        with storage.replaced_pair(folder, storage.DESCRIPTION_FILE, overwrite=overwrite) as staging:
-            description = storage.Description(
-                method=self.adapter.name,
-                config=to_mapping(self.adapter),
-                trunk=self.identity,
-                classes=self.prompts,
-                trained_parameters=self.trained_parameters,
-                sha256=storage.write_tensors(self.owned_tensors(), staging / storage.TENSORS_FILE, self.adapter.name),
-                thresholds=dict(self.thresholds),
-            )
-            storage.write_description(description, staging / storage.DESCRIPTION_FILE)
-
-
-def as_prompts(classes: Sequence[str | ClassPrompt]) -> tuple[ClassPrompt, ...]:
-    """Return classes as prompts; a plain name is its own wording."""
-    return tuple(ClassPrompt(name=entry) if isinstance(entry, str) else entry for entry in classes)
-
-
-def _text_digest(captions: Sequence[Tokens]) -> str:
-    """Return a digest of the token ids of each caption, and of which tokens name which class."""
-    digest = hashlib.sha256()
-    for tokens in captions:
-        for tensor in (tokens.ids, tokens.mask, tokens.token_map):
-            digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
+        storage.write_adapter(
+            Path(folder),
+            self.owned_tensors(),
+            overwrite=overwrite,
+            method=self.adapter.name,
+            config=to_mapping(self.adapter),
+            trunk=self.identity,
+            classes=self.prompts,
+            trained_parameters=self.trained_parameters,
+            thresholds=dict(self.thresholds),
+        )

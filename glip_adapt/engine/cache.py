@@ -10,10 +10,11 @@ Every use of an entry gets the bits, strides and alignment of the first, so a ca
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +22,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from glip_adapt.core.files import file_sha256
-from glip_adapt.core.structures import FrozenState
+from glip_adapt.core.structures import FrozenState, Tokens
 from glip_adapt.engine.cache_files import CacheFolder, CacheKey, map_tensors, size_bytes
 
 AnyState = TypeVar("AnyState", bound=FrozenState)
@@ -189,6 +190,15 @@ def image_digest(path: str | Path) -> str:
     except FileNotFoundError:
         raise FileNotFoundError(f"No image at {path}. `glip-adapt data check` lists every missing one.") from None
     return _file_digest(Path(path).resolve(), status.st_size, status.st_mtime_ns)
+
+
+def text_digest(captions: Sequence[Tokens]) -> str:
+    """Return a digest of the token ids of each caption, and of which tokens name which class."""
+    digest = hashlib.sha256()
+    for tokens in captions:
+        for tensor in (tokens.ids, tokens.mask, tokens.token_map):
+            digest.update(f"{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @functools.cache

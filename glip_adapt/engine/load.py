@@ -9,8 +9,8 @@ import torch
 
 from glip_adapt.adapters import build_adapter, storage
 from glip_adapt.adapters.storage import AdapterMismatchError
-from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk, as_prompts
+from glip_adapt.core.captions import ClassPrompt, as_prompts
+from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from glip_adapt.adapters.context import Context
-from glip_adapt.core.captions import ClassPrompt
-from glip_adapt.engine.adapted import AdaptedTrunk, as_prompts, attach
+from glip_adapt.core.captions import ClassPrompt, as_prompts
+from glip_adapt.engine.adapted import AdaptedTrunk, attach
 from glip_adapt.engine.load import load_adapter
 from glip_adapt.trunks.glip.build import build_glip
 from glip_adapt.trunks.glip.config import GLIP_NANO
