@@ -285,3 +285,14 @@ def test_a_preview_knows_times_from_runs_alike_and_memory_from_the_method(plan, 
     assert [peak for run, peak in zip(runs, peaks, strict=True) if run.key.method == "prompt"] == [expected] * 2
     with pytest.raises(ValueError, match=r"finished with other settings: fit\.max_steps"):
         preview_benchmark(replace(plan, fit={**SMALL, "max_steps": 1}), out)
+
+
+def test_the_recipe_of_a_plan_stands_behind_training_and_methods():
+    plan = BenchPlan(
+        trunks=("glip-nano",), datasets=("glyphs13/Dice",), methods=("lora",), shots=(5,), seeds=(3,), recipe="strong"
+    )
+    (key,) = plan.keys()
+    resolved = benchmark._resolve(key, plan.config_of(key), "plan", None)
+    assert resolved["fit"]["factors"] == [0.3, 0.5, 0.7, 0.85]
+    assert resolved["settings"]["part"] == "all+image"
+    assert "recipe" not in resolved  # settings tell two runs apart, whatever gave them their values

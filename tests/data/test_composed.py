@@ -33,7 +33,7 @@ def record_of(folder, name, size_hw, placed):
 @pytest.fixture
 def split(tmp_path):
     records = (
-        record_of(tmp_path, "one", (100, 160), [(0, (20, 30, 50, 60)), (1, (100, 10, 140, 30))]),
+        record_of(tmp_path, "one", (100, 160), [(0, (20, 30, 50, 60)), (1, (138, 4, 156, 16))]),
         record_of(tmp_path, "two", (120, 80), [(1, (10, 70, 40, 110))]),
     )
     return Split("Blocks/train", records, ("red block", "blue block"), (1, 2))
@@ -123,7 +123,7 @@ def test_a_blend_shows_both_images_with_the_boxes_of_both(split):
 
 
 def test_a_part_moves_boxes_and_drops_those_outside(split):
-    first = split.records[0]
+    first, counts = split.records[0], set()
     for record in composed(split, Compositions(per_image=40, crop=1.0), seed=2).records[2:42]:
         left, top, right, bottom = record.composition.part
         kept = []
@@ -133,8 +133,9 @@ def test_a_part_moves_boxes_and_drops_those_outside(split):
             assert share >= WHOLE or share <= GONE
             if share >= WHOLE:
                 kept.append([cut[0] - left, cut[1] - top, cut[2] - left, cut[3] - top])
-        assert kept
         assert boxes.to_edges(record.target.boxes_xyxy).tolist() == kept
+        counts.add(len(kept))
+    assert counts == {1, 2}
 
 
 def test_pasted_objects_cover_no_box(split):

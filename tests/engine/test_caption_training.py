@@ -9,7 +9,7 @@ import torch
 
 from glip_adapt.core.captions import MAX_TOKENS, Caption
 from glip_adapt.core.sentences import sentence_caption
-from glip_adapt.core.settings import FitConfig, ViewConfig
+from glip_adapt.core.settings import Compositions, FitConfig, ViewConfig
 from glip_adapt.core.structures import Target
 from glip_adapt.data.captioned import CaptionedImage, CaptionedSplit
 from glip_adapt.data.dataset import load_dataset
@@ -145,6 +145,11 @@ def test_no_images_and_nothing_to_train_are_refused(tiny_trunk, captions):
         fit(adapt(tiny_trunk, "lora"), captions.subset([]), config=CONFIG)
     with pytest.raises(ValueError, match="zero_shot owns nothing"):
         fit(adapt(tiny_trunk, "zero_shot"), captions, config=CONFIG)
+
+
+def test_compositions_of_images_with_captions_are_refused(tiny_trunk, captions):
+    with pytest.raises(ValueError, match="shapes has captions, which a composition would not follow"):
+        fit(adapt(tiny_trunk, "lora"), captions, config=replace(CONFIG, compositions=Compositions(crop=1.0)))
 
 
 def test_images_are_mirrored_unless_their_caption_tells_left_from_right(tiny_trunk, captions, monkeypatch):
