@@ -244,8 +244,8 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
     figure = build_figure(
         "Strong recipes against the published style",
         [
-            f"glip-nano on glyphs13, {sum(map(len, both.values()))} cells of full. Solid: strong recipe. Dotted: "
-            "published style. Bars: strong full less published full, mean over seeds; dark: sets without a part in "
+            f"glip-nano on glyphs13, {sum(map(len, both.values()))} cells of full. Solid: strong recipe. Dotted, "
+            "hollow: published style. Bars: strong full less published full, mean over seeds; dark: sets without a part in "
             "the choices."
         ],
         (10, 4.4),
@@ -260,13 +260,14 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
                 if (cells := cells_of(scores, strong[method], count, tuple(zero)))
             ]
             label = method if line == "-" else None
-            left.plot(*zip(*known, strict=True), label=label, lw=1.8, **{**styles[method], "ls": line})
+            look = {**styles[method], "ls": line, "mfc": styles[method]["color"] if line == "-" else "white"}
+            left.plot(*zip(*known, strict=True), label=label, lw=1.8, **look)
     left.axhline(float(np.mean(list(zero.values()))), color=GREY, ls="--", lw=1, label="zero-shot")
     left.set_xticks(range(len(shots)), [str(count) for count in shots])
     left.set_xlabel("labelled images per class")
     left.legend(fontsize=9, frameon=False)
     finish_axes(left, "Test AP, mean over sets")
-    names = sorted(zero)
+    names = sorted({cell[0] for cells in both.values() for cell in cells})
     for place, count in enumerate(shots):
         by_name: dict[str, list[float]] = {}
         for cell in both[count]:
@@ -276,7 +277,8 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
             right.bar(names.index(name) + (place - 1) * 0.27, np.mean(values), 0.25, color=colour)
     right.axhline(0, color=GREY, lw=0.8)
     right.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
-    finish_axes(right, f"Gain in AP at {', '.join(map(str, shots))} shots")
+    drawn = ", ".join(str(count) for count in shots if both[count])
+    finish_axes(right, f"Gain in AP at {drawn} shots")
     save_figure(figure, path)
 
 
