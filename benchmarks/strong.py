@@ -245,8 +245,8 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
         "Strong recipes against the published style",
         [
             f"glip-nano on glyphs13, {sum(map(len, both.values()))} cells of full. Solid: strong recipe. Dotted, "
-            "hollow: published style. Bars: strong full less published full, mean over seeds; dark: sets without a part in "
-            "the choices."
+            "hollow: published style. Bars: strong full less published full, mean over seeds; dark: sets without a "
+            "part in the choices."
         ],
         (10, 4.4),
     )
