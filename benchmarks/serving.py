@@ -6,8 +6,8 @@
 The service runs in a process of its own, on loopback, with a prompt adapter of glip-nano on the CPU; each client is a
 thread that sends its next picture when it has the answer to the last. No picture is sent twice, so that nothing comes
 from the cache of features. Rates are those of JPEG files of 320 × 240 pixels in the view of the trunk. On a machine
-with other work, the CPU time of the service tells more than seconds. Memory is followed with small pictures, once the
-cache of features is full.
+with other work, the CPU time of the service tells more than seconds. Memory is followed with small pictures, from when
+the cache of features is full.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ HERE = Path(__file__).resolve().parent
 CLIENTS = (1, 8, 32)
 REQUESTS = 160  # for each number of clients
 SIZE, SMALL, SHORT_SIDE = (320, 240), (64, 48), 64  # of pictures, pixels; of the view of small ones
-FULL_CACHE = 2500  # small pictures before memory is looked at
 MEMORY_REQUESTS, EVERY, SENDERS = 10_000, 250, 8
+MEMORY, CACHE = "process_resident_memory_bytes", "glip_adapt_feature_cache_bytes"
 MOST_GROWTH = 0.05
 
 
@@ -93,14 +93,24 @@ def follow_memory(adapter: Path, requests: int) -> dict[str, Any]:
     """Return the memory of the service, in MB, over many requests after its cache is full, and how much it grew."""
     draws = random.Random(0)
     with service(adapter, "--short-side", str(SHORT_SIDE)) as (port, _):
-        load(port, SENDERS, [ppm(draws) for _ in range(FULL_CACHE)])
-        counts, megabytes = [0], [resident_megabytes(port)]
+        before_full = fill_cache(port, draws)
+        counts, megabytes = [0], [number_of(port, MEMORY) / 1e6]
         for _ in track(range(requests // EVERY), description="memory"):
             load(port, SENDERS, [ppm(draws) for _ in range(EVERY)])
             counts.append(counts[-1] + EVERY)
-            megabytes.append(resident_megabytes(port))
+            megabytes.append(number_of(port, MEMORY) / 1e6)
     growth = max(megabytes) / megabytes[0] - 1
-    return {"requests": counts, "megabytes": megabytes, "growth": growth}
+    return {"before": before_full, "requests": counts, "megabytes": megabytes, "growth": growth}
+
+
+def fill_cache(port: int, draws: random.Random) -> int:
+    """Send small pictures until the service keeps no more features than before; return how many."""
+    sent, kept = 0, -1.0
+    while (now := number_of(port, CACHE)) > kept:
+        kept = now
+        load(port, SENDERS, [ppm(draws) for _ in range(EVERY)])
+        sent += EVERY
+    return sent
 
 
 @contextmanager
@@ -168,14 +178,14 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def resident_megabytes(port: int) -> float:
-    """Return what the service says of its memory."""
+def number_of(port: int, name: str) -> float:
+    """Return a number that the service tells of itself."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
     connection.close()
-    line = next(line for line in text.splitlines() if line.startswith("process_resident_memory_bytes "))
-    return float(line.split()[1]) / 1e6
+    line = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+    return float(line.split()[1])
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
@@ -212,7 +222,8 @@ def format_table(found: dict[str, Any]) -> str:
         )
     memory = found["memory"]
     lines.append(
-        f"\nMemory over {memory['requests'][-1]:,} requests: {memory['megabytes'][0]:.0f} MB at first, at most "
+        f"\nMemory over {memory['requests'][-1]:,} requests, after {memory['before']:,} that fill the cache: "
+        f"{memory['megabytes'][0]:.0f} MB at first, {memory['megabytes'][-1]:.0f} MB at the end, at most "
         f"{max(memory['megabytes']):.0f} MB, {memory['growth']:+.1%}."
     )
     return "\n".join(lines)
