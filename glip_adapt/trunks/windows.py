@@ -102,8 +102,11 @@ def shifted_window_mask(size_hw: SizeHW, window: int, device: torch.device | str
 
 
 def padded_hw(size_hw: SizeHW, window: int) -> SizeHW:
-    """Return the smallest whole number of windows that covers ``size_hw``, in cells."""
-    return -(-size_hw[0] // window) * window, -(-size_hw[1] // window) * window
+    """Return the smallest whole number of windows that covers ``size_hw``, in cells.
+
+    Only numbers above 0 are divided: an integer division of ONNX rounds towards 0.
+    """
+    return (size_hw[0] + window - 1) // window * window, (size_hw[1] + window - 1) // window * window
 
 
 def _window_cells(size_hw: SizeHW, window: int, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -201,3 +201,20 @@ def test_equal_scores_keep_their_order_in_onnx(tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
     for found, expected in zip(session.run(None, {"values": values.numpy()}), Ranked()(values), strict=True):
         assert torch.equal(torch.from_numpy(found), expected)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="needs the extra onnx")
+@torch.no_grad()
+def test_windows_of_swin_cover_maps_of_any_size_in_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    swin = SwinBackbone(width=12, depths=(2,), heads=(2,), window=7, outputs=1).eval()
+    sides = {2 + i: 4 * torch.export.Dim(f"cells_{i}", min=8, max=200) for i in range(2)}
+    example = torch.zeros(1, 3, 4 * 16, 4 * 24)
+    program = torch.export.export(swin, (example,), dynamic_shapes={"pixels": sides}, strict=False)
+    export.to_onnx(program, ["pixels"], ["map"]).save(tmp_path / "x.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "x.onnx", providers=["CPUExecutionProvider"])
+    for size_hw in ((14, 21), (13, 22), (15, 8)):  # whole windows of 7, and parts of them
+        seen = torch.randn(1, 3, 4 * size_hw[0], 4 * size_hw[1])
+        (found,) = session.run(None, {"pixels": seen.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), swin(seen)[0], rtol=1e-4, atol=1e-5)
