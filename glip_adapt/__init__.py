@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from glip_adapt.adapters.context import Context
+    from glip_adapt.adapters.exemplars import Exemplars
     from glip_adapt.adapters.full import Full, TextEncoderTuning
     from glip_adapt.adapters.linear_probe import LinearProbe
     from glip_adapt.adapters.lora import Lora
@@ -58,6 +59,7 @@ __version__ = "0.3.0"
 
 _HOMES = {
     "glip_adapt.adapters.context": ("Context",),
+    "glip_adapt.adapters.exemplars": ("Exemplars",),
     "glip_adapt.adapters.full": ("Full", "TextEncoderTuning"),
     "glip_adapt.adapters.linear_probe": ("LinearProbe",),
     "glip_adapt.adapters.lora": ("Lora",),
@@ -107,9 +109,9 @@ _INSTEAD = {"PredictConfig": "ViewConfig", "predict": "model.predict(image)"}
 
 __all__ = [
     "AdaptedModel", "BakedModel", "BenchPlan", "CaptionedSplit", "ClassPrompt", "Compositions", "Context", "Dataset",
-    "Detections", "Evaluation", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History", "Knowledge",
-    "LinearProbe", "Lora", "Mask", "Prompt", "Segmenter", "Split", "TaskSet", "TextEncoderTuning", "Tracks",
-    "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake",
+    "Detections", "Evaluation", "Exemplars", "FeatureCache", "FitConfig", "Full", "GlipAdaptError", "History",
+    "Knowledge", "LinearProbe", "Lora", "Mask", "Prompt", "Segmenter", "Split", "TaskSet", "TextEncoderTuning",
+    "Tracks", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake",
     "cross_validate", "default_recipe", "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter",
     "load_baked", "load_captions", "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge",
     "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",

@@ -12,6 +12,7 @@ BOTTOM = {
 # Row → method and its settings.
 ROWS = {
     "zero_shot": ("zero_shot", {}),
+    "exemplars": ("exemplars", {}),
     "prompt": ("prompt", {}),
     "context": ("context", {}),
     "context shared": ("context", {"tokens": 3, "per_class": False}),
@@ -87,6 +88,7 @@ def _lora(fusion: Part, text: Part, head: Part) -> dict[str, Callable[[int], tup
 COUNTS = {
     GLIP: {
         "zero_shot": lambda t: (0, 0),
+        "exemplars": lambda t: (2, 2 * (32 + 1)),  # two classes
         "prompt": lambda t: (1, 32 * t),
         "context": lambda t: (1, 2 * 4 * 32),
         "context shared": lambda t: (1, 3 * 32),
@@ -99,6 +101,7 @@ COUNTS = {
     },
     DINO: {
         "zero_shot": lambda t: (0, 0),
+        "exemplars": lambda t: (2, 2 * (64 + 1)),
         "prompt": lambda t: (1, 64 * t),
         "context": lambda t: (1, 2 * 4 * 16),
         "context shared": lambda t: (1, 3 * 16),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from glip_adapt.adapters.context import Context
+from glip_adapt.adapters.exemplars import Exemplars
 from glip_adapt.adapters.full import Full, TextEncoderTuning
 from glip_adapt.adapters.linear_probe import LinearProbe
 from glip_adapt.adapters.lora import Lora
@@ -16,7 +17,7 @@ from glip_adapt.core.config import from_mapping, unknown_name
 from glip_adapt.trunks.released import trunk_spec
 
 ADAPTERS: dict[str, type[Adapter]] = {
-    method.name: method for method in (ZeroShot, Prompt, Context, LinearProbe, Lora, Full, TextEncoderTuning)
+    method.name: method for method in (ZeroShot, Exemplars, Prompt, Context, LinearProbe, Lora, Full, TextEncoderTuning)
 }
 
 

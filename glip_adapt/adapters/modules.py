@@ -1,6 +1,6 @@
 """Modules that methods put at the seams of a network.
 
-Shape letters: B batch, T tokens, D text channels.
+Shape letters: B batch, N candidates (anchors or queries), T tokens, K classes, C visual channels, D text channels.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.core.structures import TextFeatures
+from glip_adapt.trunks.alignment import NoEvidence
+from glip_adapt.trunks.protocol import Network
 
 
 class TextOffset(nn.Module):
@@ -45,3 +48,29 @@ class FreeTokens(nn.Module):
         """Return (B, T, D) for the (B, T) ids of the caption."""
         embedded = self.words(ids)
         return embedded.index_add(1, self.places, self.offset[self.rows].expand(len(ids), -1, -1))
+
+
+class ClassEvidence(nn.Module):
+    """Adds a linear score of its features to what the text says of a candidate, for each class."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, width))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, logits: Tensor, candidates: Tensor, token_map: Tensor) -> Tensor:
+        """Return the logits (B, N, T) of candidates (B, N, C), each with the score of the class that its token names.
+
+        The map of tokens is (B or 1, K, T) bool.
+        """
+        scores = F.linear(candidates, self.weight, self.bias)
+        return logits + scores @ token_map.to(scores)
+
+
+def add_evidence(network: Network, classes: int) -> None:
+    """Put evidence of so many classes, all zero, at the seam of a network that has one."""
+    assert network.evidence is not None
+    nothing = network.get_submodule(network.evidence)
+    assert isinstance(nothing, NoEvidence)
+    like = next(network.parameters())
+    network.set_submodule(network.evidence, ClassEvidence(classes, nothing.width).to(like))

@@ -62,6 +62,11 @@ class Adapter(ABC):
         """Most class names in a caption, where a method reads several; by default as many as fit."""
         return None
 
+    @property
+    def newton_ridge(self) -> float | None:
+        """Precision of the prior, for a method that solves instead of following gradients (``engine/newton.py``)."""
+        return None
+
     def word(self, prompts: Sequence[ClassPrompt]) -> tuple[ClassPrompt, ...]:
         """Return the classes as this method words them in the caption; by default as they are."""
         return tuple(prompts)

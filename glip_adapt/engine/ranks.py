@@ -79,6 +79,9 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace gradients by their sums over all ranks; one that no rank has stays None."""
 
+    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Replace tensors on the CPU by their sums over all ranks."""
+
     def sum_losses(self, losses: Mapping[str, float]) -> dict[str, float]:
         """Return the sums of losses over all ranks, by name."""
         return dict(losses)
@@ -166,6 +169,10 @@ class _Joined(Ranks):
                     parameter.grad = total.view_as(parameter).clone()
                 else:
                     parameter.grad.copy_(total.view_as(parameter))
+
+    def sum_tensors(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            _wait(lambda sent=tensor: dist.all_reduce(sent))  # type: ignore[misc]
 
     def sum_losses(self, losses: Mapping[str, float]) -> dict[str, float]:
         total: dict[str, float] = {}

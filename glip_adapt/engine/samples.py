@@ -22,6 +22,7 @@ from glip_adapt.engine.batches import in_batches, stack
 from glip_adapt.engine.features import Fetched, FrozenFeatures
 from glip_adapt.engine.feeding import ahead
 from glip_adapt.engine.ranks import Ranks
+from glip_adapt.trunks.protocol import Examples
 from glip_adapt.trunks.tokenizer import CaptionTooLongError, Tokenizer
 
 KEPT_SAMPLES = 500  # prepared targets, up to 200 kB each
@@ -86,6 +87,22 @@ def losses_of(
     """
     objective = model.network.objective
     scale = objective.scale([sample.prepared for sample in batch])
+    for name, output, prepared in _outputs_of(model, features, batch, ranks):
+        yield name, objective.losses(output, prepared, scale)
+
+
+def examples_of(
+    model: AdaptedModel, features: FrozenFeatures, batch: Sequence[Sample], ranks: Ranks
+) -> Iterator[tuple[str, Examples]]:
+    """Yield the name of each part that goes through the network together, and its candidates; see ``losses_of``."""
+    for name, output, prepared in _outputs_of(model, features, batch, ranks):
+        yield name, model.network.examples(output, prepared)
+
+
+def _outputs_of(
+    model: AdaptedModel, features: FrozenFeatures, batch: Sequence[Sample], ranks: Ranks
+) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Yield name, raw predictions and prepared targets of each part."""
     for together in in_batches((sample, sample.padded_hw) for sample in ranks.share(batch)):
         prefix = stack([features.finish(sample.fetched) for sample in together if sample.fetched])
         prepared = [sample.prepared for sample in together]
@@ -94,7 +111,7 @@ def losses_of(
             texts = model.encode([Tokens.stack(captions).to(model.device)]) if captions else ()
             (output,) = model.finish(prefix, prepared, texts)
         names = ", ".join(f"{sample.record.image_id} ({sample.record.path.name})" for sample in together)
-        yield f"image {names}", objective.losses(output, prepared, scale)
+        yield f"image {names}", output, prepared
 
 
 def draw_caption(image: CaptionedImage, negatives: int, tokenizer: Tokenizer, dice: np.random.Generator) -> Tokens:

@@ -28,11 +28,11 @@ from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
 from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.learners import learner_of
 from glip_adapt.engine.metrics.protocol import Predictions
-from glip_adapt.engine.optimise import Step, Stepper
+from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import Ranks, current
-from glip_adapt.engine.rates import Rates, parameter_groups
-from glip_adapt.engine.samples import draw_batches, losses_of
+from glip_adapt.engine.samples import draw_batches
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,11 @@ class History:
     stopped_by: Literal["ceiling", "patience", "interrupt"] = "ceiling"
     best_found: Predictions = field(default=(), repr=False)
     "predictions on the validation split of the state that was kept, in COCO result form"
+
+    @property
+    def best_trained(self) -> Validation | None:
+        """The best evaluation after a step, the last of equal ones; None without any."""
+        return max((v for v in reversed(self.validations) if v.step), key=lambda v: v.ap, default=None)
 
     @property
     def best_step(self) -> int | None:
@@ -139,10 +144,9 @@ def train_model(
     shown = _composed(train, config)
     validate_every = config.validate_every or _interval(config, len(train), len(val or ()))
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
-    groups = parameter_groups(model, config)
-    stepper = Stepper(groups, device=model.device, precision=config.precision, clip_norm=config.clip_norm, ranks=ranks)
-    rates = Rates(stepper.optimiser, config, history.total_steps)
+    learner = learner_of(model, features, config, history.total_steps, ranks)
     start = model.copy_owned() if config.factors else {}
+    trained: dict[str, Tensor] = {}  # the best state after a step, from which ways lead back
     bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as kept:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
@@ -150,29 +154,28 @@ def train_model(
                 with stage("training"):
                     with ranks.together():  # an image may be unreadable
                         batch = next(batches)
-                    model.train()
-                    ids = [sample.record.image_id for sample in batch]
-                    history.steps.append(stepper.take(step, f"images {ids}", losses_of(model, features, batch, ranks)))
-                rates.after_step()
+                    history.steps.append(learner.take(step, batch))
                 if on_step:
                     on_step(history.steps[-1], history.total_steps)
             is_due = step % validate_every == 0 or step == history.total_steps
             if val is not None and (is_due if step > 0 else config.keep_start):
                 done = _validate(watcher, val, config, cache, history, step)
-                if done.is_best:
-                    kept.update(model.copy_owned())
+                may_move_back = bool(config.factors) and done == history.best_trained
+                if done.is_best or may_move_back:
+                    state = model.copy_owned()
+                    kept.update(state if done.is_best else {})
+                    trained = state if may_move_back else trained
                 bad_validations = 0 if done.is_best else bad_validations + 1
-                rates.after_validation(done.ap)
+                learner.after_validation(done.ap)
                 if on_validation:
                     on_validation(done)
                 if bad_validations >= config.stop_patience:
                     history.stopped_by = "patience"
                     break
-        if val is not None and history.best_step:
-            best = dict(kept)
+        if val is not None and (far := history.best_trained):
             for factor in sorted(config.factors, reverse=True):
-                model.load_owned(model.adapter.between(start, best, factor))
-                done = _validate(watcher, val, config, cache, history, history.best_step, factor)
+                model.load_owned(model.adapter.between(start, trained, factor))
+                done = _validate(watcher, val, config, cache, history, far.step, factor)
                 if done.is_best:
                     kept.update(model.copy_owned())
                 if on_validation:

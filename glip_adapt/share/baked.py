@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from glip_adapt.adapters import storage
+from glip_adapt.adapters.modules import ClassEvidence, add_evidence
 from glip_adapt.adapters.protocol import Stage
 from glip_adapt.adapters.storage import AdapterMismatchError, TrunkIdentity
 from glip_adapt.core.captions import MAX_TOKENS, ClassPrompt
@@ -29,7 +30,7 @@ from glip_adapt.trunks.linear import fold
 from glip_adapt.trunks.protocol import Network
 from glip_adapt.trunks.released import trunk_spec
 
-FORMAT_VERSIONS = (1, 2)  # that are read; 1 had no thresholds, the last one is written
+FORMAT_VERSIONS = (1, 2, 3)  # that are read; 1 had no thresholds, 2 no evidence; the last one is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class BakedDescription:
     "of baked.safetensors"
     thresholds: Mapping[str, float] = field(default_factory=dict)
     "as in adapter.json"
+    evidence: bool = False
+    "whether the network has evidence of classes beside the text, see ``Exemplars``"
 
     def __post_init__(self) -> None:
         storage.check_thresholds(self.thresholds, self.classes)
@@ -145,6 +148,7 @@ class BakedModel(Detector):
                 captions=tuple(CaptionSize(classes=classes, tokens=tokens) for classes, tokens in sizes),
                 sha256=sha256,
                 thresholds=dict(self.thresholds),
+                evidence=_has_evidence(self.network),
             )
             storage.write_description(description, staging / storage.BAKED_DESCRIPTION_FILE)
 
@@ -153,13 +157,15 @@ def bake(model: AdaptedModel) -> BakedModel:
     """Return a model with its text as a constant, without text encoder and tokenizer: ``bake(model).save("baked")``.
 
     Raises:
-        ValueError: if the adapter adds tensors to the network that are neither text nor around a linear layer.
+        ValueError: if the adapter adds tensors to the network that are neither text, evidence of classes, nor around a
+            linear layer.
     """
     rest, plain = model.network.without_text(), model.trunk.network
     shared = {id(tensor): tensor for name, tensor in _all_tensors(rest).items() if name not in model.owned}
     network = copy.deepcopy(rest, shared).eval().requires_grad_(False)  # copies the owned tensors alone
     fold(network, plain)
-    added = sorted(network.state_dict().keys() - plain.state_dict().keys())
+    new = sorted(network.state_dict().keys() - plain.state_dict().keys())
+    added = [name for name in new if not name.startswith(f"{network.evidence}.")]
     if added:
         raise ValueError(
             f"A baked model has the layers of its trunk, but {model.adapter.name} adds {len(added)} tensors, such "
@@ -216,6 +222,8 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
     spec = trunk_spec(description.trunk.name)
     with torch.device("meta"):  # neither memory nor time for weights that are replaced at once
         network = spec.family.build(spec.config, with_text=False)
+        if description.evidence:
+            add_evidence(network, len(description.classes))
         blank = [_blank_text(caption, network) for caption in description.captions]
     expected = _all_tensors(network) | _text_tensors(blank)
     tensors = storage.read_tensors(folder / storage.BAKED_TENSORS_FILE, expected, description.sha256, device)
@@ -233,6 +241,10 @@ def _load(folder: Path, device: torch.device) -> BakedModel:
         ],
         thresholds=description.thresholds,
     )
+
+
+def _has_evidence(network: Network) -> bool:
+    return network.evidence is not None and isinstance(network.get_submodule(network.evidence), ClassEvidence)
 
 
 def _all_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Alignment of anchors or queries with tokens: the loss, and the check of its labels.
+"""Alignment of anchors or queries with tokens: the loss, the check of its labels, and the seam for other evidence.
 
 Shape letters: B batch, A anchors or queries, T tokens, K classes.
 """
@@ -8,11 +8,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from glip_adapt.core.structures import Target
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+
+
+class NoEvidence(nn.Module):
+    """Seam for evidence of classes beside the text: here there is none.
+
+    Attributes:
+        width: channels C of a candidate.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, logits: Tensor, candidates: Tensor, token_map: Tensor) -> Tensor:
+        """Return the logits (B, A, T) of candidates (B, A, C) for tokens, (B or 1, K, T) of which name classes."""
+        return logits
 
 
 def check_labels(targets: Sequence[Target], token_map: Tensor, images: int) -> None:

@@ -36,6 +36,23 @@ class Seams:
     biases: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """The candidates of B images, anchors or queries, and what they should have been found as.
+
+    Attributes:
+        features: (B, N, C) float, what the scores of each were computed from.
+        scores: (B, N, K) float in [0, 1], of each class.
+        answers: (B, N, K) bool, True for the class of the box that a candidate stands for.
+        weights: (B, N) float, what each counts.
+    """
+
+    features: Tensor
+    scores: Tensor
+    answers: Tensor
+    weights: Tensor
+
+
 class Objective(Protocol):
     """The losses of a family; images of a batch may go through the network one by one."""
 
@@ -67,6 +84,8 @@ class Network(nn.Module, ABC):
         text_prompt: seam for a learned prompt, text features → text features; the identity in a trunk.
         text_width: channels D of the text features.
         reads_phrases: whether text features say which phrase each token is of.
+        evidence: name of the module that may add evidence of classes to the scores of candidates, see ``NoEvidence``; a
+            family may have none.
         last_pixel: pixels from the right corner of a candidate to its edge: 1 where corners include the last pixel.
         objective: the losses of training.
     """
@@ -74,6 +93,7 @@ class Network(nn.Module, ABC):
     text_prompt: nn.Module
     text_width: int
     reads_phrases: bool = False
+    evidence: str | None = None
     last_pixel: float = 0.0
     objective: Objective
 
@@ -140,6 +160,18 @@ class Network(nn.Module, ABC):
             NotImplementedError: if this family cannot be traced.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be exported. Use its baked model in PyTorch.")
+
+    def examples(self, output: Any, prepared: Sequence[Any]) -> Examples:
+        """Return the candidates of B images with what they should have been found as.
+
+        Args:
+            output: of ``predict`` for these images.
+            prepared: of ``objective.prepare``, one for each of them.
+
+        Raises:
+            NotImplementedError: if this family does not tell.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell its candidates. Take another method.")
 
     def set_denoising(self, pairs: int) -> None:
         """Choose how many pairs of queries for each image start from the truth while training.

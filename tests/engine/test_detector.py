@@ -62,9 +62,8 @@ class Rigged(Detector):
         token_map = torch.tensor([[[False, True, False, False], [False, False, True, False]]])
         centerness = torch.full((1, len(anchors)), 9.0)
         mask = torch.ones(1, 4, dtype=torch.bool)
-        return [
-            HeadOutput(logits, deltas, centerness, anchors, level_shapes_hw, mask, token_map, images.image_sizes_hw)
-        ]
+        raw = (logits, deltas, centerness, anchors, level_shapes_hw, mask, token_map, images.image_sizes_hw, logits)
+        return [HeadOutput(*raw)]
 
 
 @given(

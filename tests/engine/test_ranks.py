@@ -14,8 +14,8 @@ from conftest import TINY, write_shapes
 
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.data.dataset import load_dataset
+from glip_adapt.engine import learners, selection
 from glip_adapt.engine import ranks as ranks_module
-from glip_adapt.engine import selection, train
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
@@ -135,7 +135,7 @@ def close(one, other, limit=1e-6):
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["prompt", "lora", "full"])
+@pytest.mark.parametrize("method", ["prompt", "lora", "full", "exemplars"])
 @pytest.mark.parametrize("batch_size", [4, 3, 1], ids=["even", "uneven", "fewer images than ranks"])
 def test_the_loss_curve_of_two_processes_is_that_of_one(pair, folder, method, batch_size):
     config = replace(CONFIG, batch_size=batch_size)
@@ -266,7 +266,7 @@ def asked(ranks):
 def spoiled(ranks, folder):
     """Train with a loss that is not finite on rank 1 from step 3 on."""
     model, done = build("prompt"), []
-    losses = train.losses_of
+    losses = learners.losses_of
 
     def spoil(model, features, batch, ranks):
         for what, part in losses(model, features, batch, ranks):
@@ -274,7 +274,7 @@ def spoiled(ranks, folder):
             yield what, {name: loss * float("inf") if is_bad else loss for name, loss in part.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "losses_of", spoil)
+        patch.setattr(learners, "losses_of", spoil)
         try:
             train_model(model, load_dataset(str(folder)).train, None, CONFIG, on_step=lambda *_: done.append(1))
         except NonFiniteLossError as error:

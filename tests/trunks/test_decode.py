@@ -35,6 +35,7 @@ def blank(padded_hw=(64, 96), image_sizes_hw=((64, 96),)):
         token_mask=torch.ones(1, 5, dtype=torch.bool),
         token_map=TOKEN_MAP[None],
         image_sizes_hw=tuple(image_sizes_hw),
+        candidates=torch.zeros(batch, len(anchors), 1),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers.loss.loss_grounding_dino import GroundingDinoForObjectDetectionLoss
 
 from glip_adapt.core.structures import Target
-from glip_adapt.trunks.dino.objective import DinoObjective, cost, match, query_losses
+from glip_adapt.trunks.dino.objective import DinoObjective, answers, cost, match, query_losses
 from glip_adapt.trunks.dino.output import DinoOutput, QueryOutput
 from glip_adapt.trunks.dino.truth import Truth, truths_of
 
@@ -399,3 +399,16 @@ def test_a_query_of_a_box_without_weight_learns_nothing():
     unsure, sure = (query[box == i] for i in (1, 0))
     for column in (output.layers[0].logits.grad[0], output.layers[0].boxes.grad[0]):
         assert column[unsure].abs().max() < 1e-6 * column[sure].abs().max()
+
+
+def test_queries_answer_with_the_class_of_the_box_that_they_are_matched_with():
+    output = random_output(batch=2)
+    targets = [replace(random_target(1, 2), weights=torch.tensor([1.0, 0.5])), random_target(2, 3)]
+    found, weights = answers(output, targets)
+    (matches,) = match([output.layers[-1]], as_truths(output, targets))
+    for i, (target, (query, box)) in enumerate(zip(targets, matches, strict=True)):
+        assert found[i, query, target.labels[box]].all()
+        assert found[i].sum() == len(target)
+        expected = torch.ones(len(target)) if target.weights is None else target.weights[box]
+        torch.testing.assert_close(weights[i, query], expected.double())
+    assert weights.sum() == 2 * 6 - 0.5

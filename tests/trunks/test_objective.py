@@ -12,7 +12,15 @@ from torchvision.ops import sigmoid_focal_loss
 from glip_adapt.core.structures import Target
 from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, level_shapes
 from glip_adapt.trunks.glip.head import HeadOutput
-from glip_adapt.trunks.glip.objective import LossScale, assign, centerness_targets, detection_loss, focal_loss
+from glip_adapt.trunks.glip.objective import (
+    GlipObjective,
+    LossScale,
+    answers,
+    assign,
+    centerness_targets,
+    detection_loss,
+    focal_loss,
+)
 
 PADDED_HW = (64, 96)
 SHAPES_HW = level_shapes(PADDED_HW)
@@ -45,6 +53,7 @@ def random_output(batch, seed=0):
         token_mask=torch.ones(1, TOKENS, dtype=torch.bool),
         token_map=TOKEN_MAP[None],
         image_sizes_hw=(PADDED_HW,) * batch,
+        candidates=torch.randn(batch, anchors, 3, generator=generator),
     )
 
 
@@ -312,3 +321,16 @@ def test_the_scale_counts_weights():
     target = replace(random_target(3, 3), weights=torch.full((3,), 0.25))
     found = assign(ANCHORS, SHAPES_HW, target)
     assert LossScale.of([found, found]).positives == pytest.approx(max(1, 0.5 * len(found.positive)))
+
+
+def test_anchors_answer_with_the_class_of_their_box_and_count_by_how_well_they_are_centred():
+    target = replace(random_target(3, count=3), weights=torch.tensor([1.0, 0.5, 0.25]))
+    target = replace(target, labels=torch.tensor([0, 1, 1]))
+    found, weights = answers(random_output(1), [GlipObjective(ANCHOR_SCALE).prepare(target, PADDED_HW)])
+    matched = assign(ANCHORS, SHAPES_HW, target).matched
+    targets = centerness_targets(ANCHORS[matched >= 0], target.boxes_xyxy[matched[matched >= 0]])
+    for box, label in enumerate(target.labels):
+        assert found[0, matched == box, label].all()
+    assert found.sum() == (matched >= 0).sum() > 0
+    assert (weights[0, matched < 0] == 1).all()
+    torch.testing.assert_close(weights[0, matched >= 0], targets * target.weights[matched[matched >= 0]])

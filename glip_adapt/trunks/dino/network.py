@@ -20,15 +20,15 @@ from glip_adapt.core.precision import full_precision
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, Target, TextFeatures, Tokens
 from glip_adapt.trunks.backbones import build_backbone, normalised
 from glip_adapt.trunks.dino.config import DinoConfig
-from glip_adapt.trunks.dino.decode import DETECTIONS, decode
+from glip_adapt.trunks.dino.decode import DETECTIONS, class_scores, decode
 from glip_adapt.trunks.dino.denoising import noisy_queries
 from glip_adapt.trunks.dino.geometry import Geometry, geometry
-from glip_adapt.trunks.dino.objective import DinoObjective
+from glip_adapt.trunks.dino.objective import DinoObjective, answers
 from glip_adapt.trunks.dino.output import DinoOutput
 from glip_adapt.trunks.dino.transformer import Decoder, Encoder
 from glip_adapt.trunks.dino.truth import truths_of
 from glip_adapt.trunks.linear import mixing_layers
-from glip_adapt.trunks.protocol import Network, Seams
+from glip_adapt.trunks.protocol import Examples, Network, Seams
 from glip_adapt.trunks.swin import SwinBackbone
 
 # Statistics of ImageNet, as the image processor on the Hub has them: channels in RGB order, range 0–255.
@@ -72,6 +72,7 @@ class Dino(Network):
     """Grounding DINO, the detector."""
 
     reads_phrases = True
+    evidence = "decoder.evidence"
 
     def __init__(
         self,
@@ -176,6 +177,11 @@ class Dino(Network):
     def decode(self, output: DinoOutput, sizes_hw: Sequence[SizeHW], limit: int | None = None) -> list[Detections]:
         """Return the detections of each image, best first; boxes are edges in pixels of the image before resizing."""
         return decode(output, sizes_hw, limit or DETECTIONS)
+
+    def examples(self, output: DinoOutput, prepared: Sequence[Target]) -> Examples:
+        """Return the queries with the classes of the boxes that they are matched with."""
+        assert output.layers[-1].features is not None
+        return Examples(output.layers[-1].features, class_scores(output), *answers(output, prepared))
 
     def without_text(self) -> Dino:
         """Return a network that shares all modules but text encoder and prompt."""

@@ -64,6 +64,18 @@ def weighed(parts: Iterable[Tensor]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def answers(output: DinoOutput, prepared: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    """Return the class that each query stands for, (B, Q, K) bool, and what the query counts, (B, Q) float."""
+    last = output.layers[-1]
+    truths = truths_of(prepared, output.image_sizes_hw, output.token_map, last.boxes)
+    (matches,) = match([last], truths)
+    found = torch.zeros(*last.logits.shape[:2], output.token_map.shape[1], dtype=torch.bool, device=last.logits.device)
+    for row, target, (query, box) in zip(found, prepared, matches, strict=True):
+        row[query, target.labels.to(query.device)[box]] = True
+    return found, query_weights(truths, matches, full_precision(last.logits))
+
+
+@torch.no_grad()
 def match(stages: Sequence[QueryOutput], truths: Sequence[Truth]) -> list[list[Match]]:
     """Return for each stage and image the queries whose pairs with the boxes cost least in all.
 

@@ -21,14 +21,17 @@ class QueryOutput:
     Attributes:
         logits: (B, Q, T) float, alignment of each query with each token; padding has any value.
         boxes: (B, Q, 4) float, (centre x, centre y, width, height) in shares of the image without padding.
+        features: (B, Q, C) float, what the logits were computed from, of the last layer; None of others.
     """
 
     logits: Tensor
     boxes: Tensor
+    features: Tensor | None = None
 
     def __getitem__(self, index: Any) -> QueryOutput:
         """Return some images and queries."""
-        return QueryOutput(self.logits[index], self.boxes[index])
+        features = None if self.features is None else self.features[index]
+        return QueryOutput(self.logits[index], self.boxes[index], features)
 
 
 @dataclass(frozen=True)

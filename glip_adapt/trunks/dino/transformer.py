@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glip_adapt.core.structures import Pyramid, SizeHW, TextFeatures, may_hold_false
+from glip_adapt.trunks.alignment import NoEvidence
 from glip_adapt.trunks.dino.config import DinoConfig
 from glip_adapt.trunks.dino.denoising import NoisyQueries
 from glip_adapt.trunks.dino.geometry import Geometry, sines
@@ -82,6 +83,7 @@ class Decoder(nn.Module):
         heads = 1 if config.shared_boxes else config.decoder_layers
         self.boxes = nn.ModuleList(Mlp(width, width, width, 4) for _ in range(heads))
         self.scores = nn.ModuleList(Scores(config) for _ in range(heads))
+        self.evidence: nn.Module = NoEvidence(width)
         for mlp in (self.proposal_boxes, *self.boxes):
             nn.init.zeros_(mlp[-1].weight)
             nn.init.zeros_(mlp[-1].bias)
@@ -133,7 +135,11 @@ class Decoder(nn.Module):
             if is_last or torch.is_grad_enabled():
                 read = self.norm(queries)
                 moved = (self.boxes[head](read) + start).sigmoid()
-                outputs.append(QueryOutput(self.scores[head](read, text.features), moved))
+                logits = self.scores[head](read, text.features)
+                if is_last:
+                    outputs.append(QueryOutput(self.evidence(logits, read, text.token_map), moved, read))
+                else:
+                    outputs.append(QueryOutput(logits, moved))
             if not is_last:
                 boxes = (self.boxes[head](queries) + start).sigmoid().detach()
         return outputs

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glip_adapt.core.structures import Fused, SizeHW
+from glip_adapt.trunks.alignment import NoEvidence
 from glip_adapt.trunks.glip.anchors import ANCHOR_SCALE, STRIDES, anchor_grid, kept_anchor_grid
 from glip_adapt.trunks.linear import matrix
 
@@ -35,6 +36,7 @@ class HeadOutput:
         level_shapes_hw: L pairs (h, w) with Σ h·w = A.
         token_mask: (B or 1, T) bool and token_map: (B or 1, K, T) bool, carried from ``TextFeatures``.
         image_sizes_hw: real image sizes in pixels, carried from the ``ImageBatch``.
+        candidates: (B, A, C) float, what each anchor was scored by.
     """
 
     token_logits: Tensor
@@ -45,6 +47,7 @@ class HeadOutput:
     token_mask: Tensor
     token_map: Tensor
     image_sizes_hw: tuple[SizeHW, ...]
+    candidates: Tensor
 
 
 class AnchorHead(nn.Module):
@@ -70,6 +73,7 @@ class AnchorHead(nn.Module):
         self.box_deltas = nn.Conv2d(image_width, 4, kernel_size=1)
         self.centerness = nn.Conv2d(image_width, 1, kernel_size=1)
         self.add_scores(image_width, columns)
+        self.evidence: nn.Module = NoEvidence(image_width)
         self.level_scales = nn.ParameterList(torch.ones(1) for _ in STRIDES)
         for layer in (self.box_deltas, self.centerness):
             nn.init.normal_(layer.weight, std=0.01)
@@ -90,7 +94,7 @@ class AnchorHead(nn.Module):
         per_level = deltas.split([h * w for h, w in pyramid.level_shapes_hw], dim=1)
         grid = anchor_grid if torch.compiler.is_compiling() else kept_anchor_grid  # sizes may be symbols in a graph
         return HeadOutput(
-            token_logits=self.score(pyramid.cells, text.features),
+            token_logits=self.evidence(self.score(pyramid.cells, text.features), pyramid.cells, text.token_map),
             box_deltas=torch.cat([d * scale for d, scale in zip(per_level, self.level_scales, strict=True)], dim=1),
             centerness=_over_cells(self.centerness, pyramid.cells).squeeze(-1),
             anchors_xyxy=grid(pyramid.level_shapes_hw, pyramid.cells.device, self.anchor_scale),
@@ -98,6 +102,7 @@ class AnchorHead(nn.Module):
             token_mask=text.mask,
             token_map=text.token_map,
             image_sizes_hw=pyramid.image_sizes_hw,
+            candidates=pyramid.cells,
         )
 
 

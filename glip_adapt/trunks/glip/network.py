@@ -13,14 +13,14 @@ from torch import nn
 
 from glip_adapt.core import boxes
 from glip_adapt.core.structures import Detections, Fused, ImageBatch, Pyramid, SizeHW, TextFeatures, Tokens
-from glip_adapt.trunks.glip.decode import MAX_DETECTIONS, candidates, decode
+from glip_adapt.trunks.glip.decode import MAX_DETECTIONS, candidates, class_probabilities, decode
 from glip_adapt.trunks.glip.fpn import ImageEncoder
 from glip_adapt.trunks.glip.graph import DetectionGraph, least_side
 from glip_adapt.trunks.glip.head import AnchorHead, HeadOutput
-from glip_adapt.trunks.glip.objective import GlipObjective
+from glip_adapt.trunks.glip.objective import GlipObjective, answers
 from glip_adapt.trunks.glip.tower import FusionTower
 from glip_adapt.trunks.linear import mixing_layers
-from glip_adapt.trunks.protocol import Network, Seams
+from glip_adapt.trunks.protocol import Examples, Network, Seams
 from glip_adapt.trunks.swin import SwinBackbone
 
 CROSS_ATTENTION = ("query_image", "key_text", "value_image", "value_text", "out_image", "out_text")
@@ -39,6 +39,7 @@ class Glip(Network):
     """Grounded Language-Image Pre-training, the detector."""
 
     last_pixel = 1.0
+    evidence = "head.evidence"
 
     def __init__(
         self, *, image_encoder: ImageEncoder, text_encoder: nn.Module, tower: FusionTower, head: AnchorHead
@@ -115,6 +116,10 @@ class Glip(Network):
     def candidates(self, output: HeadOutput) -> list[Detections]:
         """Return the best candidates of each image, up to 1000 a level, before non-maximum suppression."""
         return candidates(output)
+
+    def examples(self, output: HeadOutput, prepared: Sequence[Any]) -> Examples:
+        """Return the anchors with the classes of their boxes; one with a box counts by how well it is centred."""
+        return Examples(output.candidates, class_probabilities(output), *answers(output, prepared))
 
     def graph(self, texts: Sequence[TextFeatures]) -> tuple[nn.Module, int]:
         """Return a module that ``torch.export`` can trace, and the smallest side of an image that it takes, pixels."""

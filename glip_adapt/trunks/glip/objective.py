@@ -151,6 +151,21 @@ def detection_loss(
     }
 
 
+def answers(output: HeadOutput, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
+    """Return the class that each anchor stands for, (B, A, K) bool, and what the anchor counts, (B, A) float32.
+
+    An anchor without a box counts once, one with a box as much as its centerness target, times the weight of the box.
+    """
+    classes, device = output.token_map.shape[1], output.candidates.device
+    found = torch.zeros(*output.candidates.shape[:2], classes, dtype=torch.bool)
+    weights = torch.ones(found.shape[:2])
+    for row, count, (target, assignment) in zip(found, weights, prepared, strict=True):
+        row[assignment.positive, target.labels[assignment.matched[assignment.positive]]] = True
+        counted = assignment.centerness
+        count[assignment.positive] = counted if assignment.weights is None else counted * assignment.weights
+    return found.to(device), weights.to(device)
+
+
 @torch.no_grad()
 def assign(anchors_xyxy: Tensor, level_shapes_hw: Sequence[SizeHW], target: Target) -> Assignment:
     """Return the ATSS assignment of N boxes to the anchors (A, 4), in pixels, of levels (h, w), finest first.
