@@ -33,9 +33,9 @@ redrawing images (three sets of glyphs13, 1 to 10 shots, a seed that no table re
 STEPS = (10, 15, 20, 30, 40, 50, 60, 80)
 """Numbers of steps for short time; a shorter training is not worth it."""
 _PUBLISHED_SHOTS = (1, 3, 5, 10)
-_STEP_COST = {"prompt": 1.8, "lora": 3.0, "full": 5.5}
+_STEP_COST = {"exemplars": 0.3, "prompt": 1.8, "lora": 3.0, "full": 5.5}
 """Seconds of a training step on an image over those of detection in it, GLIP-T at 480 × 640 on two cores
-(benchmarks/README.md, "Speed"); only the forecast uses them."""
+(benchmarks/README.md, "Speed"); of exemplars the image is encoded once for all folds. Only the forecast uses them."""
 _LIBRARIES_BYTES = 5e8
 
 

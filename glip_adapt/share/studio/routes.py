@@ -31,7 +31,7 @@ from glip_adapt.share.studio.pictures import picture, thumbnail
 if TYPE_CHECKING:
     from glip_adapt.share.studio.work import Work
 
-METHODS = ("auto", "prompt", "lora", "linear_probe", "full")
+METHODS = ("auto", "exemplars", "prompt", "lora", "linear_probe", "full")
 """Methods that the page offers."""
 SCRIPTS = ("page.js", "labelling.js", "state.js", "editor.js")
 """Files of the page's program."""
