@@ -34,7 +34,7 @@ class Sums:
         hessian: (K, C + 1, C + 1), of the negative log-likelihood at the start.
         gradient: (K, C + 1), of the log-likelihood there.
         answers: (K,), how many candidates stand for a box of each class.
-        moments: (3, C + 1), of the number of candidates, their features and their squares.
+        moments: (2, C + 1), of features and of their squares; the last column is the number of candidates.
         loss: (1,), the negative log-likelihood.
     """
 
@@ -58,7 +58,8 @@ class Sums:
         self.gradient += ((counts * (answers - scores)).T @ features).double().cpu()
         self.answers += answers.sum(0).double().cpu()
         self.moments += torch.stack((features.sum(0), features.square().sum(0))).double().cpu()
-        self.loss += (counts * F.binary_cross_entropy(scores, answers, reduction="none")).sum().double().cpu()
+        losses = -torch.where(answers > 0, scores, 1 - scores).log()  # NaN of NaN, where torch's own raises
+        self.loss += (counts * losses).sum().double().cpu()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all sums; what is written into them stays."""

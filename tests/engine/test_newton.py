@@ -111,12 +111,13 @@ def test_it_starts_from_where_the_tensors_are_and_each_part_sees_them_so():
     torch.testing.assert_close(bias, 1 + rise)
 
 
-def test_features_that_are_not_finite_are_named_and_change_nothing():
+@pytest.mark.parametrize("what", ["features", "scores"])
+def test_what_is_not_finite_is_named_and_changes_nothing(what):
     weight, bias = torch.zeros(3, 4), torch.zeros(3)
     newton = Newton(weight, bias, 5.0, Ranks())
     newton.take(1, "images [1]", [("image 1", random_examples(1))])
     before, spoiled = weight.clone(), random_examples(2)
-    spoiled.features[0, 0, 0] = float("nan")
+    getattr(spoiled, what)[0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteLossError, match=r"image 2 .*not finite in step 2.*images \[2\]"):
         newton.take(2, "images [2]", [("image 2", spoiled)])
     assert torch.equal(weight, before)
