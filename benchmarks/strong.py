@@ -2,13 +2,13 @@
 
     glip-adapt bench benchmarks/plans/glyphs13_strong.toml --out runs/glyphs13_strong
     python -m benchmarks.strong report runs/glyphs13_strong
-    python -m benchmarks.strong ablate runs/glyphs13_strong_ablation
+    python -m benchmarks.strong ablate runs/glyphs13_strong_ablation          # --tell: tables of what is finished
 
-``report --restore`` fills the folder with the committed records first, so that the plan goes on from them. ``ablate``
-leaves out one ingredient of ``full`` after the other, on the sets of the choices with seeds on which nothing else is
-reported, and goes on where it was stopped. ``report`` takes what is finished: it writes results/glyphs13_strong.jsonl
-(one record a line), .png (figure) and the tables between ``<!-- strong -->`` and ``<!-- /strong -->`` in README.md;
-``ablate`` writes results/glyphs13_strong_ablation.json and the table of ``<!-- strong ablation -->``.
+``--restore`` fills a folder with the committed records first, so that the runs go on from them. ``ablate`` leaves out
+one ingredient of ``full`` after the other, on the sets of the choices with seeds on which nothing else is reported, and
+goes on where it was stopped. ``report`` takes what is finished: it writes results/glyphs13_strong.jsonl (one record a
+line), .png (figure) and the tables between ``<!-- strong -->`` and ``<!-- /strong -->`` in README.md; ``ablate`` writes
+results/glyphs13_strong_ablation.jsonl and the table of ``<!-- strong ablation -->``.
 
 The published style is the committed records of ``full`` in glyphs13.jsonl: the same images to learn from, the same
 images to select on. Intervals are of differences cell by cell, with sets and seeds resampled.
@@ -39,6 +39,7 @@ from glip_adapt.bench.report.write import save_figure
 HERE = Path(__file__).resolve().parent
 NAME = "glyphs13_strong"
 PLAN = HERE / "plans" / f"{NAME}.toml"
+ABLATION = HERE / "results" / f"{NAME}_ablation.jsonl"
 DEVELOPED_ON = ("Arrows", "ChessHollow", "Dice", "Music", "Tools", "Transport")
 METHODS = ("full", "lora")
 ABLATION_SEEDS = (7, 70)
@@ -67,17 +68,23 @@ def main() -> None:
         command.add_argument("runs", type=Path, help="results folder")
         command.add_argument("--workers", type=int, default=1)
         command.add_argument("--restore", action="store_true", help="fill the folder with the committed records")
+    command.add_argument("--tell", action="store_true", help="run nothing")
     arguments = parser.parse_args()
-    if arguments.command == "ablate":
-        ablate(arguments.runs, arguments.workers)
+    if arguments.command == "report":
+        if arguments.restore:
+            restore(HERE / "results" / f"{NAME}.jsonl", arguments.runs)
+        report(arguments.runs)
         return
     if arguments.restore:
-        restore(HERE / "results" / f"{NAME}.jsonl", arguments.runs)
-    report(arguments.runs)
+        for name in LEFT_OUT:
+            restore(ABLATION, folder_of(arguments.runs, name), left_out=name)
+    if not arguments.tell:
+        ablate(arguments.runs, arguments.workers)
+    tell_ablation(arguments.runs)
 
 
 def ablate(runs: Path, workers: int) -> None:
-    """Do the runs of each ablation that are not there yet, and print the table."""
+    """Do the runs of each ablation that are not there yet."""
     plan = read_plan(PLAN)
     variants = {name: without(plan, changes) for name, changes in LEFT_OUT.items()}
     with Progress() as progress:
@@ -85,14 +92,27 @@ def ablate(runs: Path, workers: int) -> None:
         for name, variant in variants.items():
             run_benchmark(
                 variant,
-                runs / name.replace(" ", "_"),
+                folder_of(runs, name),
                 workers=workers,
                 on_finish=lambda _: progress.advance(task),
             )
-    found = {name: scores_of(read_records(runs / name.replace(" ", "_")), "full") for name in variants}
-    kept = {name: {" ".join(map(str, cell)): ap for cell, ap in scores.items()} for name, scores in found.items()}
-    (HERE / "results" / f"{NAME}_ablation.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    put("strong ablation", ablation_table(found))
+
+
+def tell_ablation(runs: Path) -> None:
+    """Write records and table of what is finished."""
+    found = {name: [r for r in read_records(folder_of(runs, name)) if r.status == "done"] for name in LEFT_OUT}
+    lines = [
+        json.dumps({"left_out": name, **to_json(record)}, ensure_ascii=False) + "\n"
+        for name, records in found.items()
+        for record in sorted(records, key=lambda record: record.key.name)
+    ]
+    ABLATION.write_text("".join(lines), encoding="utf-8")
+    put("strong ablation", ablation_table({name: scores_of(records, "full") for name, records in found.items()}))
+
+
+def folder_of(runs: Path, name: str) -> Path:
+    """Return the results folder of an ablation."""
+    return runs / name.replace(" ", "_").replace(",", "")
 
 
 def without(plan: BenchPlan, changes: Mapping[str, Any]) -> BenchPlan:
@@ -104,11 +124,11 @@ def without(plan: BenchPlan, changes: Mapping[str, Any]) -> BenchPlan:
 def ablation_table(found: Mapping[str, Scores]) -> str:
     """Return AP without each ingredient, and what it gives, as Markdown."""
     whole = found["nothing"]
-    lines = ["| left out | AP | it gives |", "|---|---|---|"]
+    lines = ["| left out | cells | AP | it gives |", "|---|---|---|---|"]
     for name, scores in found.items():
-        cells = sorted(whole.keys() & scores.keys())
-        gain = "" if name == "nothing" else shown(difference(whole, scores, cells))
-        lines.append(f"| {name} | {mean(scores, cells):.1f} | {gain} |")
+        if cells := sorted(whole.keys() & scores.keys()):
+            gain = "" if name == "nothing" else shown(difference(whole, scores, cells))
+            lines.append(f"| {name} | {len(cells)} | {mean(scores, cells):.1f} | {gain} |")
     return "\n".join(lines) + "\n"
 
 

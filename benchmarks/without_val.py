@@ -69,14 +69,19 @@ def main() -> None:
     arguments.readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
 
 
-def restore(file: Path, runs: Path) -> None:
-    """Write the record of each line of ``file`` into its folder below ``runs``, unless it is there."""
+def restore(file: Path, runs: Path, **marks: str) -> None:
+    """Write the record of each line of ``file`` into its folder below ``runs``, unless it is there.
+
+    Of lines that hold more than a record, those with these ``marks`` are taken.
+    """
     for line in file.read_text(encoding="utf-8").splitlines():
-        key = json.loads(line)["key"]
-        folder = runs / RunKey(**key).name
+        content = json.loads(line)
+        if {name: content.pop(name) for name in marks} != marks:
+            continue
+        folder = runs / RunKey(**content["key"]).name
         if not (folder / RECORD_FILE).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECORD_FILE).write_text(line, encoding="utf-8")
+            (folder / RECORD_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
 def cells_of(records: Iterable[RunRecord], method: str) -> dict[Cell, RunRecord]:

@@ -56,9 +56,11 @@ def test_a_measurement_finds_all_that_is_stored_of_the_nano_trunks():
 def test_a_trunk_of_another_family_gets_rows_for_the_methods_that_it_takes(script, monkeypatch, capsys):
     monkeypatch.setitem(TRUNKS, "queries", dataclasses.replace(SPEC, settings={"full": {"frozen": ("absent",)}}))
     rows = script.measure_trunk("queries")
-    assert {row.method for row in rows} == {*ADAPTERS} - {"full"}
+    assert {row.method for row in rows} == {*ADAPTERS} - {"full", "exemplars"}
     assert {row.trunk for row in rows} == {"queries"}
-    assert "queries, full: no row. Cannot freeze ['absent']" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "queries, full: no row. Cannot freeze ['absent']" in told
+    assert "queries, exemplars: no row. QueryDetector has no seam" in told
     trunk = random_trunk("queries")
     for row in rows:
         assert row.recompute is None  # this network has no blocks
