@@ -59,9 +59,14 @@ def assert_same(found, expected, pixels=0.5, scores=1e-3):
 @pytest.mark.parametrize("size_hw", [(160, 192), (150, 203), (129, 300)])
 @torch.no_grad()
 def test_the_graph_detects_what_the_model_does(tiny_trunk, size_hw):
-    model = bake(attach(tiny_trunk, "zero_shot", classes=CLASSES))
+    model = attach(tiny_trunk, "exemplars", classes=CLASSES)
+    plain = as_model(model, pixels(*size_hw))
+    for tensor in model.owned_tensors().values():  # evidence of classes goes into the graph too
+        tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
+    model = bake(model)
     expected = as_model(model, pixels(*size_hw))
     assert len(expected[2]) >= 50
+    assert not torch.equal(plain[1], expected[1])
     assert_same(
         DetectionGraph(model.network, model.texts())(pixels(*size_hw)[None]), expected, pixels=1e-3, scores=1e-6
     )
