@@ -334,3 +334,5 @@ def test_anchors_answer_with_the_class_of_their_box_and_count_by_how_well_they_a
     assert found.sum() == (matched >= 0).sum() > 0
     assert (weights[0, matched < 0] == 1).all()
     torch.testing.assert_close(weights[0, matched >= 0], targets * target.weights[matched[matched >= 0]])
+    plain = GlipObjective(ANCHOR_SCALE).prepare(replace(target, weights=None), PADDED_HW)
+    torch.testing.assert_close(answers(random_output(1), [plain])[1][0, matched >= 0], targets)
