@@ -162,15 +162,11 @@ class TestMethod:
             (before,) = model.outputs(batch)
             train_model(model, data.train, None, CONFIG)
             (after,) = model.outputs(batch)
-        one, other = ((o, o) if family == "tiny_trunk" else (o.layers[-1], o) for o in (before, after))
-        places = "box_deltas" if family == "tiny_trunk" else "boxes"
-        assert torch.equal(getattr(one[0], places), getattr(other[0], places))
-        scores = [model.network.examples(o, [prepared(model, data, o)]).scores for o in (before, after)]
+        boxes = [o.box_deltas if family == "tiny_trunk" else o.layers[-1].boxes for o in (before, after)]
+        assert torch.equal(*boxes)
+        prepared = [model.network.objective.prepare(data.train.records[0].target, (64, 64))]
+        scores = [model.network.examples(output, prepared).scores for output in (before, after)]
         assert not torch.equal(*scores)
-
-
-def prepared(model, data, output):
-    return model.network.objective.prepare(data.train.records[0].target, (64, 64))
 
 
 def test_a_family_without_a_seam_refuses_it(monkeypatch, data):

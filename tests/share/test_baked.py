@@ -28,15 +28,8 @@ from glip_adapt.trunks.weights import weights_checksum
 
 CLASSES = ("red box", "blue box")
 MANY = tuple(f"{colour} {shape}7" for colour in ("red", "blue", "green", "grey") for shape in "abcdefghijklmnop")
-METHODS = (
-    "zero_shot",
-    "exemplars",
-    "prompt",
-    "context",
-    "linear_probe",
-    "full",
-    "text_encoder",
-)  # those without wrapped layers
+# Those without wrapped layers.
+METHODS = ("zero_shot", "exemplars", "prompt", "context", "linear_probe", "full", "text_encoder")
 CONFIG = ViewConfig(short_side=64)
 
 
