@@ -43,7 +43,7 @@ ABLATION = HERE / "results" / f"{NAME}_ablation.jsonl"
 DEVELOPED_ON = ("Arrows", "ChessHollow", "Dice", "Music", "Tools", "Transport")
 METHODS = ("full", "lora")
 ABLATION_SEEDS = (7, 70)
-LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # what is left out → changes to the recipe
+LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # what is left out → changes to what the strong recipe was to be
     "nothing": {},
     "parts of the way back": {"factors": []},
     "compositions": {"compositions": None},
@@ -53,6 +53,8 @@ LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # what is left out → changes to
     "half of the steps": {"max_steps": 160, "validate_every": 80},
     "nothing, but three in ten images are blends": {"compositions": {"blend": 0.3}},
 }
+COLOURS = {"colour": 1.0}
+"""What it was to have, and does not: without colours it did no worse."""
 
 Cell = tuple[str, int, int]
 """Dataset without its suite, shots, seed."""
@@ -118,7 +120,9 @@ def folder_of(runs: Path, name: str) -> Path:
 def without(plan: BenchPlan, changes: Mapping[str, Any]) -> BenchPlan:
     """Return the plan of an ablation: ``full``, five shots, the sets of the choices."""
     datasets = tuple(f"glyphs13/{name}" for name in DEVELOPED_ON)
-    return replace(plan, datasets=datasets, methods=("full",), shots=(5,), seeds=ABLATION_SEEDS, fit=changes)
+    made = changes.get("compositions", {})
+    fit = {**changes, "compositions": None if made is None else {**COLOURS, **made}}
+    return replace(plan, datasets=datasets, methods=("full",), shots=(5,), seeds=ABLATION_SEEDS, fit=fit)
 
 
 def ablation_table(found: Mapping[str, Scores]) -> str:

@@ -159,7 +159,7 @@ _EVERYWHERE = {"lora": {"part": "all+image", "rank": 4, "alpha": 8}}
 
 def _strengthened(recipes: Recipes, per_image: int, methods: Mapping[str, Mapping[str, Any]]) -> Recipes:
     """Return recipes with states on the way back, compositions, and changes to some methods."""
-    made = Compositions(per_image=per_image, crop=0.7, paste=0.7, colour=1.0)
+    made = Compositions(per_image=per_image, crop=0.7, paste=0.7)
     return replace(
         recipes,
         base={**recipes.base, "keep_start": True, "factors": _WAYS_BACK, "compositions": made},
