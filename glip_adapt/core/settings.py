@@ -87,7 +87,7 @@ class Compositions:
     blend: float = 0.0
     "probability that another image is laid over it, with its boxes (MixUp)"
     crop: float = 0.0
-    "probability that a part of it is shown, which cuts no box"
+    "probability that a part of it is shown, which cuts off at most three tenths of a box"
     paste: float = 0.0
     "probability that objects of other images are pasted where no box is"
     colour: float = 0.0

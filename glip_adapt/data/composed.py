@@ -25,7 +25,7 @@ from glip_adapt.core import boxes
 from glip_adapt.core.settings import Compositions
 from glip_adapt.core.sizes import SizeHW
 from glip_adapt.core.structures import Target
-from glip_adapt.data.images import Header
+from glip_adapt.data.images import Header, read_header
 from glip_adapt.data.split import ImageRecord, Split
 
 Edges = tuple[int, int, int, int]
@@ -118,8 +118,9 @@ class ComposedRecord(ImageRecord):
     def change(self) -> str:
         """A digest of all places and numbers, and of what is done to each file before."""
         made = self.composition
+        turned = read_header(self.path, self.size_hw).applied
         facts = (
-            [super().change, *(source.change for source in made.sources)],
+            ["" if turned == 1 else f"t{turned}", *(source.change for source in made.sources)],
             made.part,
             made.blended and made.blended[1],
             [(paste.part, paste.place) for paste in made.pasted],
@@ -147,41 +148,73 @@ def composed(split: Split, settings: Compositions, seed: int) -> Split:
 
 
 @dataclass(frozen=True)
+class _Labelled:
+    """A box of an image: its edges, its class, and what it counts."""
+
+    edges: tuple[float, ...]
+    label: int
+    weight: float
+
+
+@dataclass(frozen=True)
 class _Object:
-    """A box of an image as edges, and the pixels around it that come along."""
+    """The pixels ``part`` around a box of an image, and all boxes that they show."""
 
     source: ImageRecord
-    label: int
-    box: tuple[float, float, float, float]
+    part: Edges
+    shown: tuple[_Labelled, ...]
 
-    @property
-    def part(self) -> Edges:
-        height, width = self.source.header.size_hw
-        left, top, right, bottom = map(round, self.box)
-        return (
-            max(0, left - MARGIN),
-            max(0, top - MARGIN),
-            min(width, right + MARGIN),
-            min(height, bottom + MARGIN),
-        )
-
-    def moved(self, place: Edges) -> list[float]:
-        """Return the edges of its box if its pixels are laid over ``place``."""
+    def moved(self, place: Edges) -> list[_Labelled]:
+        """Return its boxes if its pixels are laid over ``place``."""
         left, top, right, bottom = self.part
         across, down = (place[2] - place[0]) / (right - left), (place[3] - place[1]) / (bottom - top)
-        x1, y1, x2, y2 = self.box
-        moved = ((x1 - left) * across, (y1 - top) * down, (x2 - left) * across, (y2 - top) * down)
-        return [edge + start for edge, start in zip(moved, place[:2] * 2, strict=True)]
+        scales, corner = (across, down) * 2, (left, top) * 2
+        return [
+            replace(
+                box,
+                edges=tuple(
+                    min(max((edge - start) * scale + low, low), high)
+                    for edge, start, scale, low, high in zip(
+                        box.edges, corner, scales, place[:2] * 2, place[2:] * 2, strict=True
+                    )
+                ),
+            )
+            for box in self.shown
+        ]
 
 
 def _objects(records: Sequence[ImageRecord]) -> list[list[_Object]]:
-    """Return all objects of some images, class by class."""
+    """Return the objects of some images that can be pasted, class by class.
+
+    Around a box there may be others, such as a helmet within a person: they come along. A box that they are cut off
+    from stays where it is.
+    """
     found: dict[int, list[_Object]] = {}
     for record in records:
-        edges, labels = boxes.to_edges(record.target.boxes_xyxy).tolist(), record.target.labels.tolist()
-        for box, label in zip(edges, labels, strict=True):
-            found.setdefault(label, []).append(_Object(record, label, tuple(box)))
+        boxes_of = _Boxes.of(record.target)
+        labelled = [
+            _Labelled(tuple(edges), label, weight)
+            for edges, label, weight in zip(*(part.tolist() for part in vars(boxes_of).values()), strict=True)
+        ]
+        for one in labelled:
+            part = _part_around(one.edges, record.header.size_hw)
+            shares = _shares_inside(boxes_of.edges, part).tolist()
+            others = [(box, share) for box, share in zip(labelled, shares, strict=True) if box is not one]
+            if not any(GONE < share < WHOLE for _, share in others):
+                whole = [box for box, share in others if share >= WHOLE]
+                found.setdefault(one.label, []).append(_Object(record, part, (one, *whole)))
     return [found[label] for label in sorted(found)]
+
+
+def _part_around(edges: Sequence[float], size_hw: SizeHW) -> Edges:
+    """Return the pixels of a box and a margin, as far as the image goes."""
+    left, top, right, bottom = map(round, edges)
+    return (
+        max(0, left - MARGIN),
+        max(0, top - MARGIN),
+        min(size_hw[1], right + MARGIN),
+        min(size_hw[0], bottom + MARGIN),
+    )
 
 
 def _compose(
@@ -196,8 +229,9 @@ def _compose(
     size_hw = record.header.size_hw
     shown, blended, pasted, colours = _Boxes.of(record.target), None, [], None
     part = (0, 0, size_hw[1], size_hw[0])
-    if dice.random() < settings.blend:
-        second = records[int(dice.integers(len(records)))]
+    others = [other for other in records if other is not record]
+    if dice.random() < settings.blend and others:
+        second = others[int(dice.integers(len(others)))]
         blended = (second, float(dice.uniform(*BLENDED)))
         shown = shown.joined(_Boxes.of(second.target).scaled(second.header.size_hw, size_hw))
     if dice.random() < settings.crop:
@@ -234,8 +268,12 @@ class _Boxes:
 
     @classmethod
     def at(cls, placed: Sequence[tuple[_Object, Edges]]) -> _Boxes:
-        edges = torch.tensor([one.moved(place) for one, place in placed]).reshape(-1, 4)
-        return cls(edges, torch.tensor([one.label for one, _ in placed], dtype=torch.int64), torch.ones(len(placed)))
+        moved = [box for one, place in placed for box in one.moved(place)]
+        return cls(
+            torch.tensor([box.edges for box in moved]).reshape(-1, 4),
+            torch.tensor([box.label for box in moved], dtype=torch.int64),
+            torch.tensor([box.weight for box in moved]),
+        )
 
     def joined(self, others: _Boxes) -> _Boxes:
         return _Boxes(*(torch.cat(pair) for pair in zip(vars(self).values(), vars(others).values(), strict=True)))
@@ -253,7 +291,7 @@ class _Boxes:
 
 
 def _draw_part(edges: Tensor, size_hw: SizeHW, dice: np.random.Generator) -> Edges:
-    """Return a part of an image that shows a box and cuts none; all of it if none was drawn."""
+    """Return a part of an image that shows a box and cuts off little of any; all of it if none was drawn."""
     height, width = size_hw
     for _ in range(TRIES):
         side = float(np.sqrt(dice.uniform(*SHOWN)))

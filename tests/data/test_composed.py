@@ -113,9 +113,8 @@ def test_a_blend_shows_both_images_with_the_boxes_of_both(split):
     expected = 0.6 * left + 0.4 * np.asarray(right).astype(float)
     assert np.abs(np.asarray(made.load()) - expected).max() <= 1
     drawn = composed(split, Compositions(per_image=20, blend=1.0), seed=3).records[2:]
-    counts = {len(record.target) for record in drawn}
-    assert counts == {2, 3, 4}  # two of one image and one of the other: with itself, or with each other
-    pair = next(record for record in drawn if len(record.target) == 3 and record.path == first.path)
+    assert {len(record.target) for record in drawn} == {3}  # two of one image and one of the other
+    pair = next(record for record in drawn if record.path == first.path)
     # box of "two": edges (10, 70, 40, 110) of 80 × 120 pixels, stretched to 160 × 100
     torch.testing.assert_close(
         boxes.to_edges(pair.target.boxes_xyxy)[2], torch.tensor([20.0, 70 * 100 / 120, 80.0, 110 * 100 / 120])
@@ -157,12 +156,51 @@ def test_classes_are_pasted_alike_however_many_objects_they_have(tmp_path):
     assert 0.7 < counts[0] / counts[1] < 1.4
 
 
-def test_weights_of_boxes_go_along_and_pasted_boxes_count_fully(split):
+def test_weights_of_boxes_go_along(split):
     first = split.records[0]
     weighed = replace(first, learned=replace(first.target, weights=torch.tensor([0.25, 0.5])))
     made = composed(replace(split, records=(weighed,)), Compositions(per_image=10, paste=1.0), seed=0).records[1:]
+    pasted = 0
     for record in made:
-        assert record.target.weights.tolist() == [0.25, 0.5] + [1.0] * (len(record.target) - 2)
+        labels, weights = record.target.labels.tolist(), record.target.weights.tolist()
+        assert weights == [(0.25, 0.5)[label] for label in labels]
+        pasted += len(labels) - 2
+    assert pasted > 10
+
+
+def test_a_box_within_a_pasted_object_comes_along(tmp_path):
+    person, helmet = (0, (20, 20, 100, 140)), (1, (40, 22, 70, 50))
+    split = Split(
+        "Site/train", (record_of(tmp_path, "site", (400, 400), [person, helmet]),), ("person", "helmet"), (1, 2)
+    )
+    persons = 0
+    for record in composed(split, Compositions(per_image=20, paste=1.0), seed=0).records[1:]:
+        edges, labels = boxes.to_edges(record.target.boxes_xyxy), record.target.labels.tolist()
+        for (left, top, right, bottom), label in zip(edges.tolist(), labels, strict=True):
+            if label == 0:
+                persons += 1
+                within = [left + (right - left) / 4, top + (bottom - top) / 60]  # a quarter in, and 2 of 120 down
+                assert any(
+                    other == 1 and np.allclose(edge[:2].tolist(), within, atol=0.01)
+                    for edge, other in zip(edges, labels, strict=True)
+                )
+    assert persons > 30
+
+
+def test_an_object_that_cuts_another_one_is_not_pasted(tmp_path):
+    placed = [(0, (20, 20, 80, 80)), (1, (60, 60, 120, 120))]
+    split = Split("Cut/train", (record_of(tmp_path, "cut", (300, 300), placed),), ("red block", "blue block"), (1, 2))
+    made = composed(split, Compositions(per_image=10, paste=1.0), seed=0).records[1:]
+    assert [record.composition.pasted for record in made] == [()] * 10
+
+
+def test_an_image_is_not_blended_with_itself(split):
+    made = composed(split, Compositions(per_image=20, blend=1.0), seed=0).records[2:]
+    assert all(record.composition.blended[0].path != record.path for record in made)
+    alone = composed(replace(split, records=split.records[:1]), Compositions(per_image=3, blend=1.0), seed=0).records[
+        1:
+    ]
+    assert [record.composition.blended for record in alone] == [None] * 3
 
 
 def test_an_image_without_boxes_can_be_composed(tmp_path):
