@@ -68,8 +68,8 @@ def main() -> None:
     for name in ("report", "ablate"):
         command = commands.add_parser(name)
         command.add_argument("runs", type=Path, help="results folder")
-        command.add_argument("--workers", type=int, default=1)
         command.add_argument("--restore", action="store_true", help="fill the folder with the committed records")
+    command.add_argument("--workers", type=int, default=1)
     command.add_argument("--tell", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     if arguments.command == "report":

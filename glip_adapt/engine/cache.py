@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
+from glip_adapt.core.config import unknown_name
 from glip_adapt.core.files import file_sha256
 from glip_adapt.core.structures import FrozenState, Tokens
 from glip_adapt.engine.cache_files import CacheFolder, CacheKey, map_tensors, size_bytes
@@ -49,6 +50,9 @@ class CacheStatistics:
     disk_bytes: int = 0
 
 
+KeptPrecision = Literal["float32", "bfloat16"]
+
+
 class FeatureCache:
     """Frozen results by key; threads may share one, processes its folder."""
 
@@ -58,7 +62,7 @@ class FeatureCache:
         memory_bytes: int = 2 * 2**30,
         folder: str | Path | None = None,
         disk_bytes: int = 20 * 2**30,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: KeptPrecision = "float32",
     ) -> None:
         """Start with an empty memory, and with what ``folder`` holds.
 
@@ -67,7 +71,12 @@ class FeatureCache:
             folder: where results go that memory has no room for; made when first needed.
             disk_bytes: most bytes of files in ``folder``, as far as this process has seen them.
             precision: in which results are kept. bfloat16 takes half the room and rounds them, from the first use on.
+
+        Raises:
+            ValueError: if there is no such precision.
         """
+        if precision not in get_args(KeptPrecision):
+            raise unknown_name("precision", precision, get_args(KeptPrecision))
         self.precision = precision
         self._memory_bytes = memory_bytes
         self._memory: dict[CacheKey, FrozenState] = {}  # used in this run

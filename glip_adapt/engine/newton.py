@@ -54,12 +54,12 @@ class Sums:
         counts = weights[:, None]
         curvature = counts * scores * (1 - scores)
         for k in range(len(self.answers)):  # one by one, as all of them together take too much memory
-            self.hessian[k] += (features.T @ (features * curvature[:, k, None])).double().cpu()
-        self.gradient += ((counts * (answers - scores)).T @ features).double().cpu()
-        self.answers += answers.sum(0).double().cpu()
-        self.moments += torch.stack((features.sum(0), features.square().sum(0))).double().cpu()
+            self.hessian[k] += (features.T @ (features * curvature[:, k, None])).cpu().double()
+        self.gradient += ((counts * (answers - scores)).T @ features).cpu().double()
+        self.answers += answers.sum(0).cpu().double()
+        self.moments += torch.stack((features.sum(0), features.square().sum(0))).cpu().double()
         losses = -torch.where(answers > 0, scores, 1 - scores).log()  # NaN of NaN, where torch's own raises
-        self.loss += (counts * losses).sum().double().cpu()
+        self.loss += (counts * losses).sum().cpu().double()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return all sums; what is written into them stays."""

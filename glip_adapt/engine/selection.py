@@ -9,12 +9,14 @@ zero-shot detection for a fresh adapter, is a candidate as well.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from torch import Tensor
 
-from glip_adapt.core.settings import FitConfig
+from glip_adapt.core.settings import FitConfig, Shots
 from glip_adapt.core.timing import stage
 from glip_adapt.data.captioned import CaptionedSplit
 from glip_adapt.data.split import Split
@@ -26,6 +28,7 @@ from glip_adapt.engine.held_out import Fold, Found, pooled_ap, split_up
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.train import History, Validation, count_steps, train_captions, train_model
+from glip_adapt.trunks.recipes import PUBLISHED_SHOTS
 from glip_adapt.trunks.released import default_recipe
 
 FOLDS = 3
@@ -111,7 +114,7 @@ def fit(
         model: from ``attach``, or from ``load_adapter`` to go on from there; for captions from ``adapt``.
         train: images to learn from, with boxes.
         val: images that select.
-        config: the recipe; by default that of the trunk and method for the shots of ``train`` (``default_recipe``).
+        config: the recipe; by default ``default_recipe`` for the images per class of ``train``.
         cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
         on_step: see ``OnStep``.
         on_validation: called after each evaluation on ``val``.
@@ -129,7 +132,7 @@ def fit(
             "Captions train an adapted trunk, and labelled images a model for their classes: fit(adapt(trunk, method), "
             "captions), or fit(attach(trunk, method, classes=split.classes), split)."
         )
-    config = config or default_recipe(model.trunk_name, model.adapter.name, train.shots)
+    config = config or default_recipe(model.trunk_name, model.adapter.name, shots_of(train))
     if val is not None:
         return train_model(model, train, val, config, cache=cache, on_step=on_step, on_validation=on_validation)
     config = bounded(config, len(train))
@@ -137,12 +140,29 @@ def fit(
     return train_candidate(model, train, found, config, cache=cache, on_step=on_step)
 
 
+def shots_of(split: Split) -> Shots:
+    """Return the number of shots whose recipe fits a split.
+
+    Where no number was drawn, it is the median of the images per class; all data, where that is more than twice the
+    largest published number.
+    """
+    if split.shots != "all":
+        return split.shots
+    images = Counter(key for record in split.records for key in {a.category_id for a in split.annotations_of(record)})
+    typical = int(median(images.values())) if images else 1
+    return "all" if typical > 2 * PUBLISHED_SHOTS[-1] else typical
+
+
 def bounded(config: FitConfig, images: int) -> FitConfig:
-    """Return a recipe with a fixed number of steps; one that waits for validation AP gets half a cosine instead."""
+    """Return a recipe with a fixed number of steps.
+
+    One that follows validation AP gets half a cosine instead; what would wait there for a fall of the rates learns from
+    the start.
+    """
     steps = count_steps(config, images)
     if config.schedule == "cosine":
         return replace(config, max_steps=steps)
-    return replace(config, schedule="cosine", max_steps=min(MOST_STEPS, steps))
+    return replace(config, schedule="cosine", max_steps=min(MOST_STEPS, steps), waiting=())
 
 
 def cross_validate(

@@ -6,6 +6,7 @@ them; the number of rounds with the best AP over all folds is then made from all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from glip_adapt.engine.selection import (
     cautious_of,
     cross_validate,
     make,
+    shots_of,
 )
 from glip_adapt.engine.train import History, count_steps
 from glip_adapt.trunks.released import default_recipe
@@ -111,7 +113,7 @@ def self_train(
     if rounds < 1:
         raise ValueError(f"Expected at least 1 round of self-training, got {rounds}. Without rounds, use fit.")
     cache = cache or FeatureCache()
-    config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, train.shots), len(train))
+    config = bounded(config or default_recipe(model.trunk_name, model.adapter.name, shots_of(train)), len(train))
     found = found or cross_validate(model, train, config, val=val, cache=cache, on_step=on_step)
     balanced = balanced_thresholds(match(found.held_out, coco_ground_truth(val or train)))
     shown = {one.category_id for record in train.records for one in train.annotations_of(record)}
@@ -191,5 +193,8 @@ class _Run:
                 with stage("pseudo-labels"):
                     labels = label_images(model, self.unlabelled, train, self.thresholds, view=view, cache=cache)
                 model.load_owned(start)
-            images = together(train, labels) if labels else train
-            yield labels, make(model, images, self.candidates[number > 0], config, cache=cache, on_step=self.on_step)
+            images, candidate = together(train, labels) if labels else train, self.candidates[number > 0]
+            if model.adapter.newton_ridge is not None:  # it learns from what it has looked at, and from no more
+                looks = math.ceil(candidate.steps * len(images) / len(train))
+                candidate, config = replace(candidate, steps=looks), replace(config, max_steps=looks)
+            yield labels, make(model, images, candidate, config, cache=cache, on_step=self.on_step)

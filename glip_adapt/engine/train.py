@@ -261,7 +261,7 @@ def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: R
     """Seed torch, and yield where the best state so far is kept; at the end or Ctrl-C, the model gets it back."""
     kept = dict[str, Tensor]()
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(config.seed + ranks.rank)  # for dropout alone: views have a generator of their own
+        _seed_dropout(model.device, config.seed + ranks.rank)
         model.network.set_recompute(config.recompute)
         try:
             yield kept
@@ -273,6 +273,16 @@ def _training(model: AdaptedModel, config: FitConfig, history: History, ranks: R
                 model.load_owned(kept)
             model.train(False)
             model.network.set_recompute(False)
+
+
+def _seed_dropout(device: torch.device, seed: int) -> None:
+    """Seed what dropout draws from, and no generator of other devices; views have a generator of their own."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _validate(

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 from glip_adapt.adapters import ADAPTERS, takes
 from glip_adapt.core.config import override
 from glip_adapt.core.memory import total_bytes
 from glip_adapt.core.plain_text import duration
-from glip_adapt.core.settings import FitConfig, RecipeName, Shots
+from glip_adapt.core.settings import FitConfig, RecipeName
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.memory import estimate_memory
 from glip_adapt.engine.ranks import current
-from glip_adapt.engine.selection import FACTORS, FOLDS, SHARES, START, CrossValidation, OnStep, bounded, cross_validate
+from glip_adapt.engine.selection import (
+    FACTORS,
+    FOLDS,
+    SHARES,
+    START,
+    CrossValidation,
+    OnStep,
+    bounded,
+    cross_validate,
+    shots_of,
+)
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.released import default_recipe, method_settings
 
@@ -32,7 +40,6 @@ NOISE = 0.25
 redrawing images (three sets of glyphs13, 1 to 10 shots, a seed that no table reports: 0.1 to 0.4)."""
 STEPS = (10, 15, 20, 30, 40, 50, 60, 80)
 """Numbers of steps for short time; a shorter training is not worth it."""
-_PUBLISHED_SHOTS = (1, 3, 5, 10)
 _STEP_COST = {"exemplars": 0.3, "prompt": 1.8, "lora": 3.0, "full": 5.5}
 """Seconds of a training step on an image over those of detection in it, GLIP-T at 480 × 640 on two cores
 (benchmarks/README.md, "Speed"); of exemplars the image is encoded once for all folds. Only the forecast uses them."""
@@ -76,19 +83,6 @@ class Budget:
 def methods_for(trunk: Trunk) -> list[str]:
     """Return what ``auto`` tries on a trunk: on one that reads no text, what works without."""
     return [name for name in METHODS if takes(trunk.name, ADAPTERS[name])]
-
-
-def shots_of(split: Split) -> Shots:
-    """Return the number of shots whose recipe fits a split: its images per class, rounded down to a published number.
-
-    Where no number was drawn, it is the median over the classes, and with more than twice the largest published number
-    all data.
-    """
-    if split.shots != "all":
-        return max(n for n in _PUBLISHED_SHOTS if n <= split.shots)
-    images = Counter(key for record in split.records for key in {a.category_id for a in split.annotations_of(record)})
-    typical = median(images.values()) if images else 1
-    return "all" if typical > 2 * _PUBLISHED_SHOTS[-1] else max(n for n in _PUBLISHED_SHOTS if n <= max(typical, 1))
 
 
 def recipe_of(

@@ -197,6 +197,11 @@ def test_a_setting_out_of_range_is_refused(setting, message):
         Lora(**setting)
 
 
+def test_the_start_seeds_no_gpu(tiny_trunk, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("generators of GPUs are seeded"))
+    attach(tiny_trunk, "lora", classes=CLASSES)
+
+
 def test_the_seed_fixes_the_start_and_leaves_other_draws_alone(tiny_trunk):
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -498,6 +498,11 @@ def test_another_structure_under_a_fitting_digest_is_damage_too(tmp_path, caplog
     assert [file.name in record.message for record in caplog.records] == [True]
 
 
+def test_a_precision_that_nothing_is_kept_in_is_refused():
+    with pytest.raises(ValueError, match=r"Unknown precision 'float16'.*valid are"):
+        FeatureCache(precision="float16")
+
+
 # Half the room --------------------------------------------------------------------------------------------------------
 
 

@@ -207,3 +207,24 @@ def test_a_single_image_and_a_class_that_none_shows_get_no_labels(model, tiny_tr
     few = replace(more.train, records=more.train.records[:2])
     self_train(attach(tiny_trunk, "linear_probe", classes=more.classes), few, [data.train.records[4].path], SHORT)
     assert {thresholds["tree"] for thresholds in asked} == {self_training.NEVER}
+
+
+def test_exemplars_look_at_every_image_of_a_round(tiny_trunk, data, monkeypatch):
+    looked = []
+    real = self_training.make
+
+    def make(model, images, candidate, config, **options):
+        history = real(model, images, candidate, config, **options)
+        looked.append((len(images), len(history.steps)))
+        return history
+
+    monkeypatch.setattr(self_training, "make", make)
+    monkeypatch.setattr(self_training, "balanced_thresholds", lambda matched: dict.fromkeys(data.classes, 0.0))
+    config = replace(SHORT, batch_size=1, max_steps=None, epochs=1)
+    few = replace(data.train, records=data.train.records[:2])
+    model = attach(tiny_trunk, "exemplars", classes=data.classes)
+    files = [record.path for record in data.test.records]
+    self_train(model, few, files, config, rounds=1)
+    rounds = [(images, steps) for images, steps in looked if images > 2]
+    assert rounds
+    assert all(steps >= images / 2 for images, steps in rounds)  # of cautious candidates, half of the looks

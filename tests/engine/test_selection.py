@@ -13,7 +13,7 @@ from glip_adapt.engine import selection
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate, predict_split, score
 from glip_adapt.engine.fold_files import FoldFiles, fold_key
-from glip_adapt.engine.selection import GRID, START, Candidate, bounded, cross_validate, fit, train_candidate
+from glip_adapt.engine.selection import GRID, START, Candidate, bounded, cross_validate, fit, shots_of, train_candidate
 from glip_adapt.engine.train import train_model
 
 CLASSES = ("red box", "blue box")
@@ -148,14 +148,23 @@ def test_a_recipe_without_an_end_of_its_own_gets_one():
         epochs=2, batch_size=1, schedule="cosine", max_steps=10
     )
     assert bounded(SHORT, 5) == SHORT
+    waits = FitConfig(waiting=("encoder",), stop_patience=100)  # for a fall of the rates, which the cosine has not
+    assert bounded(waits, 5) == replace(bounded(FitConfig(), 5), stop_patience=100)
 
 
-@pytest.mark.parametrize("shots", [1, 3, "all"])
-def test_without_a_recipe_that_of_trunk_method_and_shots_of_the_split_is_taken(build, data, monkeypatch, shots):
+@pytest.mark.parametrize(("shots", "expected"), [(1, 1), (2, 2), (3, 3), ("all", 6)])
+def test_without_a_recipe_that_of_trunk_method_and_shots_of_the_split_is_taken(
+    build, data, monkeypatch, shots, expected
+):
     asked = []
     monkeypatch.setattr(selection, "default_recipe", lambda *which: asked.append(which) or replace(SHORT, max_steps=1))
     fit(build("prompt"), data.train if shots == "all" else data.train.few_shot(shots, seed=3), data.val)
-    assert asked == [("glip-nano", "prompt", shots)]
+    assert asked == [("glip-nano", "prompt", expected)]
+
+
+def test_a_whole_split_of_many_images_is_all_data(data):
+    assert shots_of(replace(data.train, records=data.train.records * 10)) == "all"
+    assert shots_of(replace(data.train, records=())) == 1
 
 
 def test_a_killed_cross_validation_goes_on_where_it_was(build, data, tmp_path):

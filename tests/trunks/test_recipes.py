@@ -163,6 +163,13 @@ def test_the_strong_recipe_puts_lora_everywhere_for_less_than_a_twentieth_of_the
     assert method_settings("glip-t", "full", "strong") == method_settings("glip-t", "full")
 
 
+@pytest.mark.parametrize(("shots", "published"), [(2, 1), (4, 3), (9, 5), (25, 10)])
+@pytest.mark.parametrize("trunk", ["glip-t", "glip-nano"])
+def test_a_number_of_shots_between_published_ones_takes_the_recipe_of_the_smaller_one(trunk, shots, published):
+    for method in ("full", "prompt", "lora"):
+        assert default_recipe(trunk, method, shots) == default_recipe(trunk, method, published)
+
+
 def test_a_method_may_be_given_with_its_settings():
     assert default_recipe("glip-nano", Full(), 5) == default_recipe("glip-nano", "full", 5)
     assert default_recipe("glip-nano", Full(), 5) != default_recipe("glip-nano", "prompt", 5)
