@@ -36,7 +36,11 @@ adapt_app = typer.Typer()
 def adapt(
     dataset: DatasetName,
     method: Annotated[
-        str, typer.Option(help='How to adapt: a name from `glip-adapt ls methods`, or "auto" to try several.')
+        str,
+        typer.Option(
+            help='How to adapt: a name from `glip-adapt ls methods`, or "auto" to try prompt, lora and full as far as '
+            "time and memory reach."
+        ),
     ] = "auto",
     shots: Annotated[str, typer.Option(help='Labelled images per class to draw, or "all".')] = "all",
     out: Annotated[
@@ -64,7 +68,10 @@ def adapt(
     seed: Annotated[int, typer.Option(min=0, help="Fixes which images are drawn, and training.")] = 3,
     recipe: Annotated[
         RecipeName,
-        typer.Option(help="How to train: as published; or strong: on composed images as well, for longer."),
+        typer.Option(
+            help="How to train: as published; strong: on composed images as well, for longer; or ft-fsod: that of "
+            "arXiv 2603.28182, for --method full of the Grounding DINO family, best with a split val."
+        ),
     ] = "published",
     config: Annotated[
         Path | None,
@@ -89,6 +96,11 @@ def adapt(
     from glip_adapt import load_dataset
     from glip_adapt.data.photographs import unlabelled_in
 
+    if method == "zero_shot":
+        raise typer.BadParameter(
+            "zero_shot trains nothing; to detect by names alone: glip-adapt detect IMAGES --classes",
+            param_hint="--method",
+        )
     count: int | Literal["all"] = "all" if shots == "all" else _positive(shots)
     data = load_dataset(dataset, format=format)
     more = list(unlabelled_in(unlabelled)) if unlabelled else []

@@ -45,7 +45,7 @@ def detect(
     caption: Annotated[
         str,
         typer.Option(
-            help="Instead of --classes: a sentence, with what to find in brackets, '[a man] with [a red umbrella]'; "
+            help="Instead of --classes: a sentence, with what to find in brackets, '\\[a man] with \\[an umbrella]'; "
             'without brackets its noun phrases (extra `phrases`). Or names separated by ". ".'
         ),
     ] = "",
@@ -96,6 +96,8 @@ def detect(
     """
     if classes and caption:
         raise typer.BadParameter("give --classes or --caption, not both", param_hint="--caption")
+    if not (classes or caption or adapter):
+        raise typer.BadParameter("name what to find, write a --caption, or name an --adapter", param_hint="--classes")
     from glip_adapt import sentence_caption
 
     views = several_views(sizes, flip, tile, overlap)

@@ -39,8 +39,8 @@ def pseudo_label(
         Path | None,
         typer.Option(
             help="Sentences about the images: JSON lines or CSV with file_name and caption, or COCO captions. Without "
-            "it, NAME.txt beside each image, if no classes are named. Phrases are in brackets, '[a man] with [a hat]', "
-            "or the noun phrases (extra `phrases`)."
+            "it, NAME.txt beside each image, if no classes are named. Phrases are in brackets, "
+            "'\\[a man] with \\[a hat]', or the noun phrases (extra `phrases`)."
         ),
     ] = None,
     threshold: Annotated[

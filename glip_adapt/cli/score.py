@@ -20,7 +20,7 @@ def score(
         typer.Argument(
             help="JSON file in COCO result form, from `eval --predictions` or any other detector. For recall, a JSON "
             "list of {image_id, sentence_id, boxes}: for each phrase of the sentence that has a true box, a list of "
-            "[left, top, right, bottom], best first."
+            "\\[left, top, right, bottom], best first."
         ),
     ],
     truth: Annotated[

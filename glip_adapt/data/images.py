@@ -127,7 +127,9 @@ def _opened(source: Path | BytesIO, name: str = "") -> Iterator[Image.Image]:
         with Image.open(source, formats=FORMATS) as image:
             yield image
     except FileNotFoundError:
-        raise FileNotFoundError(f"No image at {source}. `glip-adapt data check` lists every missing one.") from None
+        raise FileNotFoundError(
+            f"No image at {source}. Check the path; of a dataset, `glip-adapt data check` lists every missing one."
+        ) from None
     except TooManyPixelsError:
         raise
     except Exception as error:  # damaged bytes lead the decoders to any error

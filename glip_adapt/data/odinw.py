@@ -175,7 +175,10 @@ def find_spec(name: str) -> DatasetSpec:
     near = difflib.get_close_matches(name.casefold(), _by_name(), n=1)
     nearest = f" Did you mean {_by_name()[near[0]].official_name!r}?" if near else ""
     choices = ", ".join(spec.official_name for spec in every_dataset())
-    raise UnknownNameError(f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}.")
+    raise UnknownNameError(
+        f"Unknown dataset {name!r}, and no folder of that name.{nearest} Known: {choices}, and "
+        "drawings such as glyphs13/Tools: `glip-adapt ls datasets` lists all."
+    )
 
 
 def dataset_roots(root: Path | None, spec: DatasetSpec) -> list[Path]:

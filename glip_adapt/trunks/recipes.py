@@ -28,6 +28,7 @@ class Recipes:
         cases: by both.
         factors: by number of shots, on the learning rates and on the steps.
         settings: by name of the method, of its adapter.
+        only: the methods that they are for; empty: all.
     """
 
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -36,12 +37,18 @@ class Recipes:
     cases: Mapping[tuple[str, Shots], Mapping[str, Any]] = field(default_factory=dict)
     factors: Mapping[Shots, tuple[float, float]] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
     def of(self, method: str, shots: Shots, view: ViewConfig) -> FitConfig:
         """Return the recipe for a method and a number of shots per class, on a trunk that is tested with ``view``.
 
         Numbers without a published recipe take that of the next smaller one.
+
+        Raises:
+            ValueError: if they are not for this method.
         """
+        if self.only and method not in self.only:
+            raise ValueError(f"This recipe is for {', '.join(self.only)}, not for {method}. Name such a method.")
         if shots != "all":
             shots = max(number for number in PUBLISHED_SHOTS if number <= max(shots, PUBLISHED_SHOTS[0]))
         start = FitConfig(test_short_side=view.short_side, max_long_side=view.max_long_side)
@@ -229,4 +236,5 @@ FT_FSOD = Recipes(
         },
     },
     settings={"full": {"frozen": ()}},
+    only=("full", "zero_shot"),
 )

@@ -296,11 +296,11 @@ def default_recipe(trunk: str, method: str | Named, shots: Shots, recipe: Recipe
     """Return the recipe of a trunk, by name, for a method and a number of shots per class.
 
     The published one is that of its family, or for the nano trunks their own in that style. The strong one did better
-    on synthetic sets, for more time; on released trunks nobody has measured it yet. That of FT-FSOD is for the
-    Grounding DINO family.
+    on synthetic sets, for more time; on released trunks nobody has measured it yet. That of FT-FSOD is for ``full`` on
+    the Grounding DINO family. Numbers of shots without a recipe of their own take that of the next smaller one.
 
     Raises:
-        ValueError: if there is no such trunk or recipe.
+        ValueError: if there is no such trunk or recipe, or the recipe is not for this method.
     """
     spec = trunk_spec(trunk)
     return _recipes_of(spec, recipe).of(method if isinstance(method, str) else method.name, shots, spec.view)

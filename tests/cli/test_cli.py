@@ -73,6 +73,13 @@ def test_ls_prints_numbers_as_json(glip):
     assert first["methods"].items() >= {"method": "zero_shot", "trains on GLIP-T": 0}.items()
 
 
+@pytest.mark.parametrize(
+    ("verb", "shown"), [("detect", "'[a man]"), ("pseudo-label", "'[a man]"), ("score", "[left, top, right")]
+)
+def test_help_keeps_what_stands_in_brackets(glip, verb, shown):
+    assert shown in " ".join(glip(verb, "--help")[1].replace("│", " ").split())
+
+
 def test_help_opens_with_the_use_of_the_tool(glip):
     code, out, _ = glip("--help")
     assert code == 0
@@ -406,6 +413,18 @@ def test_an_expected_error_is_one_message_and_exit_code_1(glip, arguments, expec
     assert code == 1
     assert expected in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("detect", "photo.jpg"), "name what to find"),
+        (("adapt", "photos", "--method", "zero_shot"), "zero_shot trains nothing"),
+    ],
+)
+def test_a_command_without_its_use_is_refused_before_anything_is_loaded(glip, arguments, expected):
+    code, _, err = glip(*arguments)
+    assert (code, expected in " ".join(err.replace("│", " ").split())) == (2, True)
 
 
 def test_wrong_usage_is_exit_code_2(glip):

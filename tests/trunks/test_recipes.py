@@ -170,6 +170,12 @@ def test_a_number_of_shots_between_published_ones_takes_the_recipe_of_the_smalle
         assert default_recipe(trunk, method, shots) == default_recipe(trunk, method, published)
 
 
+def test_a_recipe_of_one_method_is_refused_for_others():
+    assert default_recipe("mm-grounding-dino-t", "full", 5, "ft-fsod").waiting == ("encoder",)
+    with pytest.raises(ValueError, match="This recipe is for full, zero_shot, not for prompt"):
+        default_recipe("mm-grounding-dino-t", "prompt", 5, "ft-fsod")
+
+
 def test_a_method_may_be_given_with_its_settings():
     assert default_recipe("glip-nano", Full(), 5) == default_recipe("glip-nano", "full", 5)
     assert default_recipe("glip-nano", Full(), 5) != default_recipe("glip-nano", "prompt", 5)
