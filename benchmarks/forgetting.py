@@ -102,6 +102,8 @@ def score(model: AdaptedModel, name: str, record: RunRecord) -> float:
 def report(out: Path) -> None:
     """Write numbers, figure and table of what is measured."""
     measured = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("*.json"))]
+    if len(drawn := {(one["shots"], one["seed"]) for one in measured}) != 1:
+        raise SystemExit(f"{out} has adapters of {sorted(drawn)}; expected those of one number of shots and one seed.")
     with written_whole(RESULTS / "forgetting.json") as temporary:
         temporary.write_text("[\n" + ",\n".join(map(json.dumps, measured)) + "\n]\n", encoding="utf-8")
     curves = {method: curves_of(measured, method) for method in dict.fromkeys(one["method"] for one in measured)}

@@ -1,7 +1,7 @@
 """Does self-training help? Five labelled images per class and forty without labels, on the synthetic sets.
 
-    python benchmarks/self_training.py run --out runs/self_training
-    python benchmarks/self_training.py report --out runs/self_training
+    python benchmarks/self_training.py --out runs/self_training run
+    python benchmarks/self_training.py --out runs/self_training report
 
 For each set and seed: a few-shot training chosen by cross-validation, and the same with labels of its own on 40 images
 of the training part that were not drawn, ``self_train``. Nothing is chosen on validation or test images. Finished cells

@@ -70,7 +70,7 @@ def adapt(
         RecipeName,
         typer.Option(
             help="How to train: as published; strong: on composed images as well, for longer; or ft-fsod: that of "
-            "arXiv 2603.28182, for --method full of the Grounding DINO family, best with a split val."
+            "arXiv 2603.28182, for --method full of the trunks that it is written for, best with a split val."
         ),
     ] = "published",
     config: Annotated[

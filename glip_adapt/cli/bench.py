@@ -69,7 +69,9 @@ def bench(
     ray: Annotated[
         str | None, typer.Option(help="Put the workers on a Ray cluster: its address, auto or local.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs, with their time and memory.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the runs, with their memory, and their time if some are done.")
+    ] = False,
     cache: CacheFolder = None,
     vocabulary: Vocabulary = None,
     device: Device = None,

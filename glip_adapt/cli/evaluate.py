@@ -84,7 +84,7 @@ def evaluate_adapter(
 
     With --masks, AP of masks is added, where the COCO file of the dataset has the mask of each object.
 
-    Example: glip-adapt eval odinw/Raccoon --adapter adapters/raccoon
+    Example: glip-adapt eval odinw/Raccoon --adapter adapters/Raccoon
 
     Example: glip-adapt eval lvis/minival --trunk glip-t
     """

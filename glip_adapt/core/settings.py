@@ -162,7 +162,8 @@ class FitConfig:
     compositions: Compositions | None = None
     "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False
-    "whether blocks are computed again in the backward pass rather than kept; on for full: a third of the memory"
+    """whether blocks are computed again in the backward pass rather than kept: a third of the memory; on for full, but
+    on the nano trunks"""
     seed: int = 10
     "of image order, views and dropout (README.md: SOLVER.SEED)"
 
