@@ -166,9 +166,9 @@ NANO_WITH_QUERIES = replace(
 )
 
 # What did better than the published style of training on synthetic sets (benchmarks/README.md, "Strong recipes";
-# chosen on six sets of glyphs13 with seeds 7 and 70, for the nano trunks). A state is moved back towards the trunk as far as
-# validation images want it (WiSE-FT, arXiv 2109.01903), images are composed of the few, and LoRA also changes the image
-# encoder. On released trunks it has not been measured; there are fewer compositions, for kept features.
+# chosen on six sets of glyphs13 with seeds 7 and 70, for the nano trunks). A state is moved back towards the trunk as
+# far as validation images want it (WiSE-FT, arXiv 2109.01903), images are composed of the few, and LoRA also changes
+# the image encoder. On released trunks it has not been measured; there are fewer compositions, for kept features.
 _EVERYWHERE = {"lora": {"part": "all+image", "rank": 4, "alpha": 8}}
 
 
