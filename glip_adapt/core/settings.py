@@ -158,7 +158,7 @@ class FitConfig:
     weights: Literal["equal", "score"] = "equal"
     "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
     factors: tuple[float, ...] = ()
-    "parts of the way from the start to the best trained state that validation images try at the end, below 1"
+    "parts of the way from the start to the best and to the last trained state, which validation images try, below 1"
     compositions: Compositions | None = None
     "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False

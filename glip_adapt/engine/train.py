@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -146,7 +147,7 @@ def train_model(
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     learner = learner_of(model, features, config, history.total_steps, ranks)
     start = model.copy_owned() if config.factors else {}
-    trained: dict[str, Tensor] = {}  # the best state after a step, from which ways lead back
+    trained: dict[str, Tensor] = {}  # the best state after a step: from it and from the last one, ways lead back
     bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as kept:
         for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
@@ -173,9 +174,10 @@ def train_model(
                     history.stopped_by = "patience"
                     break
         if val is not None and (far := history.best_trained):
-            for factor in sorted(config.factors, reverse=True):
-                model.load_owned(model.adapter.between(start, trained, factor))
-                done = _validate(watcher, val, config, cache, history, far.step, factor)
+            ends = {len(history.steps): model.copy_owned(), far.step: trained}
+            for (step, state), factor in product(ends.items(), sorted(config.factors, reverse=True)):
+                model.load_owned(model.adapter.between(start, state, factor))
+                done = _validate(watcher, val, config, cache, history, step, factor)
                 if done.is_best:
                     kept.update(model.copy_owned())
                 if on_validation:
