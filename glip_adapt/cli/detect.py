@@ -96,11 +96,11 @@ def detect(
     """
     if classes and caption:
         raise typer.BadParameter("give --classes or --caption, not both", param_hint="--caption")
-    if not (classes or caption or adapter):
-        raise typer.BadParameter("name what to find, write a --caption, or name an --adapter", param_hint="--classes")
     from glip_adapt import sentence_caption
 
     views = several_views(sizes, flip, tile, overlap)
+    if not (classes or caption or adapter):
+        raise typer.BadParameter("name what to find, write a --caption, or name an --adapter", param_hint="--classes")
     names = split_names(classes) or _names_in(caption)
     sentence = sentence_caption(caption) if caption and not names else None
     with terminal.working(IMPORTING, hidden=as_json):
