@@ -94,10 +94,13 @@ export async function open(id) {
   markCurrent();
   let picture = state.opened.get(id);
   if (!picture?.isSaving && !picture?.unsaved) {
+    const known = picture?.revision;
     const labels = await ask(`/api/labels/${id}`);
     picture ??= { id, width: labels.width, height: labels.height, proposals: [], history: [] };
-    if (picture.revision !== labels.revision) picture.history = [];
-    Object.assign(picture, { boxes: labels.boxes, labelled: labels.labelled, revision: labels.revision });
+    if (picture.revision === known && !picture.isSaving && !picture.unsaved) { // else changed here since it was asked
+      if (known !== labels.revision) picture.history = [];
+      Object.assign(picture, { boxes: labels.boxes, labelled: labels.labelled, revision: labels.revision });
+    }
     state.opened.set(id, picture);
   }
   if (mine !== asked) return;

@@ -166,8 +166,10 @@ addEventListener("focus", attempt(async () => {
   await refresh();
   const picture = state.opened.get(state.current);
   if (!picture || picture.isSaving || picture.unsaved || editor.drag) return;
+  const { revision } = picture;
   const labels = await ask(`/api/labels/${picture.id}`);
-  if (labels.revision !== picture.revision) take(picture, labels); // another page has changed it
+  if (picture.isSaving || picture.unsaved || picture.revision !== revision) return; // changed here since it was asked
+  if (labels.revision !== revision) take(picture, labels); // another page has changed it
 }));
 
 $("filters").onclick = (event) => {
