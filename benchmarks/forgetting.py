@@ -36,7 +36,7 @@ from glip_adapt.trunks.catalogue import Trunk
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS = (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)
-"""Of the way from the trunk to the best state of training."""
+"""Of the way from the trunk to the trained state."""
 KNOWN = ("Transport", "Tools", "ChessHollow")
 """The sets with the highest zero-shot AP of glip-nano."""
 
@@ -153,7 +153,7 @@ def draw(
         "What is learned, and what is forgotten",
         [
             f"glip-nano on glyphs13, {measured[0]['shots']} shots, {len(measured)} adapters, test images. 0: the "
-            f"trunk; 1: the best state of training. Others: {', '.join(KNOWN)}, by their class names."
+            f"trunk; 1: the trained state that was kept, before its way back. Others: {', '.join(KNOWN)}, by their class names."
         ],
         (10, 4.2),
     )

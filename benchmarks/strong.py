@@ -155,7 +155,9 @@ def put(place: str, table: str) -> None:
     """Print a table, and put it between the two marks of a place in README.md."""
     print(table)
     readme, begin, end = HERE / "README.md", f"<!-- {place} -->", f"<!-- /{place} -->"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(begin)
+    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    if not found:
+        raise SystemExit(f"{readme} has no {begin}. Write a section with it and {end}, and call this again.")
     readme.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
@@ -252,6 +254,11 @@ def cells_of(one: Scores, other: Scores, shots: int, names: Sequence[str]) -> li
     return sorted(cell for cell in one.keys() & other.keys() if cell[1] == shots and cell[0] in names)
 
 
+def covers(cells: Sequence[Cell], names: Iterable[str]) -> bool:
+    """Return whether there are cells of all sets; a line over means of some would compare sets, not shots."""
+    return {name for name, *_ in cells} == set(names)
+
+
 def gains(scores: Scores, zero: Mapping[str, float], shots: int) -> dict[str, float]:
     """Return AP over zero-shot by set, mean over seeds."""
     found: dict[str, list[float]] = {}
@@ -281,16 +288,16 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
             known = [
                 (place, mean(scores, cells))
                 for place, count in enumerate(shots)
-                if (cells := cells_of(scores, strong[method], count, tuple(zero)))
+                if covers(cells := cells_of(scores, strong[method], count, tuple(zero)), zero)
             ]
             label = method if line == "-" else None
             look = {**styles[method], "ls": line, "mfc": styles[method]["color"] if line == "-" else "white"}
-            left.plot(*zip(*known, strict=True), label=label, lw=1.8, **look)
+            left.plot([x for x, _ in known], [y for _, y in known], label=label, lw=1.8, **look)
     left.axhline(float(np.mean(list(zero.values()))), color=GREY, ls="--", lw=1, label="zero-shot")
     left.set_xticks(range(len(shots)), [str(count) for count in shots])
     left.set_xlabel("labelled images per class")
     left.legend(fontsize=9, frameon=False)
-    finish_axes(left, "Test AP, mean over sets")
+    finish_axes(left, f"Test AP, mean over {len(zero)} sets")
     names = sorted({cell[0] for cells in both.values() for cell in cells})
     for place, count in enumerate(shots):
         by_name: dict[str, list[float]] = {}

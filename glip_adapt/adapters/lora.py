@@ -95,7 +95,7 @@ class Lora(Adapter):
                 f"rank is {self.rank}, but no layer of the part '{self.part}' has a rank above {most}. Use less."
             )
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)  # that of GPUs is the user's
+            torch.default_generator.manual_seed(self.seed)  # those of GPUs are the user's
             inject_adapter_in_model(self.peft_config(layers), network)
         wrapped = {name.rpartition(".")[0] for name, _ in network.named_modules() if name.endswith(".base_layer")}
         assert wrapped == set(layers)

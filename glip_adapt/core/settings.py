@@ -77,7 +77,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Compositions:
-    """Images that training makes of the labelled ones, see ``data/composed.py``: how many, and how likely each change.
+    """Images that training makes of the labelled ones, see ``data/composing.py``: how many, and how likely each change.
 
     The changes of one image are drawn one by one, so that it may have all of them or none.
     """

@@ -23,7 +23,7 @@ from glip_adapt.adapters.protocol import Stage
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.timing import stage
 from glip_adapt.data.captioned import CaptionedSplit
-from glip_adapt.data.composed import composed
+from glip_adapt.data.composing import composed
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.cache import FeatureCache

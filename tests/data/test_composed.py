@@ -10,7 +10,8 @@ from PIL import Image
 from glip_adapt.core import boxes
 from glip_adapt.core.settings import Compositions
 from glip_adapt.core.structures import Target
-from glip_adapt.data.composed import GONE, WHOLE, ComposedRecord, Composition, Paste, composed
+from glip_adapt.data.composed import ComposedRecord, Composition, Paste
+from glip_adapt.data.composing import GONE, WHOLE, composed
 from glip_adapt.data.split import ImageRecord, Split
 
 GREY = (40, 40, 40)
@@ -243,6 +244,16 @@ def test_two_images_look_the_same_only_if_files_and_change_are_the_same(split):
     assert len({(record.files, record.change) for record in made}) == len(various)
     assert made[2].files == (first.path, second.path)
     assert first.change == ""
+
+
+def test_the_same_file_turned_otherwise_is_another_image(tmp_path):
+    path, made = tmp_path / "turned.png", Composition((0, 0, 20, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(path, exif=exif)
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    one, other = (ComposedRecord("x", path, size_hw, empty, composition=made) for size_hw in ((30, 40), (40, 30)))
+    assert one.change != other.change
 
 
 @pytest.mark.parametrize(("name", "value"), [("per_image", 0), ("crop", 1.2), ("blend", -0.1), ("colour", 2)])

@@ -494,26 +494,19 @@ def test_the_best_part_of_the_way_is_kept(build, single, data, score_with, aps, 
     assert (history.best_factor, history.best_step, history.best_ap) == (factor, 1, kept_ap)
 
 
-def test_a_way_back_is_tried_from_a_trained_state_that_is_worse_than_the_start(build, single, data, score_with):
+@pytest.mark.parametrize(("last", "best", "step"), [(0.1, 0.6, 2), (0.6, 0.1, 3)])
+def test_ways_back_lead_from_the_last_and_the_best_trained_state_even_if_both_are_worse_than_the_start(
+    build, single, data, score_with, last, best, step
+):
     model, after = build("prompt"), []
     start = model.copy_owned()
-    score_with([0.5, 0.3, 0.4, 0.2, 0.1, 0.6])
+    score_with([0.5, 0.3, 0.4, 0.2, last, best])
     config = replace(ONE_BY_ONE, max_steps=3, validate_every=1, factors=(0.5,), keep_start=True)
     history = train_model(model, single, data.val, config, on_step=lambda *_: after.append(model.copy_owned()))
     looks = [(0, 1), (1, 1), (2, 1), (3, 1), (3, 0.5), (2, 0.5)]
     assert [(v.step, v.factor) for v in history.validations] == looks
-    torch.testing.assert_close(model.copy_owned(), model.adapter.between(start, after[1], 0.5))
-    assert (history.best_step, history.best_factor) == (2, 0.5)
-
-
-def test_a_way_back_from_the_last_state_may_be_better_than_one_from_the_best(build, single, data, score_with):
-    model, after = build("prompt"), []
-    start = model.copy_owned()
-    score_with([0.5, 0.3, 0.4, 0.2, 0.6, 0.1])
-    config = replace(ONE_BY_ONE, max_steps=3, validate_every=1, factors=(0.5,), keep_start=True)
-    history = train_model(model, single, data.val, config, on_step=lambda *_: after.append(model.copy_owned()))
-    torch.testing.assert_close(model.copy_owned(), model.adapter.between(start, after[2], 0.5))
-    assert (history.best_step, history.best_factor) == (3, 0.5)
+    torch.testing.assert_close(model.copy_owned(), model.adapter.between(start, after[step - 1], 0.5))
+    assert (history.best_step, history.best_factor) == (step, 0.5)
 
 
 def test_the_start_is_kept_where_no_way_back_is_better(build, single, data, score_with):
