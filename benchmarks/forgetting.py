@@ -153,7 +153,7 @@ def draw(
         "What is learned, and what is forgotten",
         [
             f"glip-nano on glyphs13, {measured[0]['shots']} shots, {len(measured)} adapters, test images. 0: the "
-            f"trunk; 1: the trained state that was kept, before its way back. Others: {', '.join(KNOWN)}, by their class names."
+            f"trunk; 1: the trained state, before its way back. Others: {', '.join(KNOWN)}, by their class names."
         ],
         (10, 4.2),
     )
