@@ -198,6 +198,34 @@ def test_two_pages_on_one_folder_lose_no_labels(page, served, browser):
     other.close()
 
 
+@pytest.mark.parametrize("again", ["dispatchEvent(new Event('focus'))", "document.querySelector('.thumb').click()"])
+def test_an_answer_that_was_asked_for_before_a_change_does_not_undo_it(page, served, again):
+    folder, address = served
+    open_page(page, address)
+    name_classes(page, "owl")
+    select(page, "1.png")
+    held = []
+
+    def hold(route):
+        if route.request.method == "GET":
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route("**/api/labels/*", hold)
+    with page.expect_request("**/api/labels/*"):
+        page.evaluate(again)
+    draw(page, (5, 5, 10, 8))
+    first = saved(page, folder)
+    assert first == {"1.png": [("owl", (5, 5, 10, 8))]}
+    ((route, old),) = held
+    assert old.json()["boxes"] == []
+    with page.expect_response("**/api/labels/*"):
+        route.fulfill(response=old)
+    draw(page, (20, 15, 5, 5))  # on top of what the page takes for the present labels
+    assert saved(page, folder) == {"1.png": [*first["1.png"], ("owl", (20, 15, 5, 5))]}
+
+
 def test_a_picture_may_show_nothing_and_labels_wait_for_a_server_that_is_away(page, served):
     folder, address = served
     open_page(page, address)
