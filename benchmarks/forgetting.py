@@ -79,7 +79,10 @@ def measure(trunk: Trunk, folder: Path, record: RunRecord) -> dict[str, Any]:
     model = load_adapter(folder / "adapter", trunk=trunk)
     fresh = attach(trunk, model.adapter, classes=model.prompts).copy_owned()
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-    saved = [v["factor"] if v["step"] else 0.0 for v in history["validations"] if v["is_best"]][-1]
+    best = [v for v in history["validations"] if v["is_best"]][-1]
+    if best.get("module"):
+        raise SystemExit(f"{record.key.name} has moved {best['module']} alone; expected one part of the way for all.")
+    saved = best["factor"] if best["step"] else 0.0
     end, own = model.copy_owned(), record.key.dataset
     names = [own, *(f"glyphs13/{name}" for name in KNOWN if not own.endswith(f"/{name}"))]
     ap: dict[str, list[float]] = {name: [] for name in names}

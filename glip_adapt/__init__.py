@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from glip_adapt.engine.cache import FeatureCache
     from glip_adapt.engine.draw import draw_detections
     from glip_adapt.engine.evaluate import Evaluation, evaluate
+    from glip_adapt.engine.history import History
     from glip_adapt.engine.load import load_adapter
     from glip_adapt.engine.prompting import search_prompts
     from glip_adapt.engine.segment import segment
     from glip_adapt.engine.selection import cross_validate, fit
     from glip_adapt.engine.self_training import self_train
-    from glip_adapt.engine.train import History
     from glip_adapt.share.baked import BakedModel, bake, load_baked
     from glip_adapt.share.card import TrainingFacts
     from glip_adapt.share.export import export_onnx

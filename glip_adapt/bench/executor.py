@@ -27,8 +27,9 @@ from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel, attach
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate
+from glip_adapt.engine.history import History
 from glip_adapt.engine.selection import bounded, cross_validate, train_candidate
-from glip_adapt.engine.train import History, train_model
+from glip_adapt.engine.train import train_model
 from glip_adapt.trunks.catalogue import Trunk, load_trunk
 from glip_adapt.trunks.released import trunk_spec
 

@@ -176,7 +176,7 @@ def _watched(title: str) -> Iterator[Any]:
             on_trial=show_trial,
             on_step=lambda step, total: terminal.show_step(bar, task, shown[0], step, total),
             on_validation=lambda v: bar.console.print(
-                f"step {v.step}: val AP {terminal.percent(v.ap)}{' (best)' if v.is_best else ''}"
+                f"{v.state}: val AP {terminal.percent(v.ap)}{' (best)' if v.is_best else ''}"
             ),
         )
 

@@ -159,6 +159,9 @@ class FitConfig:
     "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
     factors: tuple[float, ...] = ()
     "parts of the way from the start to the best and to the last trained state, which validation images try, below 1"
+    module_factors: tuple[float, ...] = ()
+    """what the best of these is multiplied with, up to 1, for one module of the network after the other; validation
+    images try each"""
     compositions: Compositions | None = None
     "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False
@@ -180,6 +183,11 @@ class FitConfig:
             raise ValueError("Modules wait for the first fall of the plateau rule; schedule = 'cosine' has none.")
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"factors are {self.factors}; expected parts of a way, above 0 and below 1.")
+        if min(self.module_factors, default=0) < 0 or (self.module_factors and not self.factors):
+            raise ValueError(
+                f"module_factors are {self.module_factors} beside factors {self.factors}; expected numbers from 0 on, "
+                "and factors of the whole network."
+            )
         _ = self.view  # checks the sizes
 
     @property

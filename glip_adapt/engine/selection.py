@@ -25,9 +25,10 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.fold_files import FoldFiles, Looks, fold_key
 from glip_adapt.engine.held_out import Fold, Found, pooled_ap, split_up
+from glip_adapt.engine.history import History, Validation
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import current
-from glip_adapt.engine.train import History, Validation, count_steps, train_captions, train_model
+from glip_adapt.engine.train import count_steps, train_captions, train_model
 from glip_adapt.trunks.recipes import PUBLISHED_SHOTS
 from glip_adapt.trunks.released import default_recipe
 

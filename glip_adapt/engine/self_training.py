@@ -19,6 +19,7 @@ from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import predict_split
 from glip_adapt.engine.held_out import Fold, Found, pooled_ap, split_up
+from glip_adapt.engine.history import History
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
 from glip_adapt.engine.pseudo_labels import label_images, together
 from glip_adapt.engine.pseudo_labels import unlabelled as record_of
@@ -35,7 +36,7 @@ from glip_adapt.engine.selection import (
     make,
     shots_of,
 )
-from glip_adapt.engine.train import History, count_steps
+from glip_adapt.engine.train import count_steps
 from glip_adapt.trunks.released import default_recipe
 
 NEVER = 2.0

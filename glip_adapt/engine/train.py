@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from glip_adapt.adapters.protocol import Stage
+from glip_adapt.adapters.protocol import Adapter, Stage
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.timing import stage
 from glip_adapt.data.captioned import CaptionedSplit
@@ -29,8 +28,8 @@ from glip_adapt.engine.adapted import AdaptedModel, AdaptedTrunk
 from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
 from glip_adapt.engine.features import FrozenFeatures
+from glip_adapt.engine.history import History, Validation
 from glip_adapt.engine.learners import learner_of
-from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import Ranks, current
 from glip_adapt.engine.samples import draw_batches
@@ -38,61 +37,6 @@ from glip_adapt.engine.samples import draw_batches
 logger = logging.getLogger(__name__)
 
 STEP_COST = 3  # of an image in a training step, in detections of an image: forward, and twice that backward
-
-
-@dataclass(frozen=True)
-class Validation:
-    """One evaluation on the validation split, after ``step`` steps; 0 is before training.
-
-    The state is at ``factor`` of the way from the start to the one after these steps.
-    """
-
-    step: int
-    ap: float
-    is_best: bool
-    factor: float = 1.0
-
-
-@dataclass
-class History:
-    """What happened during one fit."""
-
-    total_steps: int
-    "ceiling that the recipe allows"
-    steps: list[Step] = field(default_factory=list)
-    validations: list[Validation] = field(default_factory=list)
-    stopped_by: Literal["ceiling", "patience", "interrupt"] = "ceiling"
-    best_found: Predictions = field(default=(), repr=False)
-    "predictions on the validation split of the state that was kept, in COCO result form"
-
-    @property
-    def best_trained(self) -> Validation | None:
-        """The best evaluation after a step, the last of equal ones; None without any."""
-        return max((v for v in reversed(self.validations) if v.step), key=lambda v: v.ap, default=None)
-
-    @property
-    def best_step(self) -> int | None:
-        """The step of the state that was kept; None without a validation split."""
-        best = [v.step for v in self.validations if v.is_best]
-        return best[-1] if best else None
-
-    @property
-    def best_factor(self) -> float | None:
-        """The factor of the state that was kept; None without a validation split."""
-        best = [v.factor for v in self.validations if v.is_best]
-        return best[-1] if best else None
-
-    @property
-    def best_ap(self) -> float | None:
-        """Validation AP of the state that was kept, as a fraction; None without a validation split."""
-        best = [v.ap for v in self.validations if v.is_best]
-        return best[-1] if best else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the history without predictions, as files hold it."""
-        content = asdict(replace(self, best_found=()))
-        del content["best_found"]
-        return content
 
 
 def train_model(
@@ -175,14 +119,57 @@ def train_model(
                     break
         if val is not None and (far := history.best_trained):
             ends = {len(history.steps): model.copy_owned(), far.step: trained}
-            for (step, state), factor in product(ends.items(), sorted(config.factors, reverse=True)):
-                model.load_owned(model.adapter.between(start, state, factor))
-                done = _validate(watcher, val, config, cache, history, step, factor)
-                if done.is_best:
-                    kept.update(model.copy_owned())
+
+            def look(state: Mapping[str, Tensor], step: int, factor: float, module: str) -> None:
+                model.load_owned(state)
+                done = _validate(watcher, val, config, cache, history, step, factor, module)
+                kept.update(state if done.is_best else {})
                 if on_validation:
                     on_validation(done)
+
+            _look_back(model.adapter, config, history, start, ends, kept, look)
     return history
+
+
+def _look_back(
+    adapter: Adapter,
+    config: FitConfig,
+    history: History,
+    start: Mapping[str, Tensor],
+    ends: Mapping[int, Mapping[str, Tensor]],
+    kept: Mapping[str, Tensor],
+    look: Callable[[Mapping[str, Tensor], int, float, str], None],
+) -> None:
+    """Look at states between the start and trained ones: of the whole network, then of one module after the other.
+
+    Args:
+        adapter: of the states.
+        config: says which states.
+        history: of the looks so far.
+        start: state before training.
+        ends: step → trained state.
+        kept: the best state so far.
+        look: scores a state of a step, a factor and a module; a better one is ``kept`` from then on.
+    """
+    for (step, end), factor in product(ends.items(), sorted(config.factors, reverse=True)):
+        look(adapter.between(start, end, factor), step, factor, "")
+    if not history.best_step or not history.best_factor:  # the start is best
+        return
+    step, end = history.best_step, ends[history.best_step]
+    factors = {min(1.0, part * history.best_factor) for part in config.module_factors}
+    for module, factor in product(dict.fromkeys(map(_module_of, end)), sorted(factors, reverse=True)):
+        moved = adapter.between(_part(start, module), _part(end, module), factor)
+        look({**kept, **moved}, step, factor, module)
+
+
+def _module_of(name: str) -> str:
+    """Return the module of the network that holds a tensor."""
+    return name.partition(".")[0]
+
+
+def _part(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Return the tensors of a module."""
+    return {name: tensor for name, tensor in state.items() if _module_of(name) == module}
 
 
 def train_captions(
@@ -295,12 +282,13 @@ def _validate(
     history: History,
     step: int,
     factor: float = 1.0,
+    module: str = "",
 ) -> Validation:
     """Score the model and note the result; as in the public trainer, a tie counts as best."""
     with stage("validation"):
         found = predict_split(model, val, config.view, cache=cache)
         ap = current().agreed(score_ap(found, val) or 0.0)  # processors may differ in the last bit
-    done = Validation(step, ap, is_best=history.best_ap is None or ap >= history.best_ap, factor=factor)
+    done = Validation(step, ap, history.best_ap is None or ap >= history.best_ap, factor, module)
     history.validations.append(done)
     if done.is_best:
         history.best_found = found

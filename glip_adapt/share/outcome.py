@@ -10,8 +10,8 @@ from typing import Any
 from glip_adapt.data.split import Split
 from glip_adapt.engine.adapted import AdaptedModel
 from glip_adapt.engine.evaluate import Evaluation
+from glip_adapt.engine.history import History, Validation
 from glip_adapt.engine.optimise import Step
-from glip_adapt.engine.train import History, Validation
 from glip_adapt.share.page import AdapterPage
 from glip_adapt.share.trials import Trial
 

@@ -23,12 +23,12 @@ from glip_adapt.engine.cache import FeatureCache
 from glip_adapt.engine.evaluate import evaluate, predict_split, score_ap
 from glip_adapt.engine.fold_files import FoldFiles
 from glip_adapt.engine.held_out import only_scored
+from glip_adapt.engine.history import History
 from glip_adapt.engine.metrics.coco import ap_interval
 from glip_adapt.engine.metrics.matching import balanced_thresholds, match
 from glip_adapt.engine.ranks import current
 from glip_adapt.engine.selection import START, fit, train_candidate
 from glip_adapt.engine.self_training import SelfTraining, self_train
-from glip_adapt.engine.train import History
 from glip_adapt.share import trials
 from glip_adapt.share.card import TrainingFacts, write_facts
 from glip_adapt.share.destination import check_free, save_somewhere

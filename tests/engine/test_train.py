@@ -509,6 +509,36 @@ def test_ways_back_lead_from_the_last_and_the_best_trained_state_even_if_both_ar
     assert (history.best_step, history.best_factor) == (step, 0.5)
 
 
+def test_modules_move_one_after_the_other_from_the_best_part_of_the_way(build, single, data, score_with):
+    model, after = build("full"), []
+    start = model.copy_owned()
+    modules = list(dict.fromkeys(name.partition(".")[0] for name in start))
+    best = {modules[0]: 0.0, modules[2]: 0.6}  # of the way; the others stay at 0.5
+    looks = [("", 1.0, 0.3), ("", 0.5, 0.4)]
+    for module in modules:
+        looks += [(module, factor, 0.39 if factor != best.get(module) else 0.5) for factor in (0.6, 0.0)]
+    score_with([ap for *_, ap in looks])
+    config = replace(ONE_BY_ONE, max_steps=1, factors=(0.5,), module_factors=(0.0, 1.2))
+    history = train_model(model, single, data.val, config, on_step=lambda *_: after.append(model.copy_owned()))
+    assert [(v.module, v.factor, v.ap) for v in history.validations] == looks
+    assert (history.best_step, history.best_factor, history.best_ap) == (1, 0.5, 0.5)
+    for name, tensor in model.copy_owned().items():
+        factor = best.get(name.partition(".")[0], 0.5)
+        torch.testing.assert_close(tensor, model.adapter.between(start, after[0], factor)[name])
+
+
+@pytest.mark.parametrize(("aps", "looks"), [([0.5, 0.4, 0.3], 3), ([0.5, 0.4, 0.6], 3 + 1)])
+def test_modules_move_up_to_the_trained_state_and_only_if_some_of_the_way_is_best(
+    build, single, data, score_with, aps, looks
+):
+    model = build("prompt")  # of a single module
+    score_with([*aps, 0.1])
+    config = replace(ONE_BY_ONE, max_steps=1, factors=(0.5,), module_factors=(4.0,), keep_start=True)
+    history = train_model(model, single, data.val, config)
+    assert len(history.validations) == looks
+    assert {v.factor for v in history.validations} == {1.0, 0.5}
+
+
 def test_the_start_is_kept_where_no_way_back_is_better(build, single, data, score_with):
     model = build("prompt")
     start = model.copy_owned()
@@ -563,10 +593,18 @@ def test_features_of_compositions_are_kept_like_those_of_images(build, data):
     assert cache.statistics.misses <= 4 * len(data.train)
 
 
-@pytest.mark.parametrize(("name", "value"), [("factors", (0.5, 1.0)), ("factors", (0.0,))])
-def test_ways_outside_of_their_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        FitConfig(**{name: value})
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("factors", {"factors": (0.5, 1.0)}),
+        ("factors", {"factors": (0.0,)}),
+        ("module_factors", {"factors": (0.5,), "module_factors": (-0.5, 1.5)}),
+        ("module_factors", {"module_factors": (0.5,)}),
+    ],
+)
+def test_ways_outside_of_their_range_are_refused(name, changes):
+    with pytest.raises(ValueError, match=f"^{name}"):
+        FitConfig(**changes)
 
 
 def interrupt_at(number):

@@ -12,8 +12,8 @@ from glip_adapt.core.captions import ClassPrompt
 from glip_adapt.core.structures import Target
 from glip_adapt.engine import selection, self_training
 from glip_adapt.engine.adapted import AdaptedModel
+from glip_adapt.engine.history import History, Validation
 from glip_adapt.engine.selection import START, Candidate
-from glip_adapt.engine.train import History, Validation
 from glip_adapt.share import trials, workflow
 from glip_adapt.share.card import read_facts
 from glip_adapt.share.outcome import Observer
