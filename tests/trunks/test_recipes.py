@@ -144,8 +144,10 @@ def test_the_strong_recipe_has_ways_back_and_compositions_and_keeps_the_rates(tr
     if method == "exemplars":
         assert strong.compositions is None
     else:
-        more = (method, shots) == ("full", 1)
-        assert strong.compositions.per_image == ((32 if more else 8) if trunk.endswith("nano") else 3)
+        more = trunk.endswith("nano") and (method, shots) == ("full", 1)
+        assert strong.compositions.per_image == (32 if more else 8 if trunk.endswith("nano") else 3)
+        assert strong.compositions.colour == (1 if more else 0)
+        assert strong.module_factors == ((0.0, 0.5, 1.5) if more else ())
     assert published.factors == (strong.factors if method == "exemplars" else ())
     assert published.compositions is None
     if (method, shots) != ("lora", 3):  # where the published one holds LoRA back
