@@ -184,7 +184,7 @@ def _pull_rows(corners: Tensor, mix: Tensor, pulled: Tensor, rows: int) -> Tenso
     """Return (R, C), for each of R rows the sum of what its readers (S, C) receive, weighed by ``mix`` (S, 4).
 
     The readers of a row come in the order of torch's sort. So they do in its own backward pass of ``embedding_bag``,
-    which takes twice as long; the sums are the same to the last bit.
+    which takes twice as long; the sums are the same, on some processors to the last bit.
     """
     flat = corners.flatten()
     order = flat.sort().indices
