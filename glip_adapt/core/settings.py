@@ -160,8 +160,8 @@ class FitConfig:
     factors: tuple[float, ...] = ()
     "parts of the way from the start to the best and to the last trained state, which validation images try, below 1"
     module_factors: tuple[float, ...] = ()
-    """what the best of these is multiplied with, up to 1, for one module of the network after the other; validation
-    images try each"""
+    """multiples of the chosen factor, at most 1 in the end, which validation images then try for one module of the
+    network after the other"""
     compositions: Compositions | None = None
     "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False
