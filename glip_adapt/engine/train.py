@@ -156,7 +156,7 @@ def _look_back(
     if not history.best_step or not history.best_factor:  # the start is best
         return
     step, end = history.best_step, ends[history.best_step]
-    factors = {min(1.0, part * history.best_factor) for part in config.module_factors}
+    factors = {min(1.0, part * history.best_factor) for part in config.module_factors} - {history.best_factor}
     for module, factor in product(dict.fromkeys(map(_module_of, end)), sorted(factors, reverse=True)):
         moved = adapter.between(_part(start, module), _part(end, module), factor)
         look({**kept, **moved}, step, factor, module)

@@ -527,7 +527,7 @@ def test_modules_move_one_after_the_other_from_the_best_part_of_the_way(build, s
         torch.testing.assert_close(tensor, model.adapter.between(start, after[0], factor)[name])
 
 
-@pytest.mark.parametrize(("aps", "looks"), [([0.5, 0.4, 0.3], 3), ([0.5, 0.4, 0.6], 3 + 1)])
+@pytest.mark.parametrize(("aps", "looks"), [([0.5, 0.4, 0.3], 3), ([0.5, 0.4, 0.6], 3 + 1), ([0.5, 0.6, 0.3], 3)])
 def test_modules_move_up_to_the_trained_state_and_only_if_some_of_the_way_is_best(
     build, single, data, score_with, aps, looks
 ):
