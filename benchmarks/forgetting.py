@@ -67,8 +67,9 @@ def measure_all(runs: Path, shots: int, seed: int, out: Path) -> None:
         file = out / f"{record.key.name}.json"
         if file.exists():
             continue
-        trunk = trunks.setdefault(record.key.trunk, load_trunk(record.key.trunk, device="cpu"))
-        found = measure(trunk, runs / record.key.name, record)
+        if record.key.trunk not in trunks:
+            trunks[record.key.trunk] = load_trunk(record.key.trunk, device="cpu")
+        found = measure(trunks[record.key.trunk], runs / record.key.name, record)
         out.mkdir(parents=True, exist_ok=True)
         with written_whole(file) as temporary:
             temporary.write_text(json.dumps(found) + "\n", encoding="utf-8")
@@ -83,6 +84,8 @@ def measure(trunk: Trunk, folder: Path, record: RunRecord) -> dict[str, Any]:
     if best.get("module"):
         raise SystemExit(f"{record.key.name} has moved {best['module']} alone; expected one part of the way for all.")
     saved = best["factor"] if best["step"] else 0.0
+    if saved not in PARTS:
+        raise SystemExit(f"{record.key.name} stands at {saved} of the way; expected one of {PARTS}.")
     end, own = model.copy_owned(), record.key.dataset
     names = [own, *(f"glyphs13/{name}" for name in KNOWN if not own.endswith(f"/{name}"))]
     ap: dict[str, list[float]] = {name: [] for name in names}

@@ -51,8 +51,10 @@ LEFT_OUT: Mapping[str, Mapping[str, Any]] = {  # what is left out → changes to
     "parts of images": {"compositions": {"crop": 0.0}},
     "colours": {"compositions": {"colour": 0.0}},
     "half of the steps": {"max_steps": 160, "validate_every": 80},
-    "nothing, but three in ten images are blends": {"compositions": {"blend": 0.3}},
+    "blends": {"compositions": {"blend": 0.3}},
 }
+ADDED = ("blends",)
+"""What this changes is not left out but added."""
 COLOURS = {"colour": 1.0}
 """What it was to have, and does not: without colours it did no worse."""
 
@@ -126,13 +128,14 @@ def without(plan: BenchPlan, changes: Mapping[str, Any]) -> BenchPlan:
 
 
 def ablation_table(found: Mapping[str, Scores]) -> str:
-    """Return AP without each ingredient, and what it gives, as Markdown."""
+    """Return AP with and without each ingredient, on the same cells, as Markdown."""
     whole = found["nothing"]
-    lines = ["| left out | cells | AP | it gives |", "|---|---|---|---|"]
+    lines = ["| ingredient | cells | AP with it | without it | it gives |", "|---|---|---|---|---|"]
     for name, scores in found.items():
-        if cells := sorted(whole.keys() & scores.keys()):
-            gain = "" if name == "nothing" else shown(difference(whole, scores, cells))
-            lines.append(f"| {name} | {len(cells)} | {mean(scores, cells):.1f} | {gain} |")
+        if name != "nothing" and (cells := sorted(whole.keys() & scores.keys())):
+            one, other = (scores, whole) if name in ADDED else (whole, scores)
+            row = f"{mean(one, cells):.1f} | {mean(other, cells):.1f} | {shown(difference(one, other, cells))}"
+            lines.append(f"| {name} | {len(cells)} | {row} |")
     return "\n".join(lines) + "\n"
 
 
@@ -155,10 +158,11 @@ def put(place: str, table: str) -> None:
     """Print a table, and put it between the two marks of a place in README.md."""
     print(table)
     readme, begin, end = HERE / "README.md", f"<!-- {place} -->", f"<!-- /{place} -->"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    if not found:
-        raise SystemExit(f"{readme} has no {begin}. Write a section with it and {end}, and call this again.")
-    readme.write_text(f"{before}{begin}\n\n{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    before, begun, rest = readme.read_text(encoding="utf-8").partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise SystemExit(f"{readme} has no place for the tables. Add the lines '{begin}' and '{end}' to it.")
+    readme.write_text(f"{before}{begin}\n\n{table}\n{end}{after}", encoding="utf-8")
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -177,7 +181,8 @@ def scores_of(records: Iterable[RunRecord | dict[str, Any]], method: str) -> dic
 
 
 def mean(scores: Scores, cells: Sequence[Cell]) -> float:
-    return float(np.mean([scores[cell] for cell in cells]))
+    """Return the mean over sets, of means over seeds."""
+    return float(by_set([scores[cell] for cell in cells], cells).mean())
 
 
 def difference(one: Scores, other: Scores, cells: Sequence[Cell]) -> Interval:
@@ -218,7 +223,7 @@ def format_tables(
         for title, names in groups.items():
             cells = cells_of(strong["full"], published["full"], count, names)
             if cells:
-                base = float(np.mean([zero[cell[0]] for cell in cells]))
+                base = mean({cell: zero[cell[0]] for cell in cells}, cells)
                 row = f"{mean(published['full'], cells):.1f} | {mean(strong['full'], cells):.1f}"
                 gain = shown(difference(strong["full"], published["full"], cells))
                 lines.append(f"| {count} | {title} | {len(cells)} | {base:.1f} | {row} | {gain} |")
@@ -228,7 +233,7 @@ def format_tables(
     for count in shots:
         cells = cells_of(strong["lora"], published["full"], count, tuple(zero))
         if cells:
-            base = float(np.mean([zero[cell[0]] for cell in cells]))
+            base = mean({cell: zero[cell[0]] for cell in cells}, cells)
             before, now, full = (
                 mean(scores, cells) - base for scores in (published["lora"], strong["lora"], published["full"])
             )

@@ -64,8 +64,10 @@ def main() -> None:
     lines = [json.dumps(to_json(record), ensure_ascii=False) + "\n" for record in sorted(records, key=str)]
     (arguments.results / f"{NAME}.jsonl").write_text("".join(lines), encoding="utf-8")
     draw(runs, zero, selected, arguments.results / NAME)
-    before, _, rest = arguments.readme.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
+    before, begun, rest = arguments.readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        raise SystemExit(f"{arguments.readme} has no place for the tables. Add the lines '{BEGIN}' and '{END}' to it.")
     arguments.readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", encoding="utf-8")
 
 

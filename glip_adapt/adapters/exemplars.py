@@ -29,7 +29,7 @@ class Exemplars(Adapter):
         "Looks of the labelled boxes as evidence beside the names. Take it for a detector within seconds, and to see "
         "what a few labels are worth before anything is trained."
     )
-    cost: ClassVar[str] = "lowest: each image is encoded once, nothing is trained; an adapter takes kilobytes"
+    cost: ClassVar[str] = "lowest: each image is encoded a few times, nothing is trained; an adapter takes kilobytes"
     counted: ClassVar[str] = "classes × (visual width + 1)"
 
     ridge: float = 50.0

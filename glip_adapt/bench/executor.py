@@ -188,8 +188,8 @@ class FitExecutor:
 def threads_of(plan: BenchPlan, trunk: str, workers: int) -> int:
     """Return the CPU threads of a run.
 
-    Threads share a sum between them and so move its last bits. The nano trunks, which a second one makes slower, always
-    have one, so that their numbers are the same for any number of workers; for others ``BenchPlan.threads`` fixes them.
+    Threads share a sum between them and so move its last bits. ``BenchPlan.threads`` fixes their number. Otherwise the
+    nano trunks, which a second one makes slower, have one, so that their numbers are the same for any workers.
     """
     if plan.threads is not None:
         return plan.threads

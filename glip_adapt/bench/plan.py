@@ -23,6 +23,7 @@ from glip_adapt.core.settings import FitConfig, RecipeName, Shots, Views
 
 ZERO_SHOT = "zero_shot"
 MAX_RUNS = 20_000
+_TABLES = ("compositions", "rate_factors")  # settings of ``FitConfig`` that are tables themselves
 
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f]|--|^[.\s]|[.\s]$|^$')
 
@@ -212,7 +213,7 @@ def check_plan(
     for place, entries, choices in (
         ("trunks", plan.trunks, trunks),
         ("methods", plan.methods, methods),
-        ("fit", plan.fit_tables, methods),
+        ("fit", plan.fit_tables, (*methods, *_TABLES)),
         ("settings", plan.settings, methods),
         ("checkpoints", plan.checkpoints, plan.trunks),
     ):

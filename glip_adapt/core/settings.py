@@ -83,19 +83,19 @@ class Compositions:
     """
 
     per_image: int = 8
-    "for each labelled image"
+    "for each labelled image; 0: none"
     blend: float = 0.0
     "probability that another image is laid over it, with its boxes (MixUp)"
     crop: float = 0.0
-    "probability that a part of it is shown, which cuts off at most three tenths of a box"
+    "probability that a part of it is shown: each box is in it, but for three tenths at most, or out of it"
     paste: float = 0.0
     "probability that objects of other images are pasted where no box is"
     colour: float = 0.0
     "probability that hue, saturation and brightness are moved"
 
     def __post_init__(self) -> None:
-        if self.per_image < 1:
-            raise ValueError(f"per_image is {self.per_image}; expected at least 1 composition of an image.")
+        if self.per_image < 0:
+            raise ValueError(f"per_image is {self.per_image}; expected a number of compositions, from 0 on.")
         for name in ("blend", "crop", "paste", "colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a probability from 0 to 1.")
@@ -126,7 +126,7 @@ class FitConfig:
     validate_every: int | None = None
     "steps between validations; None: an epoch, or with a cosine as many as take no less time than a validation"
     keep_start: bool = False
-    "whether the state before training is a candidate too, for so few images that training can only hurt"
+    "whether the state before training is a candidate too, as training on so few images may only hurt"
     schedule: Literal["plateau", "cosine"] = "plateau"
     "rates fall when validation AP no longer rises, or along half a cosine to 0 at the ceiling"
     plateau_patience: int = 3
@@ -158,10 +158,11 @@ class FitConfig:
     weights: Literal["equal", "score"] = "equal"
     "what a box counts in the losses: 1, or how sure a detector was of it, for pseudo-labels among labels by hand"
     factors: tuple[float, ...] = ()
-    "parts of the way from the start to the best and to the last trained state, which validation images try, below 1"
+    """parts of the way from the start to the best and to the last trained state, which validation images try, below 1;
+    without such images cross-validation tries its own"""
     module_factors: tuple[float, ...] = ()
     """multiples of the chosen factor, at most 1 in the end, which validation images then try for one module of the
-    network after the other"""
+    network after the other; without such images, nothing does"""
     compositions: Compositions | None = None
     "images made of the labelled ones to learn from as well; None: none"
     recompute: bool = False
@@ -183,11 +184,8 @@ class FitConfig:
             raise ValueError("Modules wait for the first fall of the plateau rule; schedule = 'cosine' has none.")
         if not all(0 < factor < 1 for factor in self.factors):
             raise ValueError(f"factors are {self.factors}; expected parts of a way, above 0 and below 1.")
-        if min(self.module_factors, default=0) < 0 or (self.module_factors and not self.factors):
-            raise ValueError(
-                f"module_factors are {self.module_factors} beside factors {self.factors}; expected numbers from 0 on, "
-                "and factors of the whole network."
-            )
+        if not all(factor >= 0 for factor in self.module_factors):
+            raise ValueError(f"module_factors are {self.module_factors}; expected multiples of a part, from 0 on.")
         _ = self.view  # checks the sizes
 
     @property

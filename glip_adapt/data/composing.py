@@ -33,10 +33,10 @@ COLOURS = ((-0.05, 0.05), (0.5, 1.5), (0.65, 1.35))
 WHOLE, GONE = 0.7, 0.05
 """Area of a box inside of a part, of the whole, from which it counts as whole, and up to which it counts as absent."""
 TRIES = 10
-LEAST_SIDE = 6
-"""Pixels; a smaller object is not pasted."""
 MARGIN = 2
 """Pixels around a pasted object that come with it."""
+LEAST_SIDE = 6
+"""Pixels, with the margins; a smaller object is not pasted."""
 
 
 def composed(split: Split, settings: Compositions, seed: int) -> Split:
@@ -154,6 +154,7 @@ def _compose(
     if dice.random() < settings.colour:
         hue, saturation, brightness = (float(dice.uniform(*limits)) for limits in COLOURS)
         colours = (hue, saturation, brightness)
+    shown = shown.above_a_pixel()
     return ComposedRecord(
         image_id=f"{record.image_id}, composition {number + 1}",
         path=record.path,
@@ -197,7 +198,14 @@ class _Boxes:
         kept = _shares_inside(self.edges, part) >= WHOLE
         moved = (self.edges - torch.tensor([left, top] * 2)).clamp(min=0)
         moved = moved.minimum(torch.tensor([right - left, bottom - top] * 2))
-        return _Boxes(moved[kept], self.labels[kept], self.weights[kept])
+        return _Boxes(moved, self.labels, self.weights).where(kept)
+
+    def above_a_pixel(self) -> _Boxes:
+        """Return those with both sides above one pixel, as a training image has no others."""
+        return self.where((self.edges[:, 2:] - self.edges[:, :2] > 1).all(dim=1))
+
+    def where(self, kept: Tensor) -> _Boxes:
+        return _Boxes(self.edges[kept], self.labels[kept], self.weights[kept])
 
 
 def _draw_part(edges: Tensor, size_hw: SizeHW, dice: np.random.Generator) -> Edges:

@@ -9,7 +9,7 @@ from typing import Any
 from glip_adapt.core.timing import stage
 from glip_adapt.data.folds import draw_folds
 from glip_adapt.data.formats.coco import coco_ground_truth
-from glip_adapt.data.split import Split
+from glip_adapt.data.split import ImageRecord, Split
 from glip_adapt.engine.metrics import coco
 
 Found = list[dict[str, Any]]
@@ -29,7 +29,7 @@ def split_up(train: Split, count: int, seed: int, val: Split | None = None) -> l
     """Return folds of labelled images; below four images, one per image. Other images, ``val``, are the only fold."""
     if val is not None:
         return [_fold(val, train)]
-    present = [{annotation.category_id for annotation in train.annotations_of(record)} for record in train.records]
+    present = [_classes_of(train, record) for record in train.records]
     folds = []
     for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):
         others = [position for position in range(len(train)) if position not in positions] or positions
@@ -39,8 +39,12 @@ def split_up(train: Split, count: int, seed: int, val: Split | None = None) -> l
 
 
 def _fold(held: Split, rest: Split) -> Fold:
-    learned = (annotation.category_id for record in rest.records for annotation in rest.annotations_of(record))
-    return Fold(held, rest, frozenset(learned))
+    return Fold(held, rest, frozenset().union(*(_classes_of(rest, record) for record in rest.records)))
+
+
+def _classes_of(split: Split, record: ImageRecord) -> set[int]:
+    """Return the category ids that an image teaches; a crowd region teaches none."""
+    return {annotation.category_id for annotation in split.annotations_of(record) if not annotation.iscrowd}
 
 
 def pooled_ap(folds: Sequence[Fold], found: Sequence[Found]) -> float | None:

@@ -43,6 +43,12 @@ class History:
     best_found: Predictions = field(default=(), repr=False)
     "predictions on the validation split of the state that was kept, in COCO result form"
 
+    def note(self, done: Validation, found: Predictions) -> None:
+        """Add an evaluation; the predictions stay if it is the best so far."""
+        self.validations.append(done)
+        if done.is_best:
+            self.best_found = found
+
     @property
     def best(self) -> Validation | None:
         """The evaluation of the state that was kept; None without a validation split."""

@@ -188,7 +188,7 @@ def cross_validate(
         train: images to learn from, with boxes.
         config: the recipe, with a fixed number of steps, see ``bounded``.
         val: other images to hold out, instead of folds.
-        folds: how many; below four images, one per image.
+        folds: how many, at least 2; below four images, one per image.
         kept: where finished folds stay, so that a killed call goes on.
         cache: keeps the features of the frozen stages, which all folds share.
         on_step: see ``OnStep``.
@@ -196,6 +196,8 @@ def cross_validate(
     Raises:
         ValueError, NonFiniteLossError: as ``train_model``.
     """
+    if folds < 2:
+        raise ValueError(f"folds is {folds}; expected at least 2, so that each is looked at after learning the others.")
     current().copy_first(model.owned_tensors().values())
     parts, start = split_up(train, folds, config.seed, val), model.copy_owned()
     steps = count_steps(config, len(train))

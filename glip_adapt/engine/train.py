@@ -30,6 +30,7 @@ from glip_adapt.engine.evaluate import check_scorable, predict_split, score_ap
 from glip_adapt.engine.features import FrozenFeatures
 from glip_adapt.engine.history import History, Validation
 from glip_adapt.engine.learners import learner_of
+from glip_adapt.engine.metrics.protocol import Predictions
 from glip_adapt.engine.optimise import Step
 from glip_adapt.engine.ranks import Ranks, current
 from glip_adapt.engine.samples import draw_batches
@@ -66,20 +67,20 @@ def train_model(
             training runs to its ceiling.
         config: the recipe.
         watcher: model of the same tensors that is scored on ``val``; by default the one that is trained.
-        stop_after: steps after which training ends, on the schedule of the whole recipe.
+        stop_after: steps after which training ends at the latest, on the schedule of the whole recipe.
         cache: keeps the features of the frozen stages; by default one of 2 GiB for this training.
         on_step: called after each step with it and the total number of steps.
         on_validation: called after each evaluation.
 
     Raises:
-        ValueError: if the method owns nothing, or the split is empty or has other classes.
+        ValueError: if the method owns nothing, a split is empty or has other classes, or ``val`` has nothing to find.
         NonFiniteLossError: if a loss or gradient is NaN or infinite; names the step and the images. The best state is
             kept.
     """
     watcher = watcher or model
     _check_trainable(model, train)
     if val is not None:
-        check_scorable(watcher, val)
+        _check_selecting(watcher, val)
     cache = cache or FeatureCache()
     cache.begin_run()
     ranks = current()
@@ -90,11 +91,13 @@ def train_model(
     validate_every = config.validate_every or _interval(config, len(train), len(val or ()))
     features = FrozenFeatures(model, cache, config.max_long_side, config.precision)
     learner = learner_of(model, features, config, history.total_steps, ranks)
-    start = model.copy_owned() if config.factors else {}
+    looks_back = val is not None and bool(config.factors or config.module_factors)
+    start = model.copy_owned() if looks_back else {}
     trained: dict[str, Tensor] = {}  # the best state after a step: from it and from the last one, ways lead back
+    last = history.total_steps if stop_after is None else min(stop_after, history.total_steps)
     bad_validations, batches = 0, draw_batches(model, shown, features, config, ranks)
     with closing(batches), _training(model, config, history, ranks) as kept:
-        for step in range(history.total_steps + 1 if stop_after is None else stop_after + 1):
+        for step in range(last + 1):
             if step > 0:
                 with stage("training"):
                     with ranks.together():  # an image may be unreadable
@@ -102,28 +105,31 @@ def train_model(
                     history.steps.append(learner.take(step, batch))
                 if on_step:
                     on_step(history.steps[-1], history.total_steps)
-            is_due = step % validate_every == 0 or step == history.total_steps
+            is_due = step % validate_every == 0 or step == last
             if val is not None and (is_due if step > 0 else config.keep_start):
-                done = _validate(watcher, val, config, cache, history, step)
-                may_move_back = bool(config.factors) and done == history.best_trained
-                if done.is_best or may_move_back:
+                done, found = _validate(watcher, val, config, cache, history, step)
+                leads = step > 0 and done.ap >= (history.best_trained.ap if history.best_trained else 0.0)
+                if done.is_best or (leads and looks_back):
                     state = model.copy_owned()
                     kept.update(state if done.is_best else {})
-                    trained = state if may_move_back else trained
-                bad_validations = 0 if done.is_best else bad_validations + 1
-                learner.after_validation(done.ap)
+                    trained = state if leads else trained
+                history.note(done, found)
                 if on_validation:
                     on_validation(done)
+                if step > 0:  # the start is a candidate, and no mark that training must reach in time
+                    bad_validations = 0 if leads else bad_validations + 1
+                    learner.after_validation(done.ap)
                 if bad_validations >= config.stop_patience:
                     history.stopped_by = "patience"
                     break
-        if val is not None and (far := history.best_trained):
+        if looks_back and val is not None and (far := history.best_trained):
             ends = {len(history.steps): model.copy_owned(), far.step: trained}
 
             def look(state: Mapping[str, Tensor], step: int, factor: float, module: str) -> None:
                 model.load_owned(state)
-                done = _validate(watcher, val, config, cache, history, step, factor, module)
+                done, found = _validate(watcher, val, config, cache, history, step, factor, module)
                 kept.update(state if done.is_best else {})
+                history.note(done, found)
                 if on_validation:
                     on_validation(done)
 
@@ -217,6 +223,15 @@ def _check_trainable(model: AdaptedModel, train: Split | CaptionedSplit) -> None
         check_scorable(model, train)
 
 
+def _check_selecting(model: AdaptedModel, val: Split) -> None:
+    check_scorable(model, val)
+    if all(box.iscrowd for record in val.records for box in val.annotations_of(record)):
+        raise ValueError(
+            f"{val.name} has no labelled object that could be found, so that all states would do alike on it. Label "
+            "some of its images, or leave it out: then cross-validation chooses."
+        )
+
+
 def _composed(train: Split | CaptionedSplit, config: FitConfig) -> Split | CaptionedSplit:
     """Return the images that batches are drawn from.
 
@@ -283,13 +298,14 @@ def _validate(
     step: int,
     factor: float = 1.0,
     module: str = "",
-) -> Validation:
-    """Score the model and note the result; as in the public trainer, a tie counts as best."""
+) -> tuple[Validation, Predictions]:
+    """Score the model: return the result, to be noted once the state is kept, and the predictions.
+
+    As in the public trainer, a tie counts as best. A part of the way is no better where all scores are zero: they tell
+    nothing.
+    """
     with stage("validation"):
         found = predict_split(model, val, config.view, cache=cache)
         ap = current().agreed(score_ap(found, val) or 0.0)  # processors may differ in the last bit
-    done = Validation(step, ap, history.best_ap is None or ap >= history.best_ap, factor, module)
-    history.validations.append(done)
-    if done.is_best:
-        history.best_found = found
-    return done
+    is_best = history.best_ap is None or (ap >= history.best_ap and (ap > 0 or factor == 1))
+    return Validation(step, ap, is_best, factor, module), found

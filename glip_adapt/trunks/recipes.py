@@ -69,7 +69,8 @@ class Recipes:
 
 
 _WAYS_BACK = (0.3, 0.5, 0.7, 0.85)
-# Of our own, as no paper has the method: a look at each image, and validation images say how far to go.
+# Of our own, as no paper has the method: as many looks at each image as ``copies`` says, and validation images say how
+# far to go.
 _EXEMPLARS: Mapping[str, Any] = {
     "batch_size": 1,
     "epochs": 1,

@@ -107,6 +107,7 @@ def test_plain_names_with_spaces_and_letters_are_accepted():
         ('methods = ["promt"]', "methods: unknown 'promt' (did you mean 'prompt'?)"),
         ('trunks = ["glip-x"]', "trunks: unknown 'glip-x' (did you mean 'glip-t'?)"),
         ("[fit.promt]\nrate = 1", "fit: unknown 'promt' (did you mean 'prompt'?)"),
+        ("[fit.compositon]\ncrop = 1", "fit: unknown 'compositon' (did you mean 'compositions'?)"),
         ("[fit]\nprompt = 1", "fit: 'prompt' is a method"),
         ("[settings.promt]\nrank = 1", "settings: unknown 'promt' (did you mean 'prompt'?)"),
         ('[protocol]\ntest_split = "train"', "protocol, test_split: expected 'test' or 'val'"),

@@ -204,6 +204,15 @@ def test_an_image_is_not_blended_with_itself(split):
     assert [record.composition.blended for record in alone] == [None] * 3
 
 
+def test_boxes_that_become_a_pixel_or_less_are_left_out(tmp_path):
+    large = record_of(tmp_path, "large", (400, 800), [(0, (100, 100, 106, 300)), (1, (300, 100, 500, 300))])
+    small = record_of(tmp_path, "small", (40, 80), [(1, (10, 10, 30, 30))])
+    split = Split("Blocks/train", (large, small), ("red block", "blue block"), (1, 2))
+    made = composed(split, Compositions(per_image=1, blend=1.0), seed=0).records[-1]
+    assert made.target.labels.tolist() == [1, 1]
+    torch.testing.assert_close(boxes.to_edges(made.target.boxes_xyxy)[1], torch.tensor([30.0, 10.0, 50.0, 30.0]))
+
+
 def test_an_image_without_boxes_can_be_composed(tmp_path):
     empty = record_of(tmp_path, "empty", (60, 60), [])
     split = Split("Empty/train", (empty,), ("red block", "blue block"), (1, 2))
@@ -256,7 +265,7 @@ def test_the_same_file_turned_otherwise_is_another_image(tmp_path):
     assert one.change != other.change
 
 
-@pytest.mark.parametrize(("name", "value"), [("per_image", 0), ("crop", 1.2), ("blend", -0.1), ("colour", 2)])
+@pytest.mark.parametrize(("name", "value"), [("per_image", -1), ("crop", 1.2), ("blend", -0.1), ("colour", 2)])
 def test_settings_outside_of_their_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}"):
         Compositions(**{name: value})

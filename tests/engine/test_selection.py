@@ -9,6 +9,7 @@ import torch
 from glip_adapt.core.settings import FitConfig
 from glip_adapt.core.structures import Target
 from glip_adapt.data.dataset import load_dataset
+from glip_adapt.data.split import Annotation
 from glip_adapt.engine import selection
 from glip_adapt.engine.adapted import attach
 from glip_adapt.engine.evaluate import evaluate, predict_split, score
@@ -111,6 +112,20 @@ def test_a_class_counts_only_where_the_other_folds_show_it(build, data):
     found = cross_validate(build(), pair, SHORT)
     assert set(found.scores.values()) == {None}
     assert (found.chosen, found.estimate) == (Candidate(2, 0.5), None)
+
+
+def test_a_class_that_the_other_images_show_only_as_a_crowd_does_not_count(build, data):
+    first, second = (only(record, 0) for record in data.train.records[:2])
+    crowd = Annotation(data.train.category_ids[1], (30.0, 30.0, 20.0, 20.0), 400.0, iscrowd=True)
+    boxes = data.train.annotations_of(first)
+    pair = replace(data.train, records=(replace(first, annotations=(*boxes, crowd)), second))
+    found = cross_validate(build(), pair, SHORT)
+    assert found.scored[second.image_id] == {data.train.category_ids[0]}
+
+
+def test_a_single_fold_is_refused(build, data):
+    with pytest.raises(ValueError, match="folds is 1; expected at least 2"):
+        cross_validate(build(), data.train, SHORT, folds=1)
 
 
 def test_a_single_image_tells_only_whether_training_hurts(build, data):

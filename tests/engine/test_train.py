@@ -338,6 +338,29 @@ def test_a_new_best_starts_the_plateau_afresh(build, single, data, score_with):
     assert rates(history) == [1e-4, 1e-4, 1e-4, 1e-4, 1e-4, 1e-5]
 
 
+def test_the_state_before_training_counts_neither_for_the_plateau_nor_for_the_patience(build, single, data, score_with):
+    aps = [0.5, 0.1, 0.2, 0.3, 0.6]  # training loses what the start knew, and then surpasses it
+    changes = {"keep_start": True, "plateau_patience": 0, "stop_patience": 1, "max_steps": 4}
+    history, *_ = run_aps(build, single, data, score_with, aps, **changes)
+    assert rates(history) == [1e-4] * 4
+    assert (history.stopped_by, history.best_step) == ("ceiling", 4)
+
+
+def test_a_training_that_is_cut_short_ends_with_a_validation(build, single, data, score_with):
+    score_with([0.5])
+    config = replace(ONE_BY_ONE, max_steps=4, validate_every=3)
+    history = train_model(build(), single, data.val, config, stop_after=2)
+    assert [validation.step for validation in history.validations] == [2]
+    assert history.total_steps == 4
+
+
+def test_validation_images_without_anything_to_find_are_refused(build, data):
+    nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    blank = replace(data.val, records=tuple(replace(r, annotations=(), learned=nothing) for r in data.val.records))
+    with pytest.raises(ValueError, match="val has no labelled object that could be found"):
+        train_model(build(), data.train, blank, SMALL)
+
+
 def test_all_rates_fall_together_down_to_the_floor(build, single, data, score_with):
     history, *_ = run_aps(build, single, data, score_with, [0.5] + [0.4] * 5, plateau_patience=0)
     assert rates(history) == [1e-4, 1e-4, 1e-5, 1e-6, 1e-6, 1e-6]
@@ -471,12 +494,13 @@ def test_each_validation_reads_the_text_of_its_own_step(method, build, data):
     assert not torch.equal(*seen)
 
 
-# Interruption and errors ---------------------------------------------------------------------------------------------
+# Ways back -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("aps", "factor", "kept_ap"),
     [
+        ([0.0, 0.0, 0.0], 1.0, 0.0),
         ([0.4, 0.3, 0.3], 1.0, 0.4),
         ([0.4, 0.5, 0.3], 0.8, 0.5),
         ([0.4, 0.45, 0.5], 0.3, 0.5),
@@ -539,6 +563,16 @@ def test_modules_move_up_to_the_trained_state_and_only_if_some_of_the_way_is_bes
     assert {v.factor for v in history.validations} == {1.0, 0.5}
 
 
+def test_modules_move_from_the_trained_state_where_no_part_of_the_whole_way_is_tried(build, single, data, score_with):
+    model, whole = build("prompt"), []
+    start = model.copy_owned()
+    score_with([0.5, 0.6])
+    config = replace(ONE_BY_ONE, max_steps=1, module_factors=(0.5,))
+    history = train_model(model, single, data.val, config, on_step=lambda *_: whole.append(model.copy_owned()))
+    assert [(v.factor, v.module) for v in history.validations] == [(1.0, ""), (0.5, "text_prompt")]
+    torch.testing.assert_close(model.copy_owned(), model.adapter.between(start, whole[0], 0.5))
+
+
 def test_the_start_is_kept_where_no_way_back_is_better(build, single, data, score_with):
     model = build("prompt")
     start = model.copy_owned()
@@ -546,6 +580,9 @@ def test_the_start_is_kept_where_no_way_back_is_better(build, single, data, scor
     history = train_model(model, single, data.val, replace(ONE_BY_ONE, max_steps=1, factors=(0.5,), keep_start=True))
     torch.testing.assert_close(model.copy_owned(), start)
     assert history.best_step == 0
+
+
+# Interruption and errors ---------------------------------------------------------------------------------------------
 
 
 def test_an_interrupt_on_the_way_back_keeps_the_best_state(build, single, data, score_with):
@@ -599,7 +636,7 @@ def test_features_of_compositions_are_kept_like_those_of_images(build, data):
         ("factors", {"factors": (0.5, 1.0)}),
         ("factors", {"factors": (0.0,)}),
         ("module_factors", {"factors": (0.5,), "module_factors": (-0.5, 1.5)}),
-        ("module_factors", {"module_factors": (0.5,)}),
+        ("module_factors", {"module_factors": (float("nan"),)}),
     ],
 )
 def test_ways_outside_of_their_range_are_refused(name, changes):
@@ -626,6 +663,27 @@ def test_an_interrupt_keeps_the_best_state_so_far_and_says_so(build, single, dat
     assert same(snapshot(model), states[0])
     assert "Interrupted after 3 steps" in caplog.text
     assert not any(module.training for module in model.network.modules())
+
+
+def test_an_interrupt_while_the_best_state_is_copied_leaves_the_one_that_the_history_names(
+    build, single, data, score_with, monkeypatch
+):
+    model, states, copies = build(), [], []
+    copy = type(model).copy_owned
+
+    def stop_at_the_second(self):
+        copies.append(1)
+        if len(copies) == 2:
+            raise KeyboardInterrupt
+        return copy(self)
+
+    monkeypatch.setattr(type(model), "copy_owned", stop_at_the_second)
+    score_with([0.3, 0.5])
+    history = train_model(
+        model, single, data.val, replace(ONE_BY_ONE, epochs=3), on_step=lambda *_: states.append(snapshot(model))
+    )
+    assert (history.stopped_by, history.best_step, history.best_ap) == ("interrupt", 1, 0.3)
+    assert same(snapshot(model), states[0])
 
 
 def test_an_interrupt_before_any_validation_keeps_the_last_state(build, data):
