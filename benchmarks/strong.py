@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -219,19 +220,20 @@ def format_tables(
     lines += ["| shots | sets | cells | zero-shot | published full | strong full | strong − published |"]
     lines += ["|---" * 7 + "|"]
     shots = shots_of(strong)
-    for count in shots:
-        for title, names in groups.items():
-            cells = cells_of(strong["full"], published["full"], count, names)
-            if cells:
-                base = mean({cell: zero[cell[0]] for cell in cells}, cells)
-                row = f"{mean(published['full'], cells):.1f} | {mean(strong['full'], cells):.1f}"
-                gain = shown(difference(strong["full"], published["full"], cells))
-                lines.append(f"| {count} | {title} | {len(cells)} | {base:.1f} | {row} | {gain} |")
+    for count, (title, names) in product(shots, groups.items()):
+        cells = cells_of(strong["full"], published["full"], count, names)
+        if cells:
+            base = mean({cell: zero[cell[0]] for cell in cells}, cells)
+            row = f"{mean(published['full'], cells):.1f} | {mean(strong['full'], cells):.1f}"
+            gain = shown(difference(strong["full"], published["full"], cells))
+            lines.append(f"| {count} | {title} | {len(cells)} | {base:.1f} | {row} | {gain} |")
     lines += ["", f"Strong LoRA trains {trained.get('lora', 0):,} numbers, full {trained.get('full', 0):,}.", ""]
-    lines += ["| shots | cells | published LoRA | strong LoRA | share of published full's gain, before and now |"]
-    lines += ["|---" * 5 + "|"]
-    for count in shots:
-        cells = cells_of(strong["lora"], published["full"], count, tuple(zero))
+    lines += [
+        "| shots | sets | cells | published LoRA | strong LoRA | share of published full's gain, before and now |"
+    ]
+    lines += ["|---" * 6 + "|"]
+    for count, (title, names) in product(shots, groups.items()):
+        cells = cells_of(strong["lora"], published["full"], count, names)
         if cells:
             base = mean({cell: zero[cell[0]] for cell in cells}, cells)
             before, now, full = (
@@ -239,7 +241,7 @@ def format_tables(
             )
             shares = f"{100 * before / full:.0f} %, {100 * now / full:.0f} %"
             row = f"{mean(published['lora'], cells):.1f} | {mean(strong['lora'], cells):.1f}"
-            lines.append(f"| {count} | {len(cells)} | {row} | {shares} |")
+            lines.append(f"| {count} | {title} | {len(cells)} | {row} | {shares} |")
     lines += ["", "AP over zero-shot, mean over seeds: the two sets that gain least.", ""]
     lines += ["| shots | method | sets |", "|---|---|---|"]
     for count in shots:
@@ -314,7 +316,7 @@ def draw(strong: Mapping[str, Scores], published: Mapping[str, Scores], zero: Ma
     right.axhline(0, color=GREY, lw=0.8)
     right.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     drawn = ", ".join(str(count) for count in shots if both[count])
-    finish_axes(right, f"Gain in AP at {drawn} shots")
+    finish_axes(right, f"Gain in AP at {drawn} shots, from left to right")
     save_figure(figure, path)
 
 
