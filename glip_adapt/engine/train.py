@@ -114,11 +114,11 @@ def train_model(
                     kept.update(state if done.is_best else {})
                     trained = state if leads else trained
                 history.note(done, found)
-                if on_validation:
-                    on_validation(done)
                 if step > 0:  # the start is a candidate, and no mark that training must reach in time
                     bad_validations = 0 if leads else bad_validations + 1
                     learner.after_validation(done.ap)
+                if on_validation:
+                    on_validation(done)
                 if bad_validations >= config.stop_patience:
                     history.stopped_by = "patience"
                     break
