@@ -33,16 +33,20 @@ from glip_adapt.engine.selection import (
 from glip_adapt.trunks.catalogue import Trunk
 from glip_adapt.trunks.released import default_recipe, method_settings
 
-METHODS = ("prompt", "lora", "full")
-"""What ``auto`` tries, cheapest first; see ``methods_for``."""
+METHODS = ("exemplars", "prompt", "lora", "full")
+"""What ``auto`` tries, cheapest first; see ``methods_for``. The first one trains nothing, so that a large detector
+learns from a few images even where there is no time to train it, as on a CPU."""
 NOISE = 0.25
 """Two standard errors of the difference in AP of two methods, times the root of the number of held-out images, by
 redrawing images (three sets of glyphs13, 1 to 10 shots, a seed that no table reports: 0.1 to 0.4)."""
 STEPS = (10, 15, 20, 30, 40, 50, 60, 80)
 """Numbers of steps for short time; a shorter training is not worth it."""
-_STEP_COST = {"exemplars": 0.3, "prompt": 1.8, "lora": 3.0, "full": 5.5}
+_STEP_COST = {"exemplars": 0.6, "prompt": 1.8, "lora": 3.0, "full": 5.5}
 """Seconds of a training step on an image over those of detection in it, GLIP-T at 480 × 640 on two cores
-(benchmarks/README.md, "Speed"); of exemplars the image is encoded once for all folds. Only the forecast uses them."""
+(benchmarks/README.md, "Speed"); of exemplars folds share what is encoded. Only the forecast uses them."""
+_LOOK_COST = {"exemplars": 0.05}
+"""Seconds of looking at an image once more, over those of the first look; 1 for others. Measured 0.01 on GLIP-T: all
+but the scores is kept."""
 _LIBRARIES_BYTES = 5e8
 
 
@@ -114,26 +118,27 @@ def try_methods(
 ) -> list[Trial]:
     """Cross-validate methods in turn, as far as time and memory reach; the models are left as they were.
 
-    Of several methods, one whose forecast does not fit into the rest of the time, or into memory, is left out. The
-    first one gets fewer steps instead, if a useful number fits.
+    Of several methods, one whose forecast does not fit into the rest of the time, or into memory, is left out. What
+    comes first, and the first that trains, get fewer steps instead, if a useful number fits.
 
     Args:
         models: one per method, cheapest first.
         recipes: of their training.
         train: images to learn from.
         val: images to select on, instead of folds of ``train``.
-        budget: of time; forecasts are corrected by the time that earlier trials took.
+        budget: of time; forecasts are corrected by the time that earlier trainings took.
         kept: where finished folds stay.
         cache: of frozen features, which the methods share.
         on_trial: called with method and forecast in seconds before each trial.
         on_step: called after each step of a trial.
     """
     started, pace, trials, ranks = time.perf_counter(), 1.0, list[Trial](), current()
+    has_trained, is_new = False, ranks.agreed(kept is None or not kept.folder.exists())
     for model, given in zip(models, recipes, strict=True):
         trial = Trial(method=model.adapter.name, recipe=bounded(given, len(train)))
         left = ranks.agreed(60 * budget.minutes - (time.perf_counter() - started))
         cost = _Cost(trial, train, val, pace * budget.seconds_per_image)
-        if not any(earlier.found for earlier in trials):
+        if not has_trained:
             trial = _shortened(trial, cost, left, budget, least=len(models) == 1)
         forecast = cost.seconds(trial.recipe.max_steps or 0)
         reason = _reason_against(model, trial, forecast, left, trials, train, val) if len(models) > 1 else ""
@@ -142,12 +147,14 @@ def try_methods(
             continue
         if on_trial:
             on_trial(trial.method, forecast)
-        begun, is_new = time.perf_counter(), ranks.agreed(kept is None or not kept.folder.exists())
+        begun = time.perf_counter()
         found = cross_validate(model, train, trial.recipe, val=val, kept=kept, cache=cache, on_step=on_step)
         seconds = ranks.agreed(time.perf_counter() - begun)
-        if is_new or seconds > forecast:  # else folds may have been there already, and tell nothing about the pace
-            pace *= seconds / forecast * (len(found.folds) + 1) / len(found.folds)
         trials.append(replace(trial, found=found, expected=found.estimate, seconds=seconds))
+        if model.adapter.newton_ridge is None:
+            has_trained = True
+            if is_new or seconds > forecast:  # else folds may have been there already, and tell nothing about the pace
+                pace *= seconds / forecast * (len(found.folds) + 1) / len(found.folds)
     return trials
 
 
@@ -164,8 +171,8 @@ class _Cost:
         """Return the seconds of training, and of looking at held-out images whatever the steps."""
         folds = 1 if self.val else min(FOLDS, len(self.train))
         trained = (folds + 1) * steps * self.trial.recipe.batch_size * _STEP_COST.get(self.trial.method, 2.0)
-        looked_at = (1 + len(FACTORS) * len(SHARES)) * len(self.val or self.train)
-        return self.seconds_per_image * (trained + looked_at)
+        looks = 1 + _LOOK_COST.get(self.trial.method, 1.0) * len(FACTORS) * len(SHARES)
+        return self.seconds_per_image * (trained + looks * len(self.val or self.train))
 
 
 def _shortened(trial: Trial, cost: _Cost, left: float, budget: Budget, least: bool) -> Trial:

@@ -160,7 +160,7 @@ def run(tiny_trunk, alone, tmp_path):
 def test_auto_tries_the_methods_on_held_out_images_and_takes_the_best(run, tiny_trunk):
     seen = []
     done = run(observer=Observer(on_trial=lambda method, seconds: seen.append(method)))
-    assert seen == [trial.method for trial in done.tried] == ["prompt", "lora", "full"]
+    assert seen == [trial.method for trial in done.tried] == ["exemplars", "prompt", "lora", "full"]
     best = trials.best_trial(done.tried, images=6)
     assert (done.model.adapter.name, done.expected) == (best.method, best.expected)
     assert len(done.history.steps) == best.found.chosen.steps
@@ -202,30 +202,39 @@ def test_a_killed_call_goes_on_with_the_folds_that_it_has(run, tmp_path):
 
 def test_what_does_not_fit_the_time_is_left_out_and_said(run):
     done = run(minutes=1e-4)
-    assert [trial.found for trial in done.tried] == [None] * 3
+    assert [trial.found for trial in done.tried] == [None] * 4
     assert all("not tried" in trial.remark for trial in done.tried)
     assert done.model.adapter.name == "zero_shot"
     assert not done.kept_start
     assert "zero-shot detection" in (done.folder / "index.html").read_text()
 
 
-def test_the_first_method_gets_fewer_steps_where_time_is_short(run, monkeypatch):
-    monkeypatch.setattr(trials._Cost, "seconds", lambda cost, steps: 2.9 * steps)
-    first = run(recipe=replace(SHORT, max_steps=40), minutes=1.0).tried[0]
-    assert (first.recipe.max_steps, first.remark) == (20, "20 steps instead of 40, to stay within 1 minutes")
-    assert first.found is not None
+def test_the_first_method_that_trains_gets_fewer_steps_where_time_is_short(run, monkeypatch):
+    monkeypatch.setattr(trials._Cost, "seconds", lambda cost, steps: 2.5 * steps)
+    solved, trained, _, _ = run(recipe=replace(SHORT, max_steps=40), minutes=1.0).tried
+    for first in (solved, trained):
+        assert (first.recipe.max_steps, first.remark) == (20, "20 steps instead of 40, to stay within 1 minutes")
+        assert first.found is not None
+
+
+def test_where_there_is_no_time_to_train_the_labels_are_looked_at(run, monkeypatch):
+    monkeypatch.setattr(trials._Cost, "seconds", lambda cost, steps: 0.0 if cost.trial.method == "exemplars" else 1e9)
+    done = run()
+    assert [trial.found is not None for trial in done.tried] == [True, False, False, False]
+    assert "not tried: it takes about" in done.tried[1].remark
+    assert done.model.adapter.name == "exemplars"
 
 
 def test_what_does_not_fit_the_memory_is_left_out_and_said(run, monkeypatch):
     monkeypatch.setattr(trials, "_lack_of_memory", lambda model, *others: "too big" if model.owned else "")
     done = run()
-    assert [(trial.found, trial.remark) for trial in done.tried] == [(None, "not tried: too big")] * 3
+    assert [(trial.found, trial.remark) for trial in done.tried] == [(None, "not tried: too big")] * 4
 
 
 def test_a_single_image_gets_the_cheapest_method(run, alone):
     single = replace(alone.train, records=alone.train.records[:1])
     done = run(data=replace(alone, splits={"train": single}))
-    assert [trial.found is not None for trial in done.tried] == [True, False, False]
+    assert [trial.found is not None for trial in done.tried] == [True, False, False, False]
     assert (done.expected, done.interval) == (None, None)
     assert "One image cannot tell what to expect of others." in (done.folder / "index.html").read_text()
 
