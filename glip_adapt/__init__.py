@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from glip_adapt.share.tracking import Tracks, track
     from glip_adapt.share.viewers import to_fiftyone, to_fiftyone_samples, to_supervision_dataset
     from glip_adapt.trunks.catalogue import Trunk, load_trunk
-    from glip_adapt.trunks.released import default_recipe, published_recipe
+    from glip_adapt.trunks.released import default_recipe, method_settings, published_recipe
     from glip_adapt.trunks.segmenter import Segmenter, load_segmenter
 
 __version__ = "0.3.0"
@@ -101,7 +101,7 @@ _HOMES = {
     "glip_adapt.share.tracking": ("Tracks", "track"),
     "glip_adapt.share.viewers": ("to_fiftyone", "to_fiftyone_samples", "to_supervision_dataset"),
     "glip_adapt.trunks.catalogue": ("Trunk", "load_trunk"),
-    "glip_adapt.trunks.released": ("default_recipe", "published_recipe"),
+    "glip_adapt.trunks.released": ("default_recipe", "method_settings", "published_recipe"),
     "glip_adapt.trunks.segmenter": ("Segmenter", "load_segmenter"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -114,9 +114,9 @@ __all__ = [
     "Tracks", "TrainingFacts", "Trunk", "ViewConfig", "Views", "ZeroShot", "__version__", "adapt", "attach", "bake",
     "cross_validate", "default_recipe", "draw_detections", "evaluate", "export_onnx", "fit", "from_hub", "load_adapter",
     "load_baked", "load_captions", "load_dataset", "load_knowledge", "load_segmenter", "load_trunk", "merge",
-    "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft", "search_prompts",
-    "segment", "self_train", "sentence_caption", "to_fiftyone", "to_fiftyone_samples", "to_gligen", "to_supervision",
-    "to_supervision_dataset", "track", "write_report",
+    "method_settings", "pseudo_label", "published_recipe", "push_to_hub", "read_plan", "run_benchmark", "save_for_peft",
+    "search_prompts", "segment", "self_train", "sentence_caption", "to_fiftyone", "to_fiftyone_samples", "to_gligen",
+    "to_supervision", "to_supervision_dataset", "track", "write_report",
 ]  # fmt: skip
 
 

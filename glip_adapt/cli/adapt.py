@@ -38,8 +38,8 @@ def adapt(
     method: Annotated[
         str,
         typer.Option(
-            help='How to adapt: a name from `glip-adapt ls methods`, or "auto" to try prompt, lora and full as far as '
-            "time and memory reach."
+            help='How to adapt: a name from `glip-adapt ls methods`, or "auto" to try exemplars, prompt, lora and '
+            "full as far as time and memory reach."
         ),
     ] = "auto",
     shots: Annotated[str, typer.Option(help='Labelled images per class to draw, or "all".')] = "all",
@@ -69,7 +69,8 @@ def adapt(
     recipe: Annotated[
         RecipeName,
         typer.Option(
-            help="How to train: as published; strong: on composed images as well, for longer; or ft-fsod: that of "
+            help="How to train: as published; strong: on composed images as well, then mixed with the original; or "
+            "ft-fsod: that of "
             "arXiv 2603.28182, for --method full of the trunks that it is written for, best with a split val."
         ),
     ] = "published",

@@ -307,7 +307,7 @@ def default_recipe(trunk: str, method: str | Named, shots: Shots, recipe: Recipe
 
 
 def method_settings(trunk: str, method: str, recipe: RecipeName = "published") -> dict[str, Any]:
-    """Return the fields of a method's adapter that a trunk and a recipe change.
+    """Return the fields of a method's adapter that a trunk and a recipe change, for ``attach(…, settings=…)``.
 
     Raises:
         ValueError: if there is no such trunk or recipe.
