@@ -146,7 +146,7 @@ def format_tables(
         "The estimate of cross-validation less test AP, in points: mean, and standard deviation over cells.",
         "",
     ]
-    lines += ["| shots | prompt | lora | full | auto | zero-shot |", "|---|---|---|---|---|---|"]
+    lines += [f"| shots | {' | '.join((*METHODS, AUTO))} | zero-shot |", "|---" * (3 + len(METHODS)) + "|"]
     for count in shots:
         errors = [estimate_errors(runs[method], count) for method in (*METHODS, AUTO)]
         errors.append(start_errors(runs["prompt"], zero, count))
