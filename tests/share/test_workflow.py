@@ -225,6 +225,14 @@ def test_where_there_is_no_time_to_train_the_labels_are_looked_at(run, monkeypat
     assert done.model.adapter.name == "exemplars"
 
 
+def test_what_trains_nothing_says_nothing_about_the_pace_of_training(run, monkeypatch):
+    def forecast(cost, steps):
+        return 1e-9 if cost.trial.method == "exemplars" else cost.seconds_per_image
+
+    monkeypatch.setattr(trials._Cost, "seconds", forecast)
+    assert run().tried[1].found is not None
+
+
 def test_what_does_not_fit_the_memory_is_left_out_and_said(run, monkeypatch):
     monkeypatch.setattr(trials, "_lack_of_memory", lambda model, *others: "too big" if model.owned else "")
     done = run()
