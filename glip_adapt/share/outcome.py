@@ -124,7 +124,7 @@ class AdaptResult:
             test = (self.before.ap, self.after.ap)
         boxes = sum(len(train.annotations_of(record)) for record in train.records)
         facts = (
-            ("trained on", f"{train.name}: {len(train)} images, {boxes} boxes, {len(train.classes)} classes"),
+            ("trained on", f"{train.name} (images: {len(train)}, boxes: {boxes}, classes: {len(train.classes)})"),
             ("detector", model.trunk_name),
             ("method", f"{model.adapter.name}, {model.trained_parameters:,} trained numbers"),
             ("steps", f"{len(self.history.steps)}"),
