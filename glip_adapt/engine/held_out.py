@@ -26,9 +26,15 @@ class Fold:
 
 
 def split_up(train: Split, count: int, seed: int, val: Split | None = None) -> list[Fold]:
-    """Return folds of labelled images; below four images, one per image. Other images, ``val``, are the only fold."""
+    """Return folds of labelled images; below four images, one per image. Other images, ``val``, are the only fold.
+
+    Raises:
+        ValueError: if ``count`` is below 2.
+    """
     if val is not None:
         return [_fold(val, train)]
+    if count < 2:
+        raise ValueError(f"folds is {count}; expected at least 2, so that each is looked at after learning the others.")
     present = [_classes_of(train, record) for record in train.records]
     folds = []
     for positions in draw_folds(present, count if len(train) > 3 else len(train), seed):

@@ -196,8 +196,6 @@ def cross_validate(
     Raises:
         ValueError, NonFiniteLossError: as ``train_model``.
     """
-    if folds < 2:
-        raise ValueError(f"folds is {folds}; expected at least 2, so that each is looked at after learning the others.")
     current().copy_first(model.owned_tensors().values())
     parts, start = split_up(train, folds, config.seed, val), model.copy_owned()
     steps = count_steps(config, len(train))

@@ -85,6 +85,10 @@ def test_the_images_come_first_and_as_they_are(split):
     assert (made.name, made.classes) == (split.name, split.classes)
 
 
+def test_none_may_be_asked_for(split):
+    assert composed(split, Compositions(per_image=0, crop=1.0), seed=0).records == split.records
+
+
 def test_a_seed_gives_the_same_compositions_and_another_one_others(split):
     def draw(seed):
         return composed(split, Compositions(crop=0.7, paste=0.7, blend=0.3, colour=1.0), seed).records[2:]
