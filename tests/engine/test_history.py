@@ -32,3 +32,11 @@ def test_the_state_that_is_kept_is_the_last_that_was_best_and_its_factor_that_of
     assert (history.best, history.best_trained) == (history.validations[4], history.validations[4])
     assert History(10).best is None
     assert (History(10).best_step, History(10).best_factor, History(10).best_ap) == (None, None, None)
+
+
+def test_the_predictions_are_those_of_the_best_state():
+    history, better, worse = History(2), [{"score": 0.9}], [{"score": 0.1}]
+    history.note(Validation(1, 0.5, is_best=True), better)
+    history.note(Validation(2, 0.3, is_best=False), worse)
+    assert history.best_found == better
+    assert [validation.step for validation in history.validations] == [1, 2]
